@@ -13,9 +13,9 @@ when clients are missing. This command runs the same tests and prints a result f
     python simulate.py --check-strategy my_strategy --set strategy.rate=0.5
 
 `made_up` makes the model and the deltas (a client's tensors after training minus before). `play`
-plays the rounds. `rules` has the rules. `declared` checks a class, and `returned` checks what its
-methods return. `understood` describes a strategy to its author. `method`, `predictor` and
-`observer` test the other kinds of code.
+runs the rounds with made-up clients. `rules` has the rules. `declared` checks a class, and
+`returned` checks what its methods return. `understood` describes a strategy to its author.
+`method`, `predictor` and `observer` test the other kinds of code.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Finding(NamedTuple):
 
     Attributes:
         rule: The rule in words.
-        problem: One line that says how the rule is broken. None if the rule is obeyed.
+        problem: One line that says how the rule is broken. The problem is None if the code obeys
+            the rule.
     """
 
     rule: str
@@ -59,8 +60,8 @@ class Finding(NamedTuple):
 def check_strategy(strategy: Strategy) -> None:
     """Checks one instance of a strategy against the rules of `fl_vitlora.strategy`.
 
-    The check plays a few rounds with four made-up clients. It calls the methods of the server and
-    those of the clients, and tests their results by `RULES`.
+    The check runs a few rounds with four made-up clients. In the made-up rounds, the methods for
+    the server and the methods for clients are called, and `RULES` test the results.
 
     Args:
         strategy: The strategy with the hyper-parameters that are checked.

@@ -35,14 +35,15 @@ def blaming(
 
     Args:
         strategy: The strategy that is checked.
-        server_round: The number of the round. None outside of rounds.
+        server_round: The number of the round. The number is None if the method is called outside of
+            rounds.
         half: The name of the strategy's method that is called in the block.
         who: The clients for which the method is called, as the end of a sentence.
-        circumstances: What is special about the rounds that are played, in brackets, for example
-            the ranks of the clients. An empty text if nothing is special.
+        circumstances: Text in brackets that says what is special about the tested rounds, for
+            example the ranks of the clients. The text is empty if nothing is special.
 
     Raises:
-        StrategyError: If the block raises an error. The message says what is wrong.
+        StrategyError: If the block raises an error. The message of this error says what is wrong.
         UserError: If the block raises a `UserError`, which is passed on without a change.
     """
     try:

@@ -1,7 +1,7 @@
 """Checks of a strategy's class: its form, its names, and its hyper-parameters.
 
-Without these checks a misspelt method or attribute would be ignored without an error. The strategy
-would run, but would not do what its author intended.
+Without the checks of this module, a misspelt method or attribute would be ignored without an error.
+The strategy would run, but would not do what its author intended.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def expect_plan(plan: object, names: Collection[str]) -> None:
     """Checks that every ending in a plan is the ending of some tensor's name.
 
     Args:
-        plan: What the method `plan` of a strategy returned.
+        plan: The value that the method `plan` of a strategy returned.
         names: The names of all tensors that a model may have.
 
     Raises:
@@ -160,7 +160,7 @@ def _without_type(parameter: inspect.Parameter) -> str:
 
 
 def _lineage(kind: type[Any]) -> Iterator[type[Any]]:
-    """Yields a strategy's class and its base classes, without `Strategy` and the bases of that."""
+    """Yields a strategy's class and its base classes below `Strategy`."""
     return (c for c in kind.__mro__ if issubclass(c, Strategy) and c is not Strategy)
 
 

@@ -1,8 +1,8 @@
 """The check of a penalty, a term of the local loss: it must be a sum over tensor entries.
 
-Several clients can train in one batch. Then the tensors of K clients are stacked, with shape
-(K, ...). The penalty of the stacked tensors must be the sum of the clients' own penalties. Only
-then does each client get the same gradient as if it trained alone.
+Several clients can train in one batch. In a batch of several clients, the tensors of K clients are
+stacked, with shape (K, ...). The penalty of the stacked tensors must be the sum of the clients' own
+penalties. Only if this holds does each client get the same gradient as if it trained alone.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ def expect_entrywise(
 
 
 def _value(penalty: Penalty, here: State, anchor: State) -> float:
-    """Returns the value of a penalty. Raises an error if its value or gradient is not finite."""
+    """Returns the value of a penalty.
+
+    Raises an error if the value or its gradient is not finite.
+    """
     parameters = {name: tensor.clone().requires_grad_() for name, tensor in here.items()}
     value = expect_penalty(penalty(parameters, anchor), "the penalty")
     if value.requires_grad:

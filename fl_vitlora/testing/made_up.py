@@ -33,7 +33,8 @@ def shapes(strategy: Strategy | None = None) -> dict[str, tuple[int, ...]]:
     Personal tensors, which a client keeps for itself, are included.
 
     Args:
-        strategy: The strategy that decides which adapters the model has. None stands for LoRA.
+        strategy: The strategy that decides which adapters the model has. If `strategy` is None, the
+            model has the adapters of LoRA.
     """
     xs = strategy is not None and strategy.adapter in LORA_XS
     return {
@@ -78,8 +79,9 @@ def made_up_model(strategy: Strategy | None = None, dtype: torch.dtype = torch.f
     """Makes a small model, which is the same in every call.
 
     Args:
-        strategy: The strategy that decides which adapters the model has. Its personal tensors,
-            which never leave a client, are omitted. None stands for FedAvg.
+        strategy: The strategy that decides which adapters the model has. The personal tensors of
+            this strategy, which never leave a client, are omitted. If `strategy` is None, FedAvg is
+            meant.
         dtype: The type of the tensors.
 
     Returns:
@@ -97,8 +99,9 @@ def made_up_delta(
 
     Args:
         strategy: The strategy for which the model was made.
-        server_round: The number of the round, from 1. Each round gets other random numbers.
-        client: A client of `CLIENTS`. Each client gets other random numbers.
+        server_round: The number of the round, from 1. The random numbers differ from round to
+            round.
+        client: A client of `CLIENTS`. The random numbers differ from client to client.
         size: The standard deviation of the numbers; 0 for a client that changed nothing.
         dtype: The type of the tensors.
 

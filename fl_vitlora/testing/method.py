@@ -210,14 +210,15 @@ def gap_of(
 ) -> float:
     """Returns the distance of the averaged tensors' weights from the average of the weights.
 
-    Two models with different trained tensors are merged, and a third one with the mean of these
-    tensors. Tensors that are frozen in the first round of training have their first values. The
-    distance is a share of how far the weights are from the pre-trained ones.
+    Three models are merged: two models with different trained tensors, and a third model with the
+    mean of these tensors. Tensors that are frozen in the first round of training keep their initial
+    values. The distance is a share of how far the weights are from the pre-trained ones.
 
     Args:
         subject: The method and the model.
-        seeds: The seeds of the two models' trained tensors. With equal seeds the tensors are equal.
-        unmoved: Endings of the names of further tensors that have their first values.
+        seeds: The seeds of the two models' trained tensors. If the two seeds are equal, the two
+            models have equal tensors.
+        unmoved: Endings of the names of further tensors that keep their initial values.
     """
     start = methods.export_state(subject.prepared().model.double())
     frozen = subject.method.resting_at_first(start) if subject.method.has_rests else ()

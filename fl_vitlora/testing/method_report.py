@@ -18,8 +18,8 @@ def named(name: str) -> str:
     """Returns the name of the method that is checked, in the form of ``finetuning.method``.
 
     Args:
-        name: The name of a method, such as ``bias+norm``, or the path of a Python file. The file is
-            imported. It must define one class that derives from `Part`.
+        name: The name of a method, such as ``bias+norm``, or the path of a Python file. A file is
+            imported, and must define one class that derives from `Part`.
 
     Raises:
         UserError: If the file cannot be imported, or does not define exactly one such class.

@@ -20,7 +20,10 @@ CLOSE, CLOSE_DOUBLE = 1e-4, 1e-9  # tolerances for outputs of about 1, in float3
 
 
 class MethodError(AssertionError):
-    """An error: a fine-tuning method breaks a rule. The message explains how."""
+    """An error: a fine-tuning method breaks a rule.
+
+    The message explains how the method breaks the rule.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,10 @@ class Subject:
     method: Method
 
     def plain(self) -> Backbone:
-        """Builds the model without the method. Its head has random weights, not zeros."""
+        """Builds the model without the method.
+
+        The head of this model has random weights, not zeros.
+        """
         built = backbone.build(ModelConfig(weights="random"), CLASSES, 0)
         head = built.model.get_parameter("head.weight")
         head.data.normal_(std=0.1, generator=generator(0, "check", "head"))
@@ -58,8 +64,8 @@ class Subject:
 def trained(model: nn.Module, method: Method) -> dict[str, nn.Parameter]:
     """Returns the tensors that clients train, by name.
 
-    These are all exchanged tensors, without those that only the server changes (`control`) and
-    those that clients only measure (`measured`).
+    The result has all exchanged tensors except the tensors that only the server changes (`control`)
+    and the tensors that clients only measure (`measured`).
 
     Args:
         model: A model to which the method is attached.

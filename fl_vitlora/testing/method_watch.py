@@ -1,4 +1,4 @@
-"""The rule for what a fine-tuning method watches during a client's steps: `watch`, `measured`."""
+"""The rules for `watch` and `measured`, with which a fine-tuning method observes training steps."""
 
 from __future__ import annotations
 

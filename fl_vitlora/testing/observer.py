@@ -1,6 +1,7 @@
 """The rules that every observer must obey, checked on made-up rounds.
 
-An observer is an object whose method `observe` is called with what the server sees in each round.
+An observer is an object whose method `observe` is called with the data that the server sees in each
+round.
 
     from fl_vitlora.testing import check_observer
 
@@ -25,18 +26,21 @@ from fl_vitlora.testing.made_up import CLIENTS, RANKS, SAMPLES, STEPS, made_up_m
 
 
 class ObserverError(AssertionError):
-    """An error: an observer breaks a rule. The message explains how."""
+    """An error: an observer breaks a rule.
+
+    The message explains how the observer breaks the rule.
+    """
 
 
 def check_observer(observer: Observer) -> None:
     """Shows made-up rounds to an observer; checks that it raises no error and changes no tensor.
 
     Args:
-        observer: The observer. Afterwards it may still remember the made-up rounds, so do not use
-            it in a run.
+        observer: The observer. The observer may remember the made-up rounds, so do not use the same
+            object in a run.
 
     Raises:
-        ObserverError: If the observer raises an error, or changes a tensor that it is shown. The
+        ObserverError: If the observer raises an error, or changes a tensor that it is shown; the
             message says in which kind of round.
 
     Example:

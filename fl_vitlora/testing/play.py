@@ -1,4 +1,4 @@
-"""Plays rounds with made-up clients: calls a strategy's methods in the order of a real run.
+"""Runs rounds with made-up clients: calls a strategy's methods in the order of a real run.
 
 A play is a few such rounds. Every value that a method returns is checked in each play (`returned`).
 Most rules compare two plays that differ in one respect, for example the order of the updates
@@ -41,7 +41,7 @@ class Ending(NamedTuple):
     Attributes:
         model: A dictionary: the tensors of the global model, by name.
         merged: A dictionary: for the path of each low-rank pair, the sum of all products that were
-            merged into the frozen weight there.
+            merged into the frozen weight of this pair.
         state: The state of the strategy, that is the server's memory.
     """
 
@@ -57,15 +57,15 @@ class Play:
     Attributes:
         strategy: The strategy that is tested.
         attendance: For each round, the clients that answer.
-        ranks: The rank of each client. None if all clients have the rank of the model.
+        ranks: The rank of each client. `ranks` is None if all clients have the rank of the model.
         dtype: The type of the tensors of the model and of the deltas.
         size: The standard deviation of the deltas (a client's tensors after training minus before).
         images: The factor by which the number of images of every client is multiplied.
         backwards: True if the updates are listed from the last client to the first.
         summed: True if the server gets only the mean of the updates.
-        hand: A function through which all tensors reach the strategy. Its arguments are the number
-            of the round, a text that says what the tensors are, and the tensors. It returns the
-            tensors that the strategy gets.
+        hand: A function through which all tensors reach the strategy. The arguments of `hand` are
+            the number of the round, a text that says what the tensors are, and the tensors. The
+            function returns the tensors that the strategy gets.
         send: A function that returns the copy of the strategy that a client gets.
     """
 
@@ -83,7 +83,7 @@ class Play:
     def start(self) -> Ending:
         """Returns the model before the first round, with no merged products and no state.
 
-        As in a run, a matrix B that restarts in every round is zero.
+        A matrix B that starts every round at its initial value is zero, as in a real run.
         """
         model = made_up.made_up_model(self.strategy, self.dtype)
         restarted = [n for n in model if n.endswith(self.plan(1).restarted)]
@@ -91,7 +91,7 @@ class Play:
         return Ending(model | zeros, {}, {})
 
     def run(self) -> Ending:
-        """Plays all rounds, and returns their result."""
+        """Runs all rounds, and returns their result."""
         ending = self.start()
         memories: dict[int, State] = {}
         for server_round, clients in enumerate(self.attendance, start=1):
@@ -140,13 +140,13 @@ class Play:
         Args:
             server_round: The number of the round, from 1.
             client: The number of the client.
-            broadcast: What the server sends to the clients in addition to the model.
-            memory: What the client remembers from its last round.
+            broadcast: The tensors that the server sends to the clients in addition to the model.
+            memory: The tensors that the client remembers from its last round.
             state: The state of the server, from which the plan follows.
 
         Returns:
-            A pair: the update of the client, and what the client remembers. As in training, the
-            drift of every step is part of the delta.
+            A pair: the update of the client, and the tensors that the client remembers. As in
+            training, the drift of every step is part of the delta.
         """
         rank = self.ranks[client] if self.ranks else None
         plan = self.plan(server_round, state, client)
@@ -182,7 +182,8 @@ class Play:
             updates: The updates of this round.
 
         Returns:
-            The result of all rounds so far. New merged products are added to those before.
+            The result of all rounds so far. New merged products are added to the products of
+            earlier rounds.
         """
         given = [
             replace(
@@ -210,7 +211,10 @@ class Play:
         return Ending(rest, ending.merged | add(before, products), state)
 
     def _stop(self, server_round: int, clients: Sequence[int]) -> None:
-        """Calls `should_stop` and checks its result. The play continues even if it is True."""
+        """Calls `should_stop` and checks its result.
+
+        The rounds continue even if the result is True.
+        """
         those = tuple(sorted(clients))
         result = RoundResult(accuracy=0.5, loss=1.0, train_loss=1.0, participants=those)
         with self._blame(server_round, "should_stop"):
@@ -268,7 +272,8 @@ class Play:
         """Returns a context in which an error becomes a `StrategyError` of one line.
 
         Args:
-            server_round: The number of the round. None outside of rounds.
+            server_round: The number of the round. The number is None if the method is called
+                outside of rounds.
             half: The name of the strategy's method that is called.
             who: The clients for which the method is called, as the end of a sentence.
         """
@@ -303,11 +308,14 @@ def made_up_updates(
     """Makes the updates that clients of a strategy would send in their first round.
 
     Args:
-        strategy: The strategy. Its personal and frozen tensors are left out of the updates.
-        server_round: The number of the round, from 1. Each round gets other random numbers.
-        clients: The clients that send an update. Clients have the numbers 0 to 3.
+        strategy: The strategy. The personal and frozen tensors of this strategy are left out of the
+            updates.
+        server_round: The number of the round, from 1. The random numbers differ from round to
+            round.
+        clients: The clients that send an update. The four made-up clients have the numbers 0 to 3.
         size: The standard deviation of the deltas (tensors after training minus before).
-        ranks: The rank of each of the four clients. None if all have the rank of the model.
+        ranks: The rank of each of the four clients. `ranks` is None if all clients have the rank of
+            the model.
 
     Returns:
         A list with one update for each client in `clients`.

@@ -5,9 +5,9 @@
     def test_my_predictor():
         check_predictor(MyPredictor())
 
-A predictor computes what a model answers to test images. `fl_vitlora.training.prediction` defines
-the contract. The model is the bundled architecture with random weights and adapters, so that
-nothing is downloaded.
+A predictor computes the logits of test images with a model. `fl_vitlora.training.prediction`
+defines the contract. The model is the bundled architecture with random weights and adapters, so
+that nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ CLOSE = 1e-4  # the largest difference of logits of about 1, in float32, that co
 
 
 class PredictorError(AssertionError):
-    """An error: a predictor breaks a rule. The message explains how."""
+    """An error: a predictor breaks a rule.
+
+    The message explains how the predictor breaks the rule.
+    """
 
 
 def check_predictor(predictor: Predictor) -> None:
@@ -69,7 +72,7 @@ def check_predictor(predictor: Predictor) -> None:
 
 
 def _answer(predictor: Predictor, model: nn.Module, images: Tensor) -> Tensor:
-    """Returns the logits of a batch; checks them, and that model and images have not changed."""
+    """Returns the logits of a batch; checks the logits, and that model and images are unchanged."""
     before, given = _everything(model), images.clone()
     with answering(model, predictor, torch.float32):
         logits = predictor(model, images)
@@ -97,8 +100,8 @@ def _expect_no_change(
     """Checks that a predictor with `adapts` = False changes no tensor while it answers.
 
     For such predictors a run uses faster layers, which hold copies of the weights. If a predictor
-    changes a weight while it answers, the copies do not change. So its logits with the faster
-    layers differ from its logits with the model's own layers.
+    changes a weight while it answers, the copies do not change. So the logits of a predictor that
+    changes a weight with the faster layers differ from its logits with the model's own layers.
 
     Args:
         predictor: The predictor that is checked.

@@ -1,6 +1,6 @@
 """Checks of the values that a strategy's methods return: names, shapes, types and finite numbers.
 
-n is the number of inputs of a layer, m that of its outputs, and R the rank of a merged pair.
+n is the number of inputs of a layer, m the number of its outputs, and R the rank of a merged pair.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ MERGED = (lowrank.MERGED_A, lowrank.MERGED_B)
 
 
 class ContractError(ValueError):
-    """An error: code breaks its contract. The message says what was expected instead."""
+    """An error: a strategy's code breaks the contract of strategies.
+
+    The message says what was expected instead.
+    """
 
 
 def expect_plan(plan: ClientPlan, names: Collection[str]) -> None:
@@ -92,12 +95,12 @@ def expect_types(got: State, like: Mapping[str, Tensor], what: str) -> None:
 
 
 def expect_kept(got: State, given: Mapping[str, Tensor], endings: tuple[str, ...]) -> None:
-    """Checks that `aggregate` returned the tensors that restart in every round unchanged.
+    """Checks that `aggregate` did not change tensors with the same start in every round.
 
     Args:
         got: The tensors that `aggregate` returned.
-        given: The tensors that it was given.
-        endings: The endings of the names of tensors that restart.
+        given: The tensors that `aggregate` was given.
+        endings: The endings of the names of tensors that start every round at their initial values.
     """
     for name in (name for name in given if name.endswith(endings)):
         if not torch.equal(got[name], given[name]):
@@ -143,7 +146,7 @@ def expect_answer(stop: object) -> None:
 
 
 def expect_metrics(metrics: object) -> None:
-    """Checks what the method `metrics` returned.
+    """Checks the value that the method `metrics` returned.
 
     Each name must have a number, or a dictionary with a number for each client.
     """

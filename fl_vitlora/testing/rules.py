@@ -290,7 +290,8 @@ def computed(ending: Ending) -> State:
 
     Returns:
         A dictionary: each tensor that is not a factor, by name, and for each path the product B·A
-        (or B·R·A) plus the merged products. If a factor is personal, the other one is returned.
+        (or B·R·A) plus the merged products. If one factor of a pair is personal (never sent), the
+        other factor is returned.
     """
     found = {name: tensor.double() for name, tensor in ending.model.items()}
     for path in lowrank.paths(ending.model):
