@@ -39,7 +39,7 @@ def unknown(
         what: The kind of thing that the user named, for example ``"strategy"``.
         given: The name that the user wrote.
         choices: All valid names.
-        elsewhere: Names that are valid in another place. The error may suggest one of them.
+        elsewhere: Names that are valid in another place. The error may suggest one of these names.
 
     Returns:
         The error, which the caller raises.
@@ -64,7 +64,10 @@ def unknown(
 
 
 def _close(given: str, names: Iterable[str], cutoff: float) -> list[str]:
-    """Returns the names with a similar spelling, the most similar first. Case is ignored."""
+    """Returns the valid names that are spelt like a wrong name, the most similar first.
+
+    Upper and lower case are not distinguished.
+    """
     lower = {name.lower(): name for name in names}
     found = difflib.get_close_matches(given[:LONGEST_SHOWN].lower(), lower, n=5, cutoff=cutoff)
     return [lower[name] for name in found]
@@ -72,14 +75,14 @@ def _close(given: str, names: Iterable[str], cutoff: float) -> list[str]:
 
 @contextlib.contextmanager
 def errors_named(owner: str, *passed: type[Exception]) -> Iterator[None]:
-    """Inside a `with` block, turns an error in code from elsewhere into one line of text.
+    """Turns an error in code from elsewhere, inside a `with` block, into one line of text.
 
     The code is not part of this project, for example a user's strategy. The line of text names the
     file and the line in which the error was raised.
 
     Args:
         owner: A description of the code inside the block, for example "strategy Mine, round 3".
-        passed: Types of errors that are raised unchanged, as a `UserError` always is.
+        passed: Types of errors that are raised unchanged; a `UserError` is always raised unchanged.
 
     Raises:
         UserError: If the code inside the block raises an exception that is not a UserError.

@@ -1,7 +1,8 @@
 """Names of other programs for the settings, flags and values of this project.
 
 For example, other programs write `lr`, `--batch-size` and `num_clients`. This project does not
-accept such a name. Its error message suggests the project's own name instead.
+accept the names of other programs. The error message for the name of another program suggests this
+project's name.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def meant(given: object, names: Iterable[str]) -> list[str]:
 def flags_meant(given: str) -> list[str]:
     """Returns the flags that the user may have meant by an unknown flag.
 
-    The function finds only flags that do not set one setting; `meant` finds all others.
+    This function finds only flags that do not set one setting; `meant` finds all other flags.
 
     Example:
         >>> flags_meant("--resume-from")
