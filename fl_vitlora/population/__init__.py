@@ -1,1 +1,1 @@
-"""Chooses clients: the participants of a round, the rank of each, hostile and unreliable ones."""
+"""Chooses a round's participants, the ranks of clients, and hostile and unreliable clients."""

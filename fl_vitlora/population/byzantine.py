@@ -1,6 +1,7 @@
 """Chooses byzantine (hostile) clients, for research, and computes the updates that they send.
 
-A hostile client trains like any other client. Then it multiplies its update Δ by a number:
+A hostile client trains like any other client. After the training, the hostile client multiplies its
+update Δ by a number:
 
     sign_flip   -Δ      the opposite of the change that the client's training made
     scale       c·Δ     c = `attack.factor`: one client outweighs all others in the mean; the server
@@ -8,8 +9,8 @@ A hostile client trains like any other client. Then it multiplies its update Δ 
                         reaches
     nan         NaN     a broken client; the server refuses such an update and counts a failure
 
-A hostile client does not know the updates of other clients. It reports its loss and other numbers
-honestly.
+A hostile client does not know the updates of other clients. A hostile client reports its loss and
+other numbers honestly.
 """
 
 from __future__ import annotations

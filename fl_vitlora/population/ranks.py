@@ -1,9 +1,9 @@
 """Gives each client the rank of its low-rank matrices, if clients have different ranks.
 
 There are two ways to set ranks. The setting `finetuning.client_ranks` lists one rank for each
-client. Or it lists a few ranks, and `finetuning.rank_shares` gives the share of the clients with
-each of these ranks. The seed decides which clients get which rank. The number of clients with each
-rank is the same for all seeds.
+client. Or `finetuning.client_ranks` lists a few ranks, and `finetuning.rank_shares` gives the share
+of the clients with each of these ranks. The seed decides which clients get which rank. The number
+of clients with each rank is the same for all seeds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def rank_of(config: Config, client: int) -> int | None:
 
 
 def client_ranks(config: Config) -> tuple[int, ...]:
-    """Returns the ranks of all clients; an empty tuple if all have the rank `finetuning.rank`."""
+    """Returns the ranks of all clients; empty if all have `finetuning.rank`."""
     ranks = [rank_of(config, client) for client in range(config.clients)]
     return tuple(rank for rank in ranks if rank is not None)
 

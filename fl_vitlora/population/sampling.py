@@ -22,8 +22,8 @@ def sample(clients: Sequence[int], fraction: float, seed: int, server_round: int
 
     Args:
         clients: The numbers of all clients.
-        fraction: The share of the clients to choose, in (0, 1]. The number of clients is rounded
-            up, so at least one client is chosen.
+        fraction: The share of the clients to choose, in (0, 1]. The number of chosen clients is
+            rounded up, so at least one client is chosen.
         seed: The run's seed.
         server_round: The number of the round, from 1.
 
@@ -42,13 +42,13 @@ def sample(clients: Sequence[int], fraction: float, seed: int, server_round: int
 def trained_together(config: Config, patches: int = 0) -> int:
     """Returns the largest number of clients that a worker trains in one batch.
 
-    If the setting `engine.cohort` is given, its value is returned. Otherwise the number is an
-    eighth of a round's participants, so that eight workers have work. The number is smaller if a
-    step would otherwise have more than 64 images, about as many as the cache of a core can hold, or
-    on a CPU more than 1024 patches. The number is 1 if clients cannot share a batch, for example in
-    full fine-tuning or with an optimiser that does not compute entry by entry. The number of
-    workers has no influence. Otherwise, the rounding of sums, and so the results, would depend on
-    the number of workers.
+    If the setting `engine.cohort` is given, its value is returned. Without this setting, the number
+    is an eighth of a round's participants, so that eight workers have work. The number is smaller
+    if a step would otherwise have more than 64 images, about as many as the cache of a core can
+    hold, or on a CPU more than 1024 patches. The number is 1 if clients cannot share a batch, for
+    example in full fine-tuning or with an optimiser that does not compute entry by entry. The
+    number of workers has no influence, so that the rounding of sums, and so the results, do not
+    depend on the number of workers.
 
     Args:
         config: The configuration of the experiment.
