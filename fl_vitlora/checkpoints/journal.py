@@ -1,7 +1,8 @@
 """A journal is a file that grows line by line; a mark says which part of the file is valid.
 
 A mark consists of the length and the digest of the file at some moment. When a run resumes from a
-mark, the lines written after that moment are removed. The earlier lines must be unchanged.
+mark, the lines written after that moment are removed. The lines before that moment must be
+unchanged.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Journal:
     """A file to which lines of JSON are appended.
 
     Args:
-        path: Path of the file. If `mark` is None, the file is emptied first.
+        path: Path of the journal's file. If `mark` is None, this class empties the file first.
         mark: Length and digest of the part of the file that stays; later lines are removed.
         mode: Permissions of a new file; see `write_atomically`.
 

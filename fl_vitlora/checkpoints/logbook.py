@@ -45,7 +45,7 @@ class Checkpoint:
 
     Attributes:
         round: Number of the round.
-        server: State of the server.
+        server: State of the server: model, strategy and messages.
         clients: State of each client, by the client's number. Clients without a state are left out.
         ledger: The sizes of all messages from the first round to this round.
         lines: All lines of `rounds.jsonl` from the first round to this round.
@@ -78,7 +78,9 @@ def remove(run: Path) -> None:
 
 
 class Logbook:
-    """Writes the rounds, messages and checkpoints of a run. Call `begin` or `take_up` to make one.
+    """Writes the rounds, messages and checkpoints of a run.
+
+    Call `begin` or `take_up` to make a logbook.
 
     Args:
         run: The run folder.
@@ -167,12 +169,13 @@ class Logbook:
 
         Args:
             server_round: Number of the round that has just ended.
-            server: State of the server.
+            server: State of the server: model, strategy and messages.
             messages: All messages of the run up to this round.
-            clients: State of each client, by the client's number. If a state has changed since the
-                last call, it must be a new object.
+            clients: State of each client, by the client's number. A client's state that has changed
+                since the last call must be a new object.
             tree_of: Function that turns a client's state into a tree (nested mappings and lists of
-                plain values and tensors). Empty trees are not stored.
+                plain values and tensors). If the tree of a client's state is empty, nothing is
+                stored for this client.
         """
         if server_round in self._kept:
             return
