@@ -18,7 +18,7 @@ from fl_vitlora import command_line  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the program with the words `argv`, or by default with those of the command line."""
+    """Runs the program with the words `argv`, by default the words of the command line."""
     command_line.main(argv, STARTED)
 
 

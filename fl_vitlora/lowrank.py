@@ -3,11 +3,11 @@
 A pair is two tensors with one path (the beginning of their names): ``PATH.lora_A`` (r, n) and
 ``PATH.lora_B`` (m, r). The weight of their layer is W + s·B·A. The factor s = α / r is the same for
 clients of all ranks. So a client's rank is reduced by dropping the last rows of A and the last
-columns of B. The rank r is small compared with m and n. So the functions here do not compute the
-large product B·A; a function that does so says it in its docstring.
+columns of B. The rank r is small compared with m and n. So the functions of this module do not
+compute the large product B·A, except for those whose docstring says so.
 
-r is the rank of the model and rₖ that of client k. K is the number of clients. nₖ is the number of
-images of client k, and pₖ = nₖ / Σn.
+r is the rank of the model and rₖ the rank of client k. K is the number of clients. nₖ is the number
+of images of client k, and pₖ = nₖ / Σn.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MERGED_A, MERGED_B = ".merged_A", ".merged_B"
 
 
 def paths(names: Iterable[str]) -> list[str]:
-    """Returns the paths of all pairs, in the order of the names. A path is a name's beginning.
+    """Returns the paths (beginnings of the names) of all pairs, in the order of the names.
 
     Example:
         >>> paths(["a.lora_A", "a.lora_B", "head.bias"])
@@ -77,7 +77,7 @@ def merged(weights: Sequence[float], clients: Sequence[State]) -> State:
     """Returns the sum Σ wₖ·Bₖ·Aₖ of every pair, as tensors that `aggregate` may return.
 
     A strategy's `aggregate` returns such tensors so that their product is added to the frozen
-    weight. They are in float32. If there are no clients, the result is empty.
+    weight. The tensors are in float32. If there are no clients, the result is empty.
 
     Args:
         weights: The weight wₖ of each client.
@@ -96,13 +96,13 @@ def merged(weights: Sequence[float], clients: Sequence[State]) -> State:
 
 
 def factors(tall: Tensor, wide: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Returns two factors A and B whose product B·A of a given rank is nearest to wide·tall.
+    """Returns factors A and B of a given rank whose product B·A is nearest to wide·tall.
 
-    Let U·S·Vᵀ be the singular value decomposition of wide·tall, cut to the rank. Then A = Vᵀ
-    (rank, n) and B = U·S (m, rank). The singular values are in decreasing order. So the first rows
-    of A and columns of B are the nearest factors of a smaller rank. The sign of each row is made
-    unique: its entry with the largest absolute value is positive. The large product wide·tall is
-    not computed. The QR decompositions of wide and of tallᵀ reduce the problem to a matrix of at
+    Let U·S·Vᵀ be the singular value decomposition of wide·tall, cut to the rank. The factors are A
+    = Vᵀ (rank, n) and B = U·S (m, rank). The singular values are in decreasing order. So the first
+    rows of A and columns of B are the nearest factors of a smaller rank. The sign of each row is
+    made unique: its entry with the largest absolute value is positive. The large product wide·tall
+    is not computed. The QR decompositions of wide and of tallᵀ reduce the problem to a matrix of at
     most (q, q), which has the same singular values.
 
     Args:
@@ -130,8 +130,8 @@ def factors(tall: Tensor, wide: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def refactored(model: State, weights: Sequence[float], clients: Sequence[State]) -> State:
     """Approximates Σ wₖ·Bₖ·Aₖ of every pair by a pair of the model's rank, shapes and types.
 
-    The pair is the one that `factors` returns. If the sum is zero, its singular vectors are not
-    defined. Then A is that of the model, and B is zero.
+    The pair consists of the two factors that `factors` returns. If the sum is zero, its singular
+    vectors are not defined. In this case A is the model's A, and B is zero.
 
     Args:
         model: The tensors at the beginning of the round.
@@ -159,7 +159,7 @@ def refactored(model: State, weights: Sequence[float], clients: Sequence[State])
 def cut(state: Mapping[str, Tensor], rank: int | None) -> State:
     """Returns tensors in which only the first `rank` rows of every A and columns of B are left.
 
-    If the rank is None, all rows and columns are kept. Other tensors are copied.
+    If the rank is None, all rows and columns are kept. Tensors that are not A or B are copied.
     """
     return {name: tensor[_within(name, tensor, rank)].clone() for name, tensor in state.items()}
 
@@ -176,7 +176,7 @@ def pad(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> State:
 def aggregation_error(model: State, updates: Sequence[Update], new: State) -> tuple[float, float]:
     """Measures the distance of a new model's products from the mean of the clients' products.
 
-    This function computes the products B·A.
+    In contrast to other functions of this module, this function computes the products B·A.
 
     Args:
         model: The tensors at the beginning of the round.
@@ -186,7 +186,7 @@ def aggregation_error(model: State, updates: Sequence[Update], new: State) -> tu
     Returns:
         A pair of numbers: the error ‖Σ pₖ·Bₖ·Aₖ - (B·A + merged_B·merged_A)‖, and the movement of
         the mean product in the round, ‖Σ pₖ·Bₖ·Aₖ - B₀·A₀‖. B and A are the matrices of `new`, and
-        B₀ and A₀ those of `model`. Both numbers are Frobenius norms over all pairs together,
+        B₀ and A₀ the matrices of `model`. Both numbers are Frobenius norms over all pairs together,
         without the factor s.
     """
     weights = torch.tensor(shares(updates), dtype=torch.float64).view(-1, 1, 1)
@@ -210,10 +210,10 @@ def relative_error(
     """Returns the aggregation error as a share of the round's movement.
 
     The share is ‖mean - result‖ / ‖mean - before‖: mean is the mean of the clients' products,
-    result is the product of the new model, and before is that of the old model. The share is 0 for
-    an exact aggregation, and 1 for an aggregation that changes nothing. The mean includes the
+    result is the product of the new model, and before is the product of the old model. The share is
+    0 for an exact aggregation, and 1 for an aggregation that changes nothing. The mean includes the
     updates of hostile clients. So a robust strategy, which excludes these updates, has a large
-    error although it does what it should.
+    error although it works as intended.
 
     Args:
         model: The tensors at the beginning of the round.
@@ -222,9 +222,9 @@ def relative_error(
         merged: The pairs that were added to frozen weights.
 
     Returns:
-        The share. None if it is not defined: if the model has no complete pair B·A (clients may
-        keep one of the two matrices), if only the sum of the clients' updates is known, or if no
-        product changed.
+        The share, or None if the share is not defined: if the model has no complete pair B·A
+        (clients may keep one of the two matrices), if only the sum of the clients' updates is
+        known, or if no product changed.
     """
     whole = [path for path in paths(model) if path + B in model and path + R not in model]
     if not whole or any(update.members > 1 for update in updates):
@@ -246,7 +246,7 @@ def _within(name: str, tensor: Tensor, rank: int | None) -> tuple[slice, ...]:
 def _ends(model: State, updates: Sequence[Update], name: str) -> Tensor:
     """Returns one matrix after training, for all clients, stacked to shape (K, …).
 
-    `trained` returns the same matrices for one client.
+    `trained` returns these matrices for one client.
     """
     ranks = {update.rank for update in updates}
     start = {rank: _zero_beyond(name, model[name], rank).double() for rank in ranks}

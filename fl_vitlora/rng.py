@@ -3,9 +3,9 @@
 Each use of random numbers in a run has its own path: for example ``"sampling", round`` for the
 choice of clients, and ``"batches", round, client`` for the order of images. The numbers of one path
 do not depend on other paths, on their order, or on the process. So a run gives the same bits with
-one worker process and with many.
+one worker process as with many.
 
-These generators are for experiments only. Secret keys are never drawn from them; see
+These generators are for experiments only. Secret keys are never drawn from these generators; see
 `encryption.keys`.
 """
 
@@ -50,14 +50,15 @@ def deal(
 ) -> dict[T, list[int]]:
     """Draws some clients at random, and assigns kinds to them in turn.
 
-    It decides, for example, which clients are hostile, and what each hostile client does.
+    This function decides, for example, which clients are hostile, and what each hostile client
+    does.
 
     Args:
-        kinds: The kinds that are assigned. They may be empty only if no client is drawn.
+        kinds: The kinds that are assigned. The kinds may be empty only if no client is drawn.
         chosen: The number of clients that are drawn.
         clients: The number of all clients.
-        draw: The generator that chooses the clients. If it is in the same state, a larger number
-            `chosen` adds clients to those of a smaller number.
+        draw: The generator that chooses the clients. With a generator in the same state, a larger
+            number `chosen` gives all clients of a smaller number, and further clients.
 
     Returns:
         A dictionary: for each kind, the sorted numbers of its clients.

@@ -1,10 +1,11 @@
 """Robust means for robust strategies: a few arbitrary updates cannot change these means much.
 
 Distances and means are computed in float64, in which the square of a float32 number never
-overflows. Clients report their numbers of images themselves, and may lie. So these numbers are
-ignored unless the caller asks for them.
+overflows. Clients report their numbers of images themselves, and may lie. So the functions ignore
+the numbers of images unless the caller asks to use them.
 
-K is the number of clients. At most f of them are byzantine: they may send arbitrary updates.
+K is the number of clients. At most f of the K clients are byzantine, which means that they may send
+arbitrary updates.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def coordinatewise(updates: Sequence[Update], reduce: Callable[[Tensor], Tensor]
 
     Args:
         updates: The updates of K clients.
-        reduce: A function that reduces a tensor of shape (K, ...) to shape (...). It gets the K
-            values of each coordinate in ascending order.
+        reduce: A function that reduces a tensor of shape (K, ...) to shape (...). The function
+            `reduce` gets the K values of each coordinate in ascending order.
 
     Returns:
         A dictionary: the reduced tensors by name, in float64.
@@ -61,7 +62,8 @@ def krum(updates: Sequence[Update], f: int, chosen: int) -> list[Update]:
     Args:
         updates: The updates of K clients.
         f: The number of clients that may send arbitrary updates.
-        chosen: The number of updates to choose. If there are fewer updates, all are chosen.
+        chosen: The number of updates to choose. If there are fewer updates than `chosen`, all are
+            chosen.
 
     Returns:
         A list: the chosen updates, the lowest score first.
@@ -113,8 +115,8 @@ def geometric_median(
 
     Args:
         updates: The updates of K clients.
-        smoothing: The smallest distance ν that the formula uses. It keeps the weight βₖ finite when
-            z reaches Δₖ.
+        smoothing: The smallest distance ν that the formula uses. The distance ν keeps the weight βₖ
+            finite when z reaches Δₖ.
         iterations: The number of iterations of Weiszfeld's algorithm, the second formula.
         by_images: True if pₖ is the client's share of all images, as in the paper, instead of 1/K.
 

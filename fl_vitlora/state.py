@@ -1,8 +1,8 @@
 """Arithmetic with dictionaries of tensors, for server and clients.
 
-A `State` is a dictionary: the names of tensors, and the tensors. The functions here do not change
-their arguments. Their results have the names of the first argument in the same order, and never
-share memory with it.
+A `State` is a dictionary: the names of tensors, and the tensors. The functions of this module do
+    not change their arguments. The results of the functions have the names of the first argument in
+    the same order, and never share memory with the first argument.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def mean(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> St
 
     Args:
         states: The K states, at least one, with equal names and shapes.
-        weights: The K weights. None may be negative, and at least one must be positive.
+        weights: The K weights. No weight may be negative, and at least one must be positive.
 
     Returns:
         A dictionary: the mean of each tensor, by name.

@@ -40,7 +40,8 @@ def load_for(config: Config, confirmed: Collection[str] = ()) -> AnyStrategy:
     """Creates the strategy of an experiment, as `load` does.
 
     Args:
-        config: The settings of the experiment. They may come from a file that someone else wrote.
+        config: The settings of the experiment. The settings may come from a file that someone else
+            wrote.
         confirmed: The names of strategies and methods that the user typed on the command line.
 
     Raises:
@@ -68,8 +69,9 @@ def load(
         name: The name of a file in this folder, with or without ``.py``, or
             ``package.module:Class``.
         options: The hyper-parameters of the strategy, by name. Some strategies of Flower are
-            wrappers: they add something to another strategy. For them ``strategy`` is the other
-            strategy: its name, or a dictionary with its ``name`` and hyper-parameters.
+            wrappers: they add something to another strategy. For a wrapper, the option ``strategy``
+                is the other strategy: its name, or a dictionary with its ``name`` and
+                hyper-parameters.
         cohort: The number of clients that take part in a round.
         clients: The number of all clients.
 
@@ -191,7 +193,10 @@ def _named_class(name: str) -> type[Any]:
 
 
 def _unknown(name: str) -> UserError:
-    """Returns the error for an unknown name. It suggests a similar name, also of Flower's."""
+    """Returns the error for an unknown name.
+
+    The error suggests a similar name, of this project or of Flower.
+    """
     import fl_vitlora.flower  # switches telemetry off first
 
     del fl_vitlora
@@ -205,7 +210,7 @@ def _unknown(name: str) -> UserError:
 
 
 def _older(what: str, class_name: str) -> UserError:
-    """Returns the error for a class of Flower's older interface. The error names its successor."""
+    """Returns the error for a class of Flower's older interface, which names the newer class."""
     import fl_vitlora.flower  # switches telemetry off first
 
     del fl_vitlora

@@ -9,8 +9,8 @@ the patch embedding. A and B are never sent: every client computes them from its
 pre-trained model.
 
 Source: Singhal et al., arXiv 2502.15436, the aggregation. The paper takes A and B from singular
-vectors of the first step's gradient, which needs data. Here they are singular vectors of the
-pre-trained weight, as in LoRA-XS (Bałazy et al., arXiv 2405.17604).
+vectors of the first step's gradient, which needs data. In this project A and B are singular vectors
+of the pre-trained weight, as in LoRA-XS (Bałazy et al., arXiv 2405.17604).
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@
 
 Δₖ is the delta of client k: its tensors after training minus before. nₖ is its number of images.
 With LoRA, FedAvg averages the factors A and B separately (FedIT, arXiv 2305.05644). The mean is
-exact for the patch embedding and the head. It is biased for the product B·A, because the mean of
-the products is not the product of the means. A client sends and receives all trained tensors.
+exact for the patch embedding and the head. For the product B·A the result is biased, because the
+mean of the products is not the product of the means. A client sends and receives all trained
+tensors.
 
 Source: McMahan et al., arXiv 1602.05629, algorithm 1.
 """
@@ -25,7 +26,8 @@ class FedAvg(Strategy):
     """Federated averaging: the server adds the mean of the clients' deltas to the model.
 
     Attributes:
-        server_rate: The factor by which the mean delta is multiplied. FedAvg has the factor 1.
+        server_rate: The factor by which the mean delta is multiplied. The paper's FedAvg has the
+            factor 1.
     """
 
     sums_suffice = True

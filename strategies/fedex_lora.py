@@ -1,10 +1,10 @@
-"""FedEx-LoRA: averages A and B; adds what this misses of the product B·A to the frozen weight.
+"""FedEx-LoRA: averages A and B, and adds the error of their product B·A to the frozen weight.
 
     A ← Ā = Σₖ pₖ·Aₖ,  B ← B̄ = Σₖ pₖ·Bₖ,  W ← W + s·(Σₖ pₖ·Bₖ·Aₖ - B̄·Ā),    pₖ = nₖ / Σn
 
 Aₖ and Bₖ are the factors of client k, which has nₖ images, and s is the factor of LoRA. The term in
-brackets is the residual: the mean of the products minus the product of the means. For K clients it
-is stored as K - 1 pairs of factors of rank r:
+brackets is the residual: the mean of the products minus the product of the means. For K clients the
+    residual is stored as K - 1 pairs of factors of rank r:
 
     Σₖ pₖ·Bₖ·Aₖ - B̄·Ā = Σ_{k<K} pₖ·(Bₖ - B̄)·(Aₖ - A_K)
 
@@ -13,9 +13,9 @@ subtracted from all Aₖ, and subtracting A_K makes the last term vanish. With o
 is zero.
 
 The aggregation is exact, also for the product B·A. |A| is the number of entries of A. A client
-sends |A| + |B| numbers. It receives |A| + |B| numbers, and (K - 1)·(|A| + |B|) numbers for the
-residual. A client that missed rounds needs the residual of each of these rounds. The head and the
-patch embedding are averaged and sent in both directions.
+sends |A| + |B| numbers. A client receives |A| + |B| numbers, and (K - 1)·(|A| + |B|) numbers for
+the residual. A client that missed rounds needs the residual of each of these rounds. The head and
+the patch embedding are averaged and sent in both directions.
 
 Source: Singhal et al., arXiv 2410.09432, the method; the form of the residual is this project's.
 """

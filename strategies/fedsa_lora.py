@@ -22,7 +22,10 @@ from fl_vitlora.strategy import Strategy, Update, averaged
 
 @dataclass(frozen=True, kw_only=True)
 class FedSALoRA(Strategy):
-    """Federated averaging of A; each client keeps its own B. It has no hyper-parameters."""
+    """Federated averaging of A; each client keeps its own B.
+
+    This strategy has no hyper-parameters.
+    """
 
     low_rank = True
     sums_suffice = True

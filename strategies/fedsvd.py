@@ -5,12 +5,12 @@
 Bₖ is the matrix B of client k, which has nₖ images. U·S·Vᵀ is the singular value decomposition. The
 new product B·A is exactly the mean of the clients' products: the product is linear in B, and its
 rank is at most r, so that a decomposition of rank r loses nothing. After the first round the rows
-of A are orthonormal, even if the product has a rank below r. They always span the row space of the
-first A. A client sends B and receives A and B. The head and the patch embedding are averaged and
-sent in both directions.
+of A are orthonormal, even if the product has a rank below r. The rows of A always span the row
+space of the first A. A client sends B and receives A and B. The head and the patch embedding are
+averaged and sent in both directions.
 
-Source: Lee et al., arXiv 2505.12805, the method without its differential privacy. Here the server
-decomposes the product in every round. If the product is zero, A does not change.
+Source: Lee et al., arXiv 2505.12805, the method without its differential privacy. In this project
+    the server decomposes the product in every round. If the product is zero, A does not change.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from fl_vitlora.strategy import ClientPlan, Strategy, Update, averaged, shares
 
 @dataclass(frozen=True, kw_only=True)
 class FedSVD(Strategy):
-    """Federated averaging of B; the rows of A are orthonormal. It has no hyper-parameters."""
+    """Federated averaging of B; the rows of A are orthonormal.
+
+    This strategy has no hyper-parameters.
+    """
 
     low_rank = True
     sums_suffice = True

@@ -22,7 +22,10 @@ from fl_vitlora.strategy import ClientPlan, Strategy, Update, averaged
 
 @dataclass(frozen=True, kw_only=True)
 class FFALoRA(Strategy):
-    """Federated averaging of LoRA's matrix B; A is frozen. It has no hyper-parameters."""
+    """Federated averaging of LoRA's matrix B; A is frozen.
+
+    This strategy has no hyper-parameters.
+    """
 
     low_rank = True
     sums_suffice = True

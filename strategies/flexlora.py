@@ -6,8 +6,9 @@ Aₖ and Bₖ are the matrices of client k, which has the rank rₖ and nₖ ima
 value decomposition. The mean of the products is exact for all ranks rₖ. The server truncates this
 mean to rank r, which gives the nearest matrix of rank r in the Frobenius norm. The only bias is the
 loss of the dropped singular values. A client with a smaller rank rₖ gets the first rₖ rows of A and
-columns of B. Their product is the nearest matrix of rank rₖ. A client sends and receives the share
-rₖ/r of the entries of A and B. The head and the patch embedding are averaged and sent as a whole.
+columns of B. The product of these rows and columns is the nearest matrix of rank rₖ. A client sends
+and receives the share rₖ/r of the entries of A and B. The head and the patch embedding are averaged
+and sent as a whole.
 
 Source: Bai et al., arXiv 2402.11505, the aggregation by SVD.
 """

@@ -7,10 +7,11 @@ clients. All tensors of a delta form one vector. A few steps of the smoothed alg
 approximate the median z. The median tolerates arbitrary updates from fewer than half of the
 clients. The paper weights clients by their numbers of images nₖ: pₖ = nₖ / Σn. But clients report
 these numbers themselves, and a client that claims to have half of all images would decide alone. So
-the numbers of images are used here only if `by_images` is set. Without hostile clients the result
-is near the mean of the deltas. With LoRA the median is biased like FedAvg, because it treats A and
-B separately. A client sends and receives all trained tensors. The server must see each update. (In
-the paper the server sees only sums, but it asks the clients once in every step of the algorithm.)
+this project uses the numbers of images only if `by_images` is set. Without hostile clients the
+result is near the mean of the deltas. With LoRA the median is biased like FedAvg, because it treats
+A and B separately. A client sends and receives all trained tensors. The server must see each
+update. (In the paper the server sees only sums, but it asks the clients once in every step of the
+algorithm.)
 
 Source: Pillutla et al., arXiv 1912.13445.
 """
@@ -32,7 +33,7 @@ class GeometricMedian(Strategy):
 
     Attributes:
         smoothing: The smallest distance ν. The weight of a delta is one divided by its distance to
-            the median. If the distance is smaller than ν, it is replaced by ν.
+            the median. A distance smaller than ν is replaced by ν.
         iterations: The number of iterations of Weiszfeld's algorithm.
         by_images: True if clients are weighted by the numbers of images that they report.
     """

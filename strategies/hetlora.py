@@ -6,15 +6,16 @@ Aₖ and Bₖ are the factors of client k, which has the rank rₖ; r is the ran
 aggregation has two biases. The mean of the products is not the product of the means. If only a few
 clients have a row of A, the other clients add zeros to the mean of this row; the same is true for
 columns of B. The head and the patch embedding are averaged exactly, weighted by the number of
-images. A client of rank rₖ gets the first rₖ rows of A and columns of B. It sends and receives the
-share rₖ/r of the entries of A and B, and the whole head and patch embedding.
+images. A client of rank rₖ gets the first rₖ rows of A and columns of B. A client of rank rₖ sends
+and receives the share rₖ/r of the entries of A and B, and the whole head and patch embedding.
 
 Source: Cho et al., arXiv 2401.06432, sparsity-weighted aggregation and truncation, without rank
 self-pruning: a client keeps its rank. The paper defines the weights qₖ for a model with one pair.
-Here each pair has its own weights qₖ; other implementations use one norm over all pairs. The paper
-leaves two cases open. If the products of a pair are zero at all clients, this project weights the
-pair by the number of images. If a row lies beyond the rank of every client of the round, this
-project leaves the row unchanged, because a row that is zero in A and in B has no gradient.
+In this project each pair has its own weights qₖ; other implementations use one norm over all pairs.
+The paper leaves two cases open. If the products of a pair are zero at all clients, this project
+weights the pair by the number of images. If a row lies beyond the rank of every client of the
+round, this project leaves the row unchanged, because a row that is zero in A and in B has no
+gradient.
 """
 
 from __future__ import annotations

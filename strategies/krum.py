@@ -6,9 +6,9 @@
 clients. Krum tolerates arbitrary updates from f clients if K ≥ 2f + 3. An experiment with fewer
 clients is refused. If clients fail in a round, f is lowered until K ≥ 2f + 3. If only two clients
 are left, the first is chosen. One client's delta represents all clients. So the result is as noisy
-as the delta of one client. With LoRA the result is the exact product of that client. It is wrong
-for clients whose images differ from those of most clients. The numbers of images are ignored. A
-client sends and receives all trained tensors. The server must see each update.
+as the delta of one client. With LoRA the result is the exact product of that client. The result is
+wrong for clients whose images differ from those of most clients. The numbers of images are ignored.
+A client sends and receives all trained tensors. The server must see each update.
 
 Source: Blanchard et al., Machine learning with adversaries, NeurIPS 2017.
 """

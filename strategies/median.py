@@ -4,9 +4,9 @@
 
 wᵢ is entry i of the model, and Δₖᵢ is its change at client k. With an even number of clients, the
 median is the mean of the two middle values. The median tolerates arbitrary updates from fewer than
-half of the clients. It is biased even if no client is hostile: the median of skewed values is not
-their mean, and with LoRA the factors A and B are treated separately. The numbers of images are
-ignored. A client sends and receives all trained tensors. The server must see each update.
+half of the clients. The median is biased even if no client is hostile: the median of skewed values
+is not their mean, and with LoRA the factors A and B are treated separately. The numbers of images
+are ignored. A client sends and receives all trained tensors. The server must see each update.
 
 Source: Yin et al., arXiv 1803.01498, definition 1.
 """

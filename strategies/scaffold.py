@@ -10,16 +10,17 @@ this correction, so the formula of dₖ⁺ subtracts it again. With plain SGD, d
 gradient, so d = -c exactly, where c is the control variate of the paper (option II). This form is
 also defined for momentum and AdamW, which the paper does not treat. All dₖ start at zero.
 
-In the paper all clients have equal weights. Here a client is weighted by its number of images nₖ,
-so that the objective is Σ nₖ·Fₖ, as in FedAvg. The server keeps the sum Σ nₖ·dₖ and adds nₖ·(dₖ⁺ -
-dₖ) for every participant, which is exact for any set of participants. The server estimates Σ nₖ as
-N times the mean number of images of the participants so far. With equal nₖ, d grows in a round by
-|S|/N · the mean of dₖ⁺ - dₖ over its participants S, as in the paper.
+In the paper all clients have equal weights. In this project a client is weighted by its number of
+images nₖ, so that the objective is Σ nₖ·Fₖ, as in FedAvg. The server keeps the sum Σ nₖ·dₖ and adds
+nₖ·(dₖ⁺ - dₖ) for every participant, which is exact for any set of participants. The server
+estimates Σ nₖ as N times the mean number of images of the participants so far. With equal nₖ, d
+grows in a round by |S|/N · the mean of dₖ⁺ - dₖ over its participants S, as in the paper.
 
 In FedAvg the local steps of different clients drift apart, which biases the result; SCAFFOLD
-removes this bias. With LoRA the factors A and B are averaged separately, which is still biased. A
-client sends two tensors for each trained tensor, and receives two (in the first round only one).
-A client stores dₖ between its rounds. The server needs only the sum of the clients' updates.
+removes this bias. With LoRA the result is still biased, because the factors A and B are averaged
+separately. A client sends two tensors for each trained tensor, and receives two for each (in the
+first round only one). A client stores dₖ between its rounds. The server needs only the sum of the
+clients' updates.
 
 Source: Karimireddy et al., arXiv 1910.06378, algorithm 1.
 """
@@ -60,7 +61,7 @@ class Scaffold(Strategy):
         return scale(_control(state), clients / (images * population))
 
     def drift(self, broadcast: State, memory: State) -> State:
-        """Returns the correction d - dₖ. It is empty if d and dₖ are both still unknown."""
+        """Returns the correction d - dₖ. The result is empty if d and dₖ are both still unknown."""
         known = broadcast or memory
         common, own = _or_zeros(broadcast, known), _or_zeros(memory, known)
         return subtract(common, own)

@@ -3,11 +3,11 @@
     wᵢ ← wᵢ + mean of the Δₖᵢ without the ⌊β·K⌋ smallest and the ⌊β·K⌋ largest of them
 
 wᵢ is entry i of the model, and Δₖᵢ is its change at client k. β is the share of the clients that is
-left out at each end. The trimmed mean tolerates arbitrary updates from ⌊β·K⌋ of K clients. It is
-the unweighted mean if ⌊β·K⌋ = 0, which happens if β = 0 or if there are too few clients. It is
-biased if the values are skewed. With LoRA it is also biased like FedAvg, because it treats A and B
-separately. The numbers of images are ignored. A client sends and receives all trained tensors. The
-server must see each update.
+left out at each end. The trimmed mean tolerates arbitrary updates from ⌊β·K⌋ of K clients. The
+result is the unweighted mean if ⌊β·K⌋ = 0, which happens if β = 0 or if there are too few clients.
+The result is biased if the values are skewed. With LoRA the result is also biased like FedAvg,
+because A and B are treated separately. The numbers of images are ignored. A client sends and
+receives all trained tensors. The server must see each update.
 
 Source: Yin et al., arXiv 1803.01498, definition 2.
 """
