@@ -131,7 +131,7 @@ def refactored(model: State, weights: Sequence[float], clients: Sequence[State])
     """Approximates Σ wₖ·Bₖ·Aₖ of every pair by a pair of the model's rank, shapes and types.
 
     The pair consists of the two factors that `factors` returns. If the sum is zero, its singular
-    vectors are not defined. In this case A is the model's A, and B is zero.
+    vectors are not defined. If the sum is zero, A is the model's A, and B is zero.
 
     Args:
         model: The tensors at the beginning of the round.
@@ -246,7 +246,7 @@ def _within(name: str, tensor: Tensor, rank: int | None) -> tuple[slice, ...]:
 def _ends(model: State, updates: Sequence[Update], name: str) -> Tensor:
     """Returns one matrix after training, for all clients, stacked to shape (K, …).
 
-    `trained` returns these matrices for one client.
+    `trained` returns all such matrices of one client.
     """
     ranks = {update.rank for update in updates}
     start = {rank: _zero_beyond(name, model[name], rank).double() for rank in ranks}

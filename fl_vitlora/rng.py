@@ -85,7 +85,7 @@ def generator(seed: int, *path: str | int) -> torch.Generator:
 def seeded(seed: int) -> Iterator[None]:
     """Seeds the global generators of Python and NumPy in a ``with`` block; restores them after it.
 
-    Use this context manager around library code that draws from these generators.
+    Use `seeded` around library code that draws from the global generators.
 
     Args:
         seed: A seed from `derive_seed`.

@@ -57,7 +57,7 @@ def krum(updates: Sequence[Update], f: int, chosen: int) -> list[Update]:
         s(k) = Σ ‖Δₖ - Δⱼ‖² over the K - f - 2 clients j ≠ k that are nearest to k
 
     Δₖ is the delta of client k. The score is meaningful only if K ≥ 2f + 3. With fewer clients, f
-    is lowered until this holds. Among equal scores the client with the lower number comes first.
+    is lowered until K ≥ 2f + 3. Among equal scores the client with the lower number comes first.
 
     Args:
         updates: The updates of K clients.

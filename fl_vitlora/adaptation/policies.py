@@ -49,8 +49,8 @@ def reader_is_stored(config: Config) -> bool:
     """Returns True if the server's patch embedding may differ from that of the public model.
 
     The server's patch embedding differs if it is adapted to a key, or if it has a separate kernel
-    for every patch. A client or server without the key cannot compute this patch embedding, and
-    gets it as a file.
+    for every patch. A client or server without the key cannot compute the adapted patch embedding,
+    and gets it as a file.
     """
     return adapts(config) or aligns(config)
 

@@ -24,7 +24,7 @@ class Mark:
 
     Attributes:
         length: Length of the file in bytes.
-        digest: SHA-256 digest of these bytes, in hexadecimal digits.
+        digest: SHA-256 digest of the file's bytes, in hexadecimal digits.
     """
 
     length: int = 0

@@ -1,6 +1,6 @@
 """Commands that test a user's own strategy, fine-tuning method, predictor or observer.
 
-A contract is the set of rules for one of these four kinds of code.
+A contract is the set of rules for one of the four kinds of code that these commands test.
 """
 
 from __future__ import annotations

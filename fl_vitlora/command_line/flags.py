@@ -22,7 +22,7 @@ class SettingFlag(NamedTuple):
     Attributes:
         path: The dotted path of the setting.
         value: The word that stands for the value in the help: the unit or the kind of the value.
-            A flag without such a word is a switch, which sets its setting to true.
+            A flag with an empty `value` is a switch, which sets its setting to true.
         explanation: One sentence that says what the flag does, with the default in brackets at the
             end.
     """
@@ -36,7 +36,7 @@ class OtherFlag(NamedTuple):
     """A flag that is not the name of one setting, for example a flag that names a command.
 
     Attributes:
-        value: The word that stands for the value in the help. A flag without such a word takes no
+        value: The word that stands for the value in the help. A flag with an empty `value` takes no
             value.
         explanation: What the flag does, in one line.
         options: The arguments of `ArgumentParser.add_argument` for this flag.

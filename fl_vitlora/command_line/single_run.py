@@ -121,7 +121,7 @@ def resume(arguments: argparse.Namespace, started: float) -> None:
 def _asked_for(arguments: argparse.Namespace, begun: config.Config) -> config.Config:
     """Returns the experiment that the command line asks for.
 
-    The settings come from the file that `--config` names, or without this flag from the run folder
+    The settings come from the file that `--config` names, or without `--config` from the run folder
     (`begun`). Flags and `--set` replace single settings.
     """
     overrides = read_overrides(arguments) | {"out": str(arguments.resume)}

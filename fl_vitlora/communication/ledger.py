@@ -89,7 +89,7 @@ class Ledger:
             purpose: Count only messages with this purpose; None counts all purposes.
 
         Returns:
-            The number of bytes of these messages.
+            The number of bytes of the messages that are counted.
 
         Example:
             >>> ledger = Ledger()

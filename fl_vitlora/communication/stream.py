@@ -9,8 +9,9 @@ once for all of them. The coding error of one step is part of the next differenc
 difference already contains error feedback. If a client missed steps, the server sends it these
 steps, or the full state if the full state is smaller.
 
-Source: Tang et al., arXiv 1905.05957, for compression in both directions; here, in contrast to the
-    paper, the server encodes the difference between its own tensors and the clients' tensors.
+Source: Tang et al., arXiv 1905.05957, for compression in both directions; in contrast to the paper,
+    the server of this project encodes the difference between its own tensors and the clients'
+    tensors.
 """
 
 from __future__ import annotations

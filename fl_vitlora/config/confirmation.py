@@ -1,6 +1,6 @@
 """Settings that a person must confirm, because their values can run code.
 
-People exchange configurations and run folders, and four settings in these files can run code. A
+People exchange configurations and run folders, and four settings in such files can run code. A
 strategy, a part of a fine-tuning method or a predictor can be named as ``package.module:Class``. A
 run imports a class that is named in this way, which runs the code of the class's module. The
 operator of a Ray cluster can run code in every program that joins the cluster. So the user must

@@ -59,7 +59,7 @@ def find_tables(listing: Listing) -> list[str]:
         listing: The list of all files of the data set's folder.
 
     Returns:
-        A list of the names of these tables.
+        A list of the names of the tables that describe images.
     """
     tables = [file for file in listing.others if suffix_of(file.name) in SUFFIXES]
     return [
@@ -79,7 +79,8 @@ def only_table(listing: Listing) -> list[str]:
         listing: The list of all files of the data set's folder.
 
     Returns:
-        A list with the name of this table, or an empty list if there are several tables or none.
+        A list with the name of the only table, or an empty list if there are several tables or
+        none.
     """
     found = [
         file.name

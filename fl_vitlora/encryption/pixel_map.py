@@ -57,8 +57,8 @@ def probe(encrypt: Callable[[Tensor], Tensor], image_shape: tuple[int, int, int]
 
     A nibble is half a pixel, four bits. All nibbles of an image are numbered. The ciphertext of an
     image of zeros is the mask. In the other test images, every nibble has as its value one
-    hexadecimal digit of its own number. The ciphertext of these images, without the mask, shows the
-    place from which every nibble came.
+    hexadecimal digit of its own number. The ciphertext of the numbered images, without the mask,
+    shows the place from which every nibble came.
 
     Args:
         encrypt: A function that encrypts uint8 images (B, C, H, W). The function `encrypt` may only

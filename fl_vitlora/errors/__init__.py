@@ -39,7 +39,8 @@ def unknown(
         what: The kind of thing that the user named, for example ``"strategy"``.
         given: The name that the user wrote.
         choices: All valid names.
-        elsewhere: Names that are valid in another place. The error may suggest one of these names.
+        elsewhere: Names that are valid in another place. The error may suggest a name of
+            `elsewhere`.
 
     Returns:
         The error, which the caller raises.

@@ -251,7 +251,7 @@ def _given_classes(values: Mapping[str, Any]) -> tuple[str, ...]:
 def _confirmed(values: Mapping[str, Any]) -> list[str]:
     """Returns the names of other people's code that the operator trusts, from the text given.
 
-    Commas separate the names in this text.
+    In the operator's text, commas separate the names.
 
     Example:
         >>> _confirmed({"trust-strategy": "mine:Mean, mine:Part"})

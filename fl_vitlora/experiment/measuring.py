@@ -1,10 +1,10 @@
 """Measures accuracy and loss of a run's models, on the held-out images of server or clients.
 
-If the run has validation images, each evaluated round is measured on them, because the run chooses
-by these numbers. In a run with validation images, a central party measures only the last and the
-best model on the test images, at the end. Clients measure every evaluated model on validation and
-test images, in one message: at the end of the run, clients no longer have the tensors that they
-kept for themselves in the best round.
+If the run has validation images, each evaluated round is measured on the validation images, because
+the run chooses by the results. In a run with validation images, a central party measures only the
+last and the best model on the test images, at the end. Clients measure every evaluated model on
+validation and test images, in one message: at the end of the run, clients no longer have the
+tensors that they kept for themselves in the best round.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def measured_by_clients(
         transport: Sends the questions to clients and receives their answers.
         aggregator: The object that calls the strategy. The strategy gets the answers and may
             compute metrics.
-        record: The record of the run, which stores these metrics.
+        record: The record of the run, which stores the metrics of the strategy.
         keyed: True if clients have a key, so that they can also evaluate with a wrong key.
     """
 

@@ -159,8 +159,8 @@ def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
 
     Args:
         config: The configuration of the experiment, with the path of the key ring.
-        model: The model that trains on the images. Each block of the cipher is one patch of this
-            model.
+        model: The model that trains on the images. Each block of the cipher is one patch of
+            `model`.
         key: The id of the secret to use. If this id is empty, the current secret is used.
 
     Returns:

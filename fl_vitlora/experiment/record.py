@@ -113,7 +113,7 @@ class Record:
 
     @property
     def last(self) -> RoundResult | None:
-        """Returns the result of the last round; None if there is none, or no evaluation of it."""
+        """Returns the result of the last round; None before round 1, or if it was not evaluated."""
         if not self.lines or self.lines[-1]["accuracy"] is None:
             return None
         line = self.lines[-1]

@@ -1,4 +1,4 @@
-"""Passes the updates of a round to the strategy. Under differential privacy, only a noisy mean."""
+"""Passes the updates of a round to the strategy; differential privacy makes one noisy mean."""
 
 from __future__ import annotations
 

@@ -173,8 +173,8 @@ def best(lines: Sequence[Line], on_test: Score | None = None) -> Line | None:
 
     Args:
         lines: The lines of `rounds.jsonl`.
-        on_test: The result of this round's model on the test images, if it was chosen by other
-            images.
+        on_test: The result of the best round's model on the test images, if the best round was
+            chosen by validation images.
 
     Returns:
         A dictionary, also with the images on which the accuracy was measured; None if no round was

@@ -64,9 +64,9 @@ class GlobalModel:
             rounds: The number of merged rounds that the client already has.
 
         Returns:
-            The pairs of each missed round. The result is None if some of these pairs are no longer
-            kept, because the pairs have more numbers than the increments; the client then needs the
-            increments.
+            The pairs of each missed round. The result is None if some of the missed pairs are no
+            longer kept, because the pairs have more numbers than the increments; the client then
+            needs the increments.
         """
         missed = self.rounds - rounds
         return None if missed > len(self.merges) else self.merges[len(self.merges) - missed :]

@@ -43,7 +43,7 @@ class RoundReport:
         clipped: The number of scalars that were clipped to the range of a secure sum; None without
             secure aggregation.
         seconds: The time in seconds from the beginning of this round to the beginning of the next
-            round. If models are evaluated during the next round, this time includes the evaluation
+            round. If models are evaluated during the next round, `seconds` includes the evaluation
             of the previous model.
     """
 
@@ -72,8 +72,8 @@ def write_nothing() -> None:
 class RoundHooks(Protocol):
     """The callbacks of the server loop. A class must define only `evaluate` and `report`.
 
-    The loop calls them in this order: `pauses`, `affords`, `note`, `look`, `release`, `gap`,
-    `keep`, `evaluate`, `report`. If the strategy ends the run, the loop calls `stop`.
+    The loop calls the callbacks in this order: `pauses`, `affords`, `note`, `look`, `release`,
+    `gap`, `keep`, `evaluate`, `report`. If the strategy ends the run, the loop calls `stop`.
     """
 
     beside: bool = False

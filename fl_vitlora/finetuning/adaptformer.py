@@ -2,9 +2,10 @@
 
     y = MLP(x) + s · (U·relu(A·x + a) + u),    x the normalised input of the MLP
 
-The outputs of both branches are added to the residual stream. At the start U and u are zero, so
-that the model computes what it was pre-trained for. The branch is nonlinear, so it cannot be merged
-into the MLP. For each block, a client sends 2·D·h + h + D numbers.
+The outputs of both branches are added to the residual stream. At the start the last matrix U and
+the last shift u are zero, so that the model has the same outputs as the pre-trained model. The
+branch is nonlinear, so it cannot be merged into the MLP. For each block, a client sends 2·D·h + h +
+D numbers.
 
 The mean of the clients' tensors does not give the mean of their outputs, because the outputs are
 not linear in the tensors that clients send.

@@ -2,9 +2,9 @@
 
     y' = y + U·gelu(A·y + a) + u,    y the output of the attention, or of the MLP
 
-The new output y' is then added to the residual stream. At the start U and u are zero, so that
-y' = y. The bottleneck is nonlinear, so it cannot be merged into the layers. For each block, a
-client sends 2·(2·D·h + h + D) numbers.
+The new output y' is then added to the residual stream. At the start the last matrix U and the last
+shift u are zero, so that y' = y. The bottleneck is nonlinear, so it cannot be merged into the
+layers. For each block, a client sends 2·(2·D·h + h + D) numbers.
 
 The mean of the clients' tensors does not give the mean of their outputs, because the outputs are
 not linear in the tensors that clients send.

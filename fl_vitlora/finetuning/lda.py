@@ -16,7 +16,8 @@ the common covariance Σ of the features around the mean of their class:
 
     π_c = M_c[D],  μ_c = M_c[:D] / π_c,  Σ = S[:D, :D] - Σ_c π_c μ_c μ_cᵀ
 
-The head of the discriminant analysis, with the shrinkage γ, has the rows and biases
+For class c, the head of the discriminant analysis with the shrinkage γ has the weights w_c and the
+bias b_c:
 
     w_c = Σ_γ⁻¹ μ_c,  b_c = -½ μ_cᵀ w_c + ln π_c,  Σ_γ = (1 - γ) Σ + γ · (tr Σ / D) · I
 

@@ -82,7 +82,8 @@ def refine(blocks: Tensor, mixings: Sequence[Mixing], read: int) -> Tensor:
 
     Args:
         blocks: The outputs of all blocks, (L, K, T, b, D), contiguous.
-        mixings: The mixer of each block; the mixer of the last block returns S tokens.
+        mixings: The mixer of each block; the mixer of the last block returns only the first S
+            tokens.
         read: The number S of tokens to return.
     """
     if not torch.is_grad_enabled():

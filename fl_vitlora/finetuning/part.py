@@ -3,8 +3,8 @@
 A part chooses tensors that are trained, and may add new ones to the model. A part is a frozen,
 keyword-only dataclass, whose fields are its hyper-parameters. The fields `rank`, `alpha` and
 `targets` get the values of the settings ``finetuning.rank``, ``finetuning.alpha`` and
-``finetuning.targets``. The setting ``finetuning.parameters.NAME`` sets any other field. Every
-method also trains the head.
+``finetuning.targets``. Any other field of a part is set by the setting
+``finetuning.parameters.NAME``. Every method also trains the head.
 
 A part must define only the method `trained`, which names the tensors that the part trains. The part
 in this example adds trained gains, which multiply outputs in every block. At the start all gains

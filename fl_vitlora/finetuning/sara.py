@@ -70,7 +70,7 @@ class SaRAAdapter(SliceAdapter):
         self.register_buffer("threshold", threshold)
 
     def entries(self, weight: Tensor) -> Tensor:
-        """Returns the entries of W' in M, (k,)."""
+        """Returns the values of W' at the trained places M, (k,)."""
         start = weight.flatten()[self.places]
         grown = (start + self.values.detach()).abs() >= self.threshold
         stopped = grown & (self.stops.detach().unsqueeze(-1) > 0)

@@ -58,8 +58,8 @@ def find_model(tensors: Mapping[str, Tensor], expected: Collection[str], where: 
 
     A file may contain several copies of the model. Of several copies, the averaged copy (for
     example `model_ema`) is chosen, or else the teacher. The scripts that write such files use the
-    same order. If several copies have the same rank in this order and different numbers, the file
-    is refused.
+    same order. If several copies are equally preferred but have different numbers, the file is
+    refused.
 
     Args:
         tensors: All tensors of the file, by dotted names.

@@ -42,11 +42,11 @@ def sample(clients: Sequence[int], fraction: float, seed: int, server_round: int
 def trained_together(config: Config, patches: int = 0) -> int:
     """Returns the largest number of clients that a worker trains in one batch.
 
-    If the setting `engine.cohort` is given, its value is returned. Without this setting, the number
-    is an eighth of a round's participants, so that eight workers have work. The number is smaller
-    if a step would otherwise have more than 64 images, about as many as the cache of a core can
-    hold, or on a CPU more than 1024 patches. The number is 1 if clients cannot share a batch, for
-    example in full fine-tuning or with an optimiser that does not compute entry by entry. The
+    If the setting `engine.cohort` is given, its value is returned. Without `engine.cohort`, the
+    number is an eighth of a round's participants, so that eight workers have work. The number is
+    smaller if a step would otherwise have more than 64 images, about as many as the cache of a core
+    can hold, or on a CPU more than 1024 patches. The number is 1 if clients cannot share a batch,
+    for example in full fine-tuning or with an optimiser that does not compute entry by entry. The
     number of workers has no influence, so that the rounding of sums, and so the results, do not
     depend on the number of workers.
 

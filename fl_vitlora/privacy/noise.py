@@ -1,7 +1,7 @@
 """Differential privacy of clients: each update is bounded, and noise is added to their mean.
 
 With clipping norm C and K clients, no client can change the mean of a round by more than C/K. Noise
-that is larger than this change hides whether a client took part:
+that is larger than C/K hides whether a client took part:
 
     client   Δₖ ← Δₖ · min(1, C / ‖Δₖ‖)                   C clipping norm, for all tensors together
     server   Δ = 1/K · Σ Δₖ + N(0, (z·C/K)²)              z noise multiplier, for every scalar

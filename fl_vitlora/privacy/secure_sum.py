@@ -1,8 +1,8 @@
 """Secure aggregation: the server learns the sum of the clients' vectors, but no single vector.
 
 Every two clients i < j agree on a seed that nobody else knows. A stream of pseudorandom 32-bit
-words is computed from the seed. Client i adds this stream to its vector xᵢ, and client j subtracts
-the same stream from its vector xⱼ, modulo 2³²:
+words is computed from the seed. Client i adds the stream of words to its vector xᵢ, and client j
+subtracts the same stream from its vector xⱼ, modulo 2³²:
 
     yᵢ = xᵢ + Σ_{j>i} stream(seedᵢⱼ) - Σ_{j<i} stream(seedᵢⱼ)        Σ yᵢ = Σ xᵢ
 
@@ -307,7 +307,7 @@ def add_up(roster: Roster, masked: dict[int, Words], ask: Ask) -> tuple[Words, f
 
     A client that does not answer the request for seeds counts as dropped, too. With the seeds that
     others share with a dropped client, the server could unmask the vector of this client. So the
-    server deletes this vector before it asks for the seeds.
+    server deletes the vector of a dropped client before it asks for the seeds.
 
     Args:
         roster: The roster of the sum: the participants with their shares and public keys.

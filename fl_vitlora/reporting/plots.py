@@ -137,9 +137,9 @@ def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> No
 def plot_comparison(folder: Path, cells: Sequence[Summary], title: str) -> None:
     """Draws the accuracy over the megabytes sent and over the share of trained parameters.
 
-    A point shows one cell of the comparison: one combination of settings. The colour of the point
-    shows the value of the setting that has the most values in the comparison. The marker of the
-    point shows the values of all other settings.
+    A point shows one cell of the comparison: one combination of settings. The colour of a point
+    shows the value of the setting that has the most values in the comparison. The marker of a point
+    shows the values of all other settings.
 
     Args:
         folder: The folder for the plots.

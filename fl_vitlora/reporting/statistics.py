@@ -117,7 +117,7 @@ class Difference:
         baseline: The value of the setting `axis` in the second cell, which is called the baseline.
         others: The values of the other settings, which both cells share.
         accuracy: The test accuracy of the first cell minus that of the baseline, in percentage
-            points. The spread of this estimate is the standard error.
+            points. The spread of the difference is its standard error.
         validation: The validation accuracy of the first cell minus that of the baseline, in
             percentage points; None if a run has no validation accuracy.
         pairs: The number of seeds that both cells have in common.

@@ -1,8 +1,8 @@
 """Prints tables that fit a screen of 80 columns, without breaking words.
 
-A table that is too wide is split into several tables, one below the other. Each of these tables
-repeats the columns that name the rows. If the names of the rows are too wide, rows have numbers
-instead of names, and a legend above the table explains the numbers.
+A table that is too wide is split into several tables, one below the other. Each part of a split
+table repeats the columns that name the rows. If the names of the rows are too wide, rows have
+numbers instead of names, and a legend above the table explains the numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ USUAL_WIDTH, LEAST_WIDTH = 80, 40
 def screen() -> Console:
     """Returns a console that prints to the screen.
 
-    The environment variable ``COLUMNS`` sets the width of the console. Without this variable, the
+    The environment variable ``COLUMNS`` sets the width of the console. Without ``COLUMNS``, the
     console has the width of the terminal, or 80 columns if there is no terminal.
     """
     console = Console()

@@ -209,8 +209,9 @@ class Hold(contextlib.ExitStack):
     """A lock on a file or folder. Only one process at a time can have the lock.
 
     The lock ends when this object is closed or deleted, or when the process ends. If another file
-    replaces a locked file, the lock does not protect the new file. In this case, lock the folder
-    instead. On a file system without locks, this object does not keep other processes out.
+    replaces a locked file, the lock does not protect the new file. If the file may be replaced,
+    lock its folder instead. On a file system without locks, this object does not keep other
+    processes out.
 
     Args:
         path: The path of the file or folder.

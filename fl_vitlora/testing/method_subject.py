@@ -39,7 +39,7 @@ class Subject:
     def plain(self) -> Backbone:
         """Builds the model without the method.
 
-        The head of this model has random weights, not zeros.
+        The head of the returned model has random weights, not zeros.
         """
         built = backbone.build(ModelConfig(weights="random"), CLASSES, 0)
         head = built.model.get_parameter("head.weight")

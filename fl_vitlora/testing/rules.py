@@ -283,7 +283,7 @@ def computed(ending: Ending) -> State:
     """Returns the weights with which a model computes, in float64.
 
     Two models with different low-rank factors compute the same if the products of the factors are
-    equal. So products are returned instead of factors.
+    equal. So this function returns products of low-rank factors instead of the factors.
 
     Args:
         ending: The result of a play, with its model and its merged products.

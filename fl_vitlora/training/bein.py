@@ -16,7 +16,7 @@ for each batch, and are not carried from image to image. The statistics do not d
 of patches; so a model that is adapted to a key gives the same answers for every key.
 
 Source: Lee et al., "BESTTA", arXiv 2311.18270: one normalisation layer with two trained vectors,
-losses of style and content, single images. All formulas are our reading of this paper.
+losses of style and content, single images. All formulas are our interpretation of BESTTA.
 
 B images, N patches, T tokens, D width.
 """

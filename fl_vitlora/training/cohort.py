@@ -6,9 +6,9 @@ stacked tensor gets only the gradient of this client. The optimiser computes ent
 gradients are clipped client by client. A client that has taken all its steps is removed from the
 batch, and the other clients continue.
 
-So every client ends with the tensors that it would have if it were trained alone. The tensors
-differ from those only by rounding, because sums are computed in another order. There is one
-exception: in float16, if a step overflows for one client, all clients skip this step.
+So every client ends with the tensors that it would have if it were trained alone. Training in one
+batch and training alone differ only by rounding, because sums are computed in another order. There
+is one exception: in float16, if a step overflows for one client, all clients skip this step.
 
 A step has B images of K clients, b_k of client k, with C channels, height H and width W.
 """

@@ -77,8 +77,8 @@ def measure(backbone: Backbone, config: Config, clients: int) -> Memory:
     """Trains like a worker, evaluates one batch, and measures the memory of both.
 
     Args:
-        backbone: A model with the fine-tuning method, on the device. At the end the tensors of this
-            model have the same values as at the beginning.
+        backbone: A model with the fine-tuning method, on the device. At the end the tensors of
+            `backbone` have the same values as at the beginning.
         config: The configuration of the experiment.
         clients: The number of clients that a worker trains in one batch.
 

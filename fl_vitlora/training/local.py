@@ -58,7 +58,7 @@ class LocalTask:
         return (*((Proximal(self.proximal_mu),) if self.proximal_mu else ()), *self.terms)
 
     def epochs_of(self, config: TrainingConfig) -> int:
-        """Returns the number of passes over the shard: that of this task, or else of `config`."""
+        """Returns the number of passes over the shard in the task, or else in `config`."""
         return config.epochs if self.epochs is None else self.epochs
 
 

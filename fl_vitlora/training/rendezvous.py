@@ -31,8 +31,8 @@ class Call(Generic[T]):
         function: The function that is called.
 
     Attributes:
-        together: The function for whose results the call waits. This function computes the results
-            of all waiting calls. `together` is None if the call does not wait.
+        together: The function for whose results the call waits. `together` computes the results of
+            all waiting calls; it is None if the call does not wait.
         brought: The argument of this call for the function `together`.
         found: The result of `together` for this call, or an exception that is raised in the call.
         outcome: The result of the whole call, or the exception that ended it.

@@ -2,9 +2,9 @@
 
 The images of K clients pass through the model as one batch, in the order of the clients. Only the
 layers with trained tensors need to know to which client an image belongs: the patch embedding, the
-adapters (low-rank matrices) and the head. The tensors of these layers get a first dimension for the
-clients. All other layers compute the same as with one client, but on a larger batch, which uses the
-processor better.
+adapters (low-rank matrices) and the head. The tensors of trained layers get a first dimension for
+the clients. All other layers compute the same as with one client, but on a larger batch, which uses
+the processor better.
 
 A batch has B = Σ b_k images, b_k of client k. C is the number of channels, p the patch size, N the
 number of patches, D = C·p² the number of entries in a patch, W the width of the model, T the number

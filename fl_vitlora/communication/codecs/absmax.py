@@ -104,12 +104,12 @@ class Int3(Absmax):
 class Int2(Absmax):
     """A quantiser with three levels.
 
-    By default, blocks are longer than those of int4, so that fewer scales are sent.
+    By default, blocks of int2 are longer than those of int4, so that fewer scales are sent.
 
     Without another setting, int2 rounds to the nearest level. With stochastic rounding, as in
     TernGrad, most scalars change by more than their own magnitude. The errors of stochastic
-    rounding are zero on average, but with error feedback they can grow from round to round. For
-    this reason int3 also rounds to the nearest level by default.
+    rounding are zero on average, but with error feedback they can grow from round to round. Because
+    such errors can grow, int3 also rounds to the nearest level by default.
     """
 
     block: int = field(default=128, metadata=BLOCK)

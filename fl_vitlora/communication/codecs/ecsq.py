@@ -60,7 +60,7 @@ class EntropyCoded(Quantiser):
 
     Attributes:
         step: The step as a multiple of the root mean square. With a step below 2, every block has a
-            scalar that does not round to zero. A step may be at most 1.98: the distance to 2 is a
+            scalar that does not round to zero. A step must be below 1.98: the distance to 2 is a
             margin for rounding errors.
         block: The number of scalars that share a root mean square.
 

@@ -42,7 +42,8 @@ def largest(values: Floats, k: int) -> Numbers:
         k: The number of scalars to keep, from 1 to n.
 
     Returns:
-        The positions of these scalars, ascending; fewer than k if all other scalars are zero.
+        The positions of the k largest scalars, ascending; fewer than k if all other scalars are
+        zero.
 
     Example:
         >>> largest(np.float32([1, -5, 0, 5, 2]), 3).tolist()

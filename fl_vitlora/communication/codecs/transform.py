@@ -22,9 +22,10 @@ class Transform(Codec):
 
     @property
     def contracts(self) -> bool:
-        """Returns `contracts` of the inner codec.
+        """Returns True if the error of the inner codec is always smaller than its vector.
 
-        Dropping scalars alone never gives an error larger than the vector.
+        Dropping scalars alone never gives an error larger than the vector, so the inner codec
+        decides.
         """
         return self.inner.contracts
 

@@ -1,9 +1,9 @@
 """Negative-positive transformation: chosen entries q of every block become 255 - q.
 
-The key is one bit for each of the D entries of a block. All blocks share these bits, or every block
-has its own bits (`Geometry.per_block`). There are 2^D keys, or 2^(N·D) if every block has its own
-bits. Source: the encryption of images for vision transformers in arXiv 2309.02556 and 2507.11943
-(called "bit flipping" when pixels are written in bits).
+The key is one bit for each of the D entries of a block. All blocks share the bits of the key, or
+every block has its own bits (`Geometry.per_block`). There are 2^D keys, or 2^(N·D) if every block
+has its own bits. Source: the encryption of images for vision transformers in arXiv 2309.02556 and
+2507.11943 (called "bit flipping" when pixels are written in bits).
 
 B images, N blocks, D entries a block.
 """

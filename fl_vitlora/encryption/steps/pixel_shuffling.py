@@ -1,9 +1,9 @@
 """Pixel shuffling: the entries within each block X change places, X' = X[:, key].
 
-The key is one permutation of the D entries (colour channels included). All blocks share this
-permutation, or every block has its own (`Geometry.per_block`). There are D! keys, or (D!)^N if
-every block has its own permutation. Source: the encryption of images for vision transformers in
-arXiv 2309.02556 and 2507.11943.
+The key is one permutation of the D entries (colour channels included). All blocks share one
+permutation, or every block has its own permutation (`Geometry.per_block`). There are D! keys, or
+(D!)^N if every block has its own permutation. Source: the encryption of images for vision
+transformers in arXiv 2309.02556 and 2507.11943.
 
 B images, N blocks, D entries a block.
 """

@@ -7,8 +7,8 @@
                client → server   the seeds that the client shares with those clients
 
 In its Flower context, a client keeps its private key, its last roster, and the list of clients
-whose shared seeds it has revealed. From this memory, the client knows when a mask or a seed would
-expose its update, and refuses.
+whose shared seeds it has revealed. From the last roster and the revealed seeds, the client knows
+when a mask or a seed would expose its update, and refuses.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ DROPPED, SEEDS = "dropped", "seeds"
 def introduce(context: Context, client: int) -> ConfigRecord:
     """Draws a client's keys once in a run, and stores them in the client's context.
 
-    A client that is greeted again keeps its keys and its memory of earlier sums. Without this
-    memory, a client could mask two vectors of one round under the same mask, and their difference
-    would no longer be hidden.
+    A client that is greeted again keeps its keys and its memory of earlier sums. Without the memory
+    of earlier sums, a client could mask two vectors of one round under the same mask, and their
+    difference would no longer be hidden.
 
     Args:
         context: The Flower context of the client, which stores its keys and its last roster.

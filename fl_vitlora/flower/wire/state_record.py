@@ -1,9 +1,9 @@
 """A record of tensors that packs them only if some code looks into the record.
 
 Inside a client or a server, tensors are passed between the codecs and the app in records of Flower,
-so that other Flower mods can see them. Usually no mod reads these records, and nothing is packed.
-If a mod reads or changes a record of this class, the record becomes an ordinary `ArrayRecord` with
-one packed array (`communication.packing`), and the app then reads that array.
+so that other Flower mods can see them. Usually no mod reads the records of tensors, and nothing is
+packed. If a mod reads or changes a record of this class, the record becomes an ordinary
+`ArrayRecord` with one packed array (`communication.packing`), and the app then reads that array.
 """
 
 from __future__ import annotations

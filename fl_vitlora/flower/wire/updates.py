@@ -118,7 +118,7 @@ def refuse_absurd(*states: State) -> None:
 def _norm_bit(metrics: MetricRecord) -> State:
     """Reads the "norm bit", which is 1 if the client clipped its update, else 0.
 
-    Flower's strategies for differential privacy need this number.
+    Flower's strategies for differential privacy need the norm bit.
     """
     bit = messages.scalar(metrics, messages.NORM_BIT)
     if bit not in (0, 1):
