@@ -21,7 +21,7 @@ def resolve_inside(name: str, starts: Sequence[Path], folders: Sequence[Path], w
 
     Args:
         name: The path that the data set states.
-        starts: The folders to which a relative path may refer. Of these folders, the first one that
+        starts: The folders to which a relative path may refer. The first folder of `starts` that
             contains the file is used.
         folders: The folders that may contain files of the data set, its own folder first.
         where: The description of the row that names the path, for error messages.

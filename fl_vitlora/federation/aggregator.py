@@ -3,7 +3,7 @@
 An aggregator chooses the participants of a round, makes the instructions for these clients, and
 combines their updates into a new model. `OwnAggregator` calls a strategy of this project
 (`fl_vitlora.strategy`), keeps the state of the strategy, and checks the results of its methods.
-`flower.strategies.flower_aggregator` does the same for Flower's strategies.
+The module `flower.strategies.flower_aggregator` has the aggregator for Flower's strategies.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ head, so it is added to another part: ``lora+descent``. In a batch of several cl
 
 The weight of f_l in the sum is λ_l - (1 - α)·λ_{l+1}. If this weight is negative, training meets a
 constraint by making an earlier loss larger (measured: f_0 from 2.6 to 80 with all duals at 1).
-Therefore f_{l-1} gets no gradient by default. With `hold_earlier=false`, f_{l-1} gets the gradient,
-as in the paper.
+Therefore the loss f_{l-1} before block l gets no gradient from the constraint by default. With
+`hold_earlier=false`, f_{l-1} gets the gradient, as in the paper.
 
 Source: arXiv 2601.17257, "A Constrained Optimization Perspective of Unrolled Transformers": descent
 in expectation at a geometric rate, primal-dual. Our own choices: the form with the slack, the
