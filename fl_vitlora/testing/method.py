@@ -325,7 +325,7 @@ def check_method(method: Part | Method | str) -> None:
 def findings(method: Part | Method | str) -> list[Finding]:
     """Checks a fine-tuning method by one rule after the other; returns a finding for each rule.
 
-    If the first rule is broken, the others are not tested, because they would fail in the same way.
+    If the first rule is broken, the others are not tested, because they would fail, too.
 
     Args:
         method: A part, a whole method, or the name of a method, such as ``bias+norm``.

@@ -278,10 +278,7 @@ def own_evaluation(strategy: object) -> str | None:
 
 
 def asks_for_evaluation(strategy: FlowerStrategy, participants: int) -> bool:
-    """Returns True if a strategy would ask clients to evaluate.
-
-    To find this out, only a copy of the strategy is called, so the strategy itself does not change.
-    """
+    """Returns True if a strategy would ask clients to evaluate; only a copy of it is called."""
     try:
         sent = copy.deepcopy(strategy).configure_evaluate(
             1,
