@@ -38,7 +38,7 @@ class MembershipLoss(Attack[UserView, Tensor]):
     def lacks(self, view: UserView) -> str:
         """Returns why the adversary cannot ask the final model."""
         if not len(view.labels):
-            return "clients keep parts of the model, so the final model cannot be asked"
+            return "clients keep parts of the model, or the strategy changed its frozen weights"
         few = f"it needs {FEWEST} candidates, and {len(view.labels)} are at hand"
         return few if len(view.labels) < FEWEST else ""
 

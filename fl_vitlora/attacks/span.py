@@ -91,10 +91,9 @@ class PatchSpan(Attack[ServerView, Spans]):
             own_images = owned.plain if guess.plain else owned.ciphertext
             other_images = owned.others if guess.plain else owned.others_ciphertext
             patches = distinct(own_images[:JUDGED], guess.patch_size)
-            strange = distinct(other_images[:JUDGED], guess.patch_size)
-            strange = strange[~(strange[:, None] == patches).all(dim=-1).any(dim=1)]
-            own.append(float(guess.contains(client, patches).double().mean()))
-            others.append(float(guess.contains(client, strange).double().mean()))
+            strange = distinct(other_images[:JUDGED], guess.patch_size, without=patches)
+            own.append(_share(guess.contains(client, patches)))
+            others.append(_share(guess.contains(client, strange)))
             ranks.append(row_space(torch.cat([patches, strange])).shape[1])
         rank = mean(basis.shape[1] for basis in guess.bases.values())
         told = 50 * (mean(own) + 1 - mean(others))
@@ -130,7 +129,23 @@ def row_space(change: Tensor) -> Tensor:
     return basis
 
 
-def distinct(images: Tensor, patch_size: int) -> Tensor:
-    """Returns the different patches of images, as the model reads them, float64 (M, D)."""
-    patches = to_blocks(images, patch_size).flatten(0, 1).numpy()
-    return normalize(torch.from_numpy(np.unique(patches, axis=0))).double()
+def distinct(images: Tensor, patch_size: int, without: Tensor | None = None) -> Tensor:
+    """Returns the different patches of images, as the model reads them.
+
+    Args:
+        images: The images, uint8 (n, C, H, W).
+        patch_size: The side of a patch in pixels.
+        without: Patches to leave out, as this function returned them.
+
+    Returns:
+        The patches, float64 (M, D).
+    """
+    known = set() if without is None else {row.tobytes() for row in without.numpy()}
+    rows = torch.from_numpy(np.unique(to_blocks(images, patch_size).flatten(0, 1).numpy(), axis=0))
+    patches = normalize(rows).double()
+    return patches[[row.tobytes() not in known for row in patches.numpy()]]
+
+
+def _share(told: Tensor) -> float:
+    """Returns the share of true values; 1 if there are none, since then nothing is told apart."""
+    return float(told.double().mean()) if len(told) else 1.0
