@@ -19,7 +19,7 @@ This complete attack guesses which class is the most common one of each client:
     ...         updates = view.rounds[0].updates
     ...         return {u.client: int(u.delta["head.bias"].argmax()) for u in updates}
     ...     def score(self, guess, truth):
-    ...         right = [truth.owned[c].labels.mode().values == k for c, k in guess.items()]
+    ...         right = [truth.labels[c].mode().values == k for c, k in guess.items()]
     ...         share = 100 * sum(map(bool, right)) / len(right)
     ...         return [Figure(name="clients whose class is found", value=share, ceiling=100)]
 

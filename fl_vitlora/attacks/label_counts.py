@@ -64,7 +64,7 @@ class LabelCounts(Attack[ServerView, Mapping[int, Tensor]]):
         classes = len(next(iter(guess.values())))
         right, chance, present, usual, exact = [], [], [], [], []
         for client, counts in guess.items():
-            true = torch.bincount(truth.owned[client].labels, minlength=classes)
+            true = torch.bincount(truth.labels[client], minlength=classes)
             right.append(overlap(counts, true))
             chance.append(overlap(whole_counts(torch.ones(classes), int(true.sum())), true))
             present.append(float(((counts > 0) == (true > 0)).double().mean()))

@@ -24,14 +24,12 @@ class Owned:
     Attributes:
         plain: The plain training images, uint8 (n, C, H, W).
         ciphertext: The same images as the client's worker has them.
-        labels: The labels of the images, int64 (n,).
         others: Plain images of the same kind on which no client trains, uint8 (m, C, H, W).
         others_ciphertext: The same images under the key of the client.
     """
 
     plain: Tensor = field(repr=False)
     ciphertext: Tensor = field(repr=False)
-    labels: Tensor = field(repr=False)
     others: Tensor = field(repr=False)
     others_ciphertext: Tensor = field(repr=False)
 
@@ -48,12 +46,14 @@ class Truth:
         keys: The key of each client, as keys of the three steps block scrambling, pixel shuffling
             and negative-positive transformation, whatever the steps of the run are
             (`key_search.three_steps`). It is empty if a client has no such key.
+        labels: The labels of the training images of each client, int64 (n,).
         owned: What each client alone has.
         members: A function that returns True for the candidates of a `UserView` on which a client
             has trained, bool (M,).
     """
 
     keys: Mapping[int, CipherKey] = field(default_factory=dict, repr=False)
+    labels: Mapping[int, Tensor] = field(default_factory=dict, repr=False)
     owned: Mapping[int, Owned] = field(default_factory=dict, repr=False)
     members: Callable[[], Tensor] = field(default=_nobody, repr=False)
 

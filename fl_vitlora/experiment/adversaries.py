@@ -39,6 +39,7 @@ from fl_vitlora.training.local import scheduled_rate
 
 ATTACKED = 3  # number of clients whose shards are attacked; the figures are means over them
 CANDIDATES = 1000  # most members, and most other images, about which the final model is asked
+OTHERS = 200  # images under the key of each client on which no client trains
 BATCH = 64  # images
 SEALED = "the shards are sealed on the disk (encryption.at_rest)"
 
@@ -110,6 +111,7 @@ class Adversaries:
         keys = {} if self._no_common_order else Opened(clients, self._key)
         return Truth(
             keys=keys,
+            labels=Opened(clients, lambda client: self.run.shard(client).labels),
             owned=Opened(clients, self._owned),
             members=lambda: self._candidates.members,
         )
@@ -162,12 +164,12 @@ class Adversaries:
 
     def _owned(self, client: int) -> Owned:
         shard, party = self.run.shard(client), client_party(client)
+        others = self.run.known.images[:OTHERS]
         return Owned(
             plain=self.run.plain(client),
             ciphertext=shard.images,
-            labels=shard.labels,
-            others=self.run.known.images,
-            others_ciphertext=self.run.holder.encrypt(self.run.known.images, party, "test"),
+            others=others,
+            others_ciphertext=self.run.holder.encrypt(others, party, "test"),
         )
 
     def _key(self, client: int) -> CipherKey:

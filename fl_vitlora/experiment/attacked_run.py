@@ -5,7 +5,7 @@ n images, C channels, H × W pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class AttackedRun:
     folder: Path
     config: Config
     class_names: tuple[str, ...]
-    storage: StorageKeys | None
+    storage: StorageKeys | None = field(repr=False)
     holder: KeyHolder
     backbone: Backbone
     origin: PatchReader

@@ -86,6 +86,7 @@ def public(config: Config, known: Tensor, reader: PatchReader = READER) -> Publi
 def truth(keys: KeyHolder, plain: Sequence[Shard], others: Tensor) -> Truth:
     """Returns the secrets of clients, who hold these plain images."""
     found, owned = {}, {}
+    labels = {client: shard.labels for client, shard in enumerate(plain)}
     for client, shard in enumerate(plain):
         party = client_party(client)
         key = three_steps(keys, party)
@@ -94,11 +95,10 @@ def truth(keys: KeyHolder, plain: Sequence[Shard], others: Tensor) -> Truth:
         owned[client] = Owned(
             plain=shard.images,
             ciphertext=keys.encrypt(shard.images, party),
-            labels=shard.labels,
             others=others,
             others_ciphertext=keys.encrypt(others, party, "test"),
         )
-    return Truth(keys=found, owned=owned)
+    return Truth(keys=found, labels=labels, owned=owned)
 
 
 def model_of(config: Config) -> tuple[Backbone, PatchReader]:

@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ KNOWN = public(settings(), digits(0, 2).images)
 class Repeated(Attack[View, str]):
     """An attack of somebody else's: it says who has carried it out."""
 
-    adversaries = (ServerView, WorkerView)
+    adversaries: ClassVar[tuple[type[View], ...]] = (ServerView, WorkerView)
     goal = "The name of the adversary."
 
     def lacks(self, view: View) -> str:
@@ -50,7 +50,7 @@ class Unfinished(Attack[View, str]):
 class Nameless(Repeated):
     """It names no adversary that exists."""
 
-    adversaries = (View,)
+    adversaries: ClassVar[tuple[type[View], ...]] = (View,)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -84,7 +84,10 @@ def test_an_adversary_without_what_an_attack_needs_is_told_why():
     workers = [
         WorkerView(public=KNOWN, client=client, images=None, labels=None) for client in range(3)
     ]
-    views = {ServerView: [ServerView(public=KNOWN)], WorkerView: workers}
+    views: dict[type[View], Sequence[View]] = {
+        ServerView: [ServerView(public=KNOWN)],
+        WorkerView: workers,
+    }
     attacks = {"repeated": Repeated(images=2)}
     server, worker = audit(attacks, lambda kind: views[kind], Truth())
     assert (server.verdict, server.reason, server.figures) == (

@@ -39,7 +39,7 @@ def three_steps(holder: KeyHolder, party: str) -> CipherKey | str:
         >>> cipher = Cipher(steps=["negative_positive"], block_size=1, image_shape=(3, 1, 1))
         >>> key = three_steps(KeyHolder(cipher=cipher, secret=bytes(32)), "client 0")
         >>> key["pixel_shuffling"].tolist(), key["negative_positive"].tolist()
-        ([0, 1, 2], [True, True, True])
+        ([0, 1, 2], [True, False, True])
     """
     if holder.scope == "image" and holder.cipher.steps:
         return "every image has a key of its own"
