@@ -17,13 +17,11 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from fl_vitlora import config as configuration
+from fl_vitlora.attacks.key_search.from_columns import matched
 from fl_vitlora.data.owner import key_holder
 from fl_vitlora.data.shards import TEST_SHARD, shard_metadata
 from fl_vitlora.encryption.holder import TEST
@@ -39,12 +37,6 @@ def patch_embedding(run: Path) -> Tensor:
     """Returns the trained patch embedding of a run, (width W, entries of a patch D)."""
     weight: Tensor = load_file(run / "model.safetensors")[WEIGHT]
     return weight.flatten(1)
-
-
-def matched(seen: Tensor, known: Tensor) -> Tensor:
-    """Returns for every column of `seen` the matching column of `known`, int64 (D,)."""
-    likeness = (normalize(seen, dim=0).T @ normalize(known, dim=0)).abs()
-    return torch.from_numpy(linear_sum_assignment(-likeness.numpy())[1])
 
 
 def shares(run: Path, plain: Iterable[Path]) -> dict[str, tuple[float, float]]:
@@ -67,7 +59,7 @@ def shares(run: Path, plain: Iterable[Path]) -> dict[str, tuple[float, float]]:
     attacks["change, own models"] = [(seen - origin, own - origin) for own in trained]
     found = {}
     for attack, pairs in attacks.items():
-        guesses = [matched(a, b) for a, b in pairs]
+        guesses = [matched(a, b)[0] for a, b in pairs]
         entries = statistics.mean(float((g == truth).float().mean()) for g in guesses)
         places = statistics.mean(
             float((g % pixels == truth % pixels).float().mean()) for g in guesses

@@ -135,6 +135,15 @@ ROOMS = {
     "checkpoints/": ["communication", "state", "storage"],
     "models/": ["config", "encryption", "errors", "finetuning", "rng", "state", "storage"],
     "privacy/": ["encryption", "rng", "state", "strategy"],
+    "attacks/": [
+        "config",
+        "encryption",
+        "errors",
+        "federation",  # the type of what the server sees
+        "finetuning",  # names of tensors
+        "models",  # names of tensors, and how the model reads pixels
+        "strategy",
+    ],
     "population/": ["config", "errors", "finetuning", "rng", "state", "training"],
     "training/": [
         "config",

@@ -16,8 +16,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.attacks import measures, trials
+from benchmarks.attacks import trials
 from benchmarks.attacks.trials import BLOCK, SHAPE, Shares
+from fl_vitlora.attacks.key_search import measures
 from fl_vitlora.flower.simulation.engine import Engine
 
 RUNS: dict[str, dict[str, Any]] = {

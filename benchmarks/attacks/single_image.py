@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.attacks.second_order import Matrix
+from fl_vitlora.attacks.key_search.block_statistics import Matrix
 from fl_vitlora.encryption.image_blocks import to_blocks
 
 LEVELS = 25  # bins of a histogram; odd, so that no boundary is at zero

@@ -19,12 +19,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from torch import Tensor
 
-from benchmarks.attacks import measures
-from benchmarks.attacks.ciphertext import Prior, key_from_ciphertext
 from benchmarks.attacks.curious_server import CuriousFedAvg
-from benchmarks.attacks.embedding import key_from_embedding
 from benchmarks.attacks.single_image import mask_of, table_of_features
 from fl_vitlora import config as configuration
+from fl_vitlora.attacks.key_search import measures
+from fl_vitlora.attacks.key_search.from_changes import key_from_embedding
+from fl_vitlora.attacks.key_search.from_ciphertext import key_from_ciphertext
+from fl_vitlora.attacks.key_search.prior import Prior
 from fl_vitlora.config import Config
 from fl_vitlora.data import sources
 from fl_vitlora.data.owner import key_holder

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fl_vitlora.config.attack_names import ATTACKS
+
 
 def place(text: str) -> Path:
     """Returns a path from the command line; its ``~`` is replaced by the home folder.
@@ -150,6 +152,27 @@ OTHER_FLAGS = {
         "The run continues from its last checkpoint. Its result has the same bits as that of a "
         "run without interruption. Ctrl-C ends a run or a comparison after the current round; a "
         "second Ctrl-C ends it at once.",
+    ),
+    "--attack": OtherFlag(
+        "RUN",
+        "Audit the finished run in this folder by attacks on what it sent",
+        {"type": place},
+        "The attacks use the recorded updates (--record-updates), the shards and the final model. "
+        "Each attack is given only what its adversary has. The key ring is needed to compare the "
+        "guesses with the truth. The outcomes are written to attacks.json in the run folder.",
+    ),
+    "--only": OtherFlag(
+        "NAMES",
+        "Attacks that --attack carries out, with commas between them",
+        {},
+        f"By default all of {', '.join(ATTACKS)}. An attack of your own is named "
+        "package.module:Class.",
+    ),
+    "--images": OtherFlag(
+        "N",
+        "Number of encrypted images that --attack gives to an attack on ciphertext",
+        {},
+        "The default is 8.",
     ),
     "--check-strategy": OtherFlag(
         "NAME",

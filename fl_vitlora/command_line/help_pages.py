@@ -61,6 +61,9 @@ EXAMPLES = """examples:
   python simulate.py --resume runs/NAME
       continue an interrupted run
 
+  python simulate.py --attack runs/NAME --only label_counts,second_order
+      audit a finished run by two attacks
+
   python simulate.py --rotate-key runs/NAME/shards
       for the data owner: draw a new secret and encrypt all shards with it
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fl_vitlora.command_line.arguments import confirmed_by, read_comparison, read_config
+from fl_vitlora.command_line.attacking import attack
 from fl_vitlora.command_line.comparing import compare
 from fl_vitlora.command_line.contract_checks import CHECKS, check_contract
 from fl_vitlora.command_line.exits import INTERRUPTED, RUN_FAILED, USER_MISTAKE, fail
@@ -61,6 +62,9 @@ def start(arguments: argparse.Namespace, started: float) -> None:
     if arguments.resume is not None:
         resume(arguments, started)
         return
+    if arguments.attack is not None:
+        attack(arguments)
+        return
     grid = read_comparison(arguments)
     if arguments.rotate_key:
         rotate_key(grid.shared if grid else read_config(arguments), arguments.rotate_key)
@@ -85,11 +89,15 @@ def check_flags(given: Mapping[str, Any]) -> None:
         **dict.fromkeys(CHECKS, "runs nothing else"),
         "rotate_key": "runs nothing else",
         "storage_keys": "runs nothing else",
+        "attack": "audits one run",
         "resume": "continues one run",
     }
-    beside = ("compare", "seeds", "rotate_key", "storage_keys", "resume")
+    beside = ("compare", "seeds", "rotate_key", "storage_keys", "attack", "resume")
     for one, reason in reasons.items():
         others = [name for name in beside if given[name] and name != one]
         if given[one] is not None and others:
             flags = [f"--{name.replace('_', '-')}" for name in (one, others[0])]
             fail(f"{flags[0]} {reason}, so remove {flags[1]}", USER_MISTAKE)
+    for name in ("only", "images"):
+        if given[name] is not None and given["attack"] is None:
+            fail(f"--{name} belongs to --attack RUN; add it, or remove --{name}", USER_MISTAKE)

@@ -16,9 +16,9 @@ that a server needs to attack its clients.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from torch import Tensor
 
@@ -31,7 +31,7 @@ from fl_vitlora.storage.checksummed import read_sealed, write_sealed
 from fl_vitlora.storage.files import make_private_folder
 from fl_vitlora.strategy import SEVERAL, Update
 
-FOLDER = "updates"
+FOLDER, FILES = "updates", "round-*.safetensors"
 MODEL, DELTA, REPORT, SUM = "model", "delta", "report", "sum"
 ROUND, UPDATES = "round", "updates"
 FIELDS = ("client", "samples", "loss", "steps", "rank", "members", "population")
@@ -125,6 +125,34 @@ def read_round(run: Path, server_round: int) -> Sight:
             for entry in entries
         ),
     )
+
+
+class RecordedRounds(Sequence[Sight]):
+    """The recorded rounds of a run, in order. A round is read when it is asked for.
+
+    Args:
+        run: The run folder. If it has no recorded rounds, the sequence is empty.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._numbers = sorted(
+            int(path.stem.removeprefix("round-")) for path in (run / FOLDER).glob(FILES)
+        )
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, position: int) -> Sight: ...
+
+    @overload
+    def __getitem__(self, position: slice) -> Sequence[Sight]: ...
+
+    def __getitem__(self, position: int | slice) -> Sight | Sequence[Sight]:
+        if isinstance(position, slice):
+            return [read_round(self._run, number) for number in self._numbers[position]]
+        return read_round(self._run, self._numbers[position])
 
 
 def _place(client: int) -> str:

@@ -3,7 +3,7 @@
 The attacker has ciphertext of block scrambling, pixel shuffling and the negative-positive
 transformation under one key. It also has other plain images of the same kind. It finds
 
-1. the signs, from the correlations of entries within blocks (`second_order`);
+1. the signs, from the correlations of entries within blocks (`block_statistics`);
 2. the order of entries except for mirror images, by quadratic assignment of these correlations
    (`matching`);
 3. the order of blocks, by assigning each block to the place whose normal distribution in plain
@@ -22,113 +22,28 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.attacks.matching import (
-    assignment,
-    best_orders,
-    entry_order,
-    mirror_images,
-    with_channels,
-)
-from benchmarks.attacks.second_order import (
+from fl_vitlora.attacks.key_search.block_statistics import (
     Indices,
     Matrix,
     correlations,
-    equal_entries,
     nearest_entries,
     signs,
 )
+from fl_vitlora.attacks.key_search.matching import (
+    assignment,
+    best_orders,
+    entry_order,
+)
+from fl_vitlora.attacks.key_search.prior import Blocks, Prior, first_of, pooled, signed_blocks
 from fl_vitlora.encryption.cipher import CipherKey
-from fl_vitlora.encryption.image_blocks import to_blocks
 
-Blocks = NDArray[np.float64]
-RIDGE = 0.02  # added to the variance of every pixel; pixels are in [-1, 1]
 ENOUGH = 40  # number of images from which the likelihood of a key is computed
 TRIED = 12  # number of the most likely orders of entries that are improved further
-
-
-def signed_blocks(images: Tensor, block_size: int) -> Blocks:
-    """Cuts uint8 images into blocks of pixels in [-1, 1], (n, N, D)."""
-    return to_blocks(images, block_size).numpy().astype(np.float64) / 127.5 - 1
-
-
-@dataclass(frozen=True)
-class Normal:
-    """A normal distribution.
-
-    Attributes:
-        mean: Mean, (D,).
-        precision: Inverse of the covariance, (D, D).
-        log_volume: Logarithm of the covariance's determinant.
-    """
-
-    mean: Matrix
-    precision: Matrix
-    log_volume: float
-
-    @classmethod
-    def of(cls, samples: Matrix) -> Self:
-        """Fits a normal distribution to samples, (M, D)."""
-        covariance = np.cov(samples.T) + RIDGE * np.eye(samples.shape[1])
-        volume = float(np.linalg.slogdet(covariance)[1])
-        precision: Matrix = np.linalg.inv(covariance).astype(np.float64)
-        return cls(samples.mean(axis=0), precision, volume)
-
-    def likelihood(self, samples: Matrix) -> Matrix:
-        """Returns the log-likelihood of samples (..., D), except for a constant."""
-        away = samples - self.mean
-        distance: Matrix = ((away @ self.precision) * away).sum(axis=-1)
-        return -0.5 * (distance + self.log_volume)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prior:
-    """The attacker's knowledge of plain images.
-
-    Attributes:
-        groups: G groups of entries that are always equal.
-        correlation: Correlations within blocks, of one entry of each group, (G, G).
-        places: Distribution of each of the N blocks, over G entries.
-        whole: Distribution of whole images, over N·G entries.
-        block_size: Block size p.
-        channels: Number C of channels.
-    """
-
-    groups: Sequence[Indices]
-    correlation: Matrix
-    places: Sequence[Normal]
-    whole: Normal
-    block_size: int
-    channels: int
-
-    @classmethod
-    def of(cls, images: Tensor, block_size: int) -> Self:
-        """Learns the prior from plain images, uint8 (M, C, H, W)."""
-        blocks = signed_blocks(images, block_size)
-        groups = equal_entries(correlations(_pooled(blocks)))
-        blocks = blocks[:, :, _first(groups)]
-        return cls(
-            groups=groups,
-            correlation=correlations(_pooled(blocks)),
-            places=[Normal.of(blocks[:, place]) for place in range(blocks.shape[1])],
-            whole=Normal.of(blocks.reshape(len(blocks), -1)),
-            block_size=block_size,
-            channels=images.shape[1],
-        )
-
-    def mirrored(self) -> Iterator[Indices]:
-        """Yields the mirror images of a block as orders of its groups, the identity first."""
-        number = {int(entry): g for g, group in enumerate(self.groups) for entry in group}
-        for image in mirror_images(self.block_size, self.block_size):
-            entries = with_channels(image, self.channels)
-            yield np.array([number[int(entries[entry])] for entry in _first(self.groups)])
 
 
 def key_from_ciphertext(images: Tensor, prior: Prior, seed: int = 0) -> CipherKey:
@@ -144,11 +59,11 @@ def key_from_ciphertext(images: Tensor, prior: Prior, seed: int = 0) -> CipherKe
         order. Equal channels cannot be distinguished, so their order is arbitrary.
     """
     blocks = signed_blocks(images, prior.block_size)
-    seen = correlations(_pooled(blocks))
+    seen = correlations(pooled(blocks))
     flips = signs(seen)
     seen *= np.outer(flips, flips)
     groups = nearest_entries(seen, [len(group) for group in prior.groups])
-    first = _first(groups)
+    first = first_of(groups)
     generator = np.random.default_rng(seed)
     orders = best_orders(seen[np.ix_(first, first)], prior.correlation, generator)
     plain = (blocks * flips)[:ENOUGH, :, first]
@@ -276,13 +191,3 @@ def _likelihoods(candidates: Sequence[Blocks], prior: Prior) -> Matrix:
     flat = np.stack([blocks.reshape(len(blocks), -1) for blocks in candidates])
     together: Matrix = prior.whole.likelihood(flat).sum(axis=-1)
     return together
-
-
-def _pooled(blocks: Blocks) -> Matrix:
-    """Returns all blocks of all images as samples of one block, (n·N, D)."""
-    return blocks.reshape(-1, blocks.shape[-1])
-
-
-def _first(groups: Sequence[Indices]) -> Indices:
-    """Returns the first entry of each group."""
-    return np.array([group[0] for group in groups])

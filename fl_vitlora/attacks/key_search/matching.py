@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy.optimize import linear_sum_assignment, quadratic_assignment
 
-from benchmarks.attacks.second_order import Indices, Matrix
+from fl_vitlora.attacks.key_search.block_statistics import Indices, Matrix
 
 STARTS = 20  # random starts, in addition to the barycentre
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from benchmarks.attacks.matching import mirror_images
+from fl_vitlora.attacks.key_search.matching import mirror_images
 from fl_vitlora.encryption.cipher import CipherKey
 
 DRAWS = 20_000

@@ -20,8 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.attacks.matching import best_orders, entry_order
-from benchmarks.attacks.second_order import Indices, Matrix, correlations, nearest_entries, signs
+from fl_vitlora.attacks.key_search.block_statistics import (
+    Indices,
+    Matrix,
+    correlations,
+    nearest_entries,
+    signs,
+)
+from fl_vitlora.attacks.key_search.matching import best_orders, entry_order
 from fl_vitlora.encryption.cipher import CipherKey
 
 OTHER_CHANNEL = 0.9  # assumed correlation of two channels of one pixel

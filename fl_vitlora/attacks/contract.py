@@ -1,0 +1,94 @@
+"""The contract of an attack: what it may see, what it makes of that, and how its guess is scored.
+
+An attack is one file with one frozen dataclass. The class names the adversaries that can carry the
+attack out, as the classes of their views (`views`). `guess` is handed a view, and nothing else.
+`score` is handed the guess and the owners' secrets (`truth`). So the types show that no secret
+reaches the attack. The same guess must follow from the same view.
+
+This complete attack guesses which class is the most common one of each client:
+
+    >>> import torch
+    >>> from fl_vitlora.strategy import Update
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class CommonestClass(Attack[ServerView, dict[int, int]]):
+    ...     adversaries = (ServerView,)
+    ...     goal = "The most common class of each client."
+    ...     def lacks(self, view):
+    ...         return view.lacks_single_updates()
+    ...     def guess(self, view):
+    ...         updates = view.rounds[0].updates
+    ...         return {u.client: int(u.delta["head.bias"].argmax()) for u in updates}
+    ...     def score(self, guess, truth):
+    ...         right = [truth.labels[c].mode().values == k for c, k in guess.items()]
+    ...         share = 100 * sum(map(bool, right)) / len(right)
+    ...         return [Figure(name="clients whose class is found", value=share, ceiling=100)]
+
+An attack of your own is named by its module and class: ``--only package.module:Class``. An attack
+of this project has a line in the table `fl_vitlora.config.attack_names`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+from fl_vitlora.attacks.results import Figure
+from fl_vitlora.attacks.truth import Truth
+from fl_vitlora.attacks.views import ServerView as ServerView  # noqa: PLC0414 - for the example
+from fl_vitlora.attacks.views import View
+
+Seen = TypeVar("Seen", bound=View)
+Guess = TypeVar("Guess")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC, Generic[Seen, Guess]):
+    """An attack.
+
+    Attributes:
+        adversaries: The views of the adversaries that can carry out the attack.
+        goal: What the attack looks for, as one sentence.
+        images: The number of encrypted images that the attack may use, for attacks on ciphertext.
+    """
+
+    adversaries: ClassVar[tuple[type[View], ...]]
+    goal: ClassVar[str]
+
+    images: int = 8
+
+    def lacks(self, view: Seen) -> str:
+        """Returns why this adversary cannot carry out the attack on this run.
+
+        Args:
+            view: What the adversary has.
+
+        Returns:
+            The reason, as the end of a sentence. It is empty if nothing is missing.
+        """
+        del view
+        return ""
+
+    @abstractmethod
+    def guess(self, view: Seen) -> Guess:
+        """Carries out the attack.
+
+        Args:
+            view: What the adversary has; `lacks` found nothing missing in it.
+
+        Returns:
+            What the adversary believes to have found.
+        """
+
+    @abstractmethod
+    def score(self, guess: Guess, truth: Truth) -> Sequence[Figure]:
+        """Compares a guess with the owners' secrets.
+
+        Args:
+            guess: What `guess` returned.
+            truth: The owners' secrets.
+
+        Returns:
+            The figures. Their names and their number are the same for every guess.
+        """

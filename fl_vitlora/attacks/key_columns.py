@@ -1,0 +1,56 @@
+"""Finds the key of an adapted model: its patch embedding is the public one in another order.
+
+Training moves the columns only a little, so the match still works after many rounds. A model in the
+coordinates of plain images has its columns in the public order, and the attack finds nothing.
+
+It attacks the key-dependent domain adaptation of arXiv 2309.02556 (`docs/trust.md`, known breaks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fl_vitlora.attacks.contract import Attack
+from fl_vitlora.attacks.key_figures import Guesses, key_figures
+from fl_vitlora.attacks.key_search.from_columns import key_from_columns
+from fl_vitlora.attacks.results import Figure
+from fl_vitlora.attacks.truth import Truth
+from fl_vitlora.attacks.views import (
+    OutsiderView,
+    ServerView,
+    ShardView,
+    ThiefView,
+    View,
+    WorkerView,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyColumns(Attack[View, tuple[Guesses, int]]):
+    """The attack. Its guess has a key for each client, and the side of a block."""
+
+    adversaries = (ServerView, WorkerView, ThiefView, OutsiderView)
+    goal = "The key, from the order of the columns of an adapted patch embedding."
+
+    def lacks(self, view: View) -> str:
+        """Returns why the adversary has no patch embedding that it can match."""
+        if view.public.no_common_order:
+            return view.public.no_common_order
+        if not view.public.settings.encryption.adapt:
+            return "the model is not adapted to a key"
+        if view.reader is None:
+            return "this adversary has no patch embedding of the run"
+        return ""
+
+    def guess(self, view: View) -> tuple[Guesses, int]:
+        """Matches the columns with the public ones."""
+        assert view.reader is not None
+        key = key_from_columns(view.reader, view.public.reader)
+        clients = range(view.public.settings.clients)
+        attacked = [view.client] if isinstance(view, ShardView) else clients
+        return dict.fromkeys(attacked, key), view.public.patch_size
+
+    def score(self, guess: tuple[Guesses, int], truth: Truth) -> Sequence[Figure]:
+        """Returns the shares of the key that are right."""
+        return key_figures(guess[0], truth, guess[1])

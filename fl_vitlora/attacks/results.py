@@ -1,0 +1,117 @@
+"""The result of an attack: figures beside what chance finds, and a verdict by a fixed rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Literal
+
+Verdict = Literal["recovered", "partly", "not", "not applicable"]
+WHOLE, PART = 0.95, 0.25
+RULE = (
+    "The gain of a figure is (found - chance) / (best - chance). The verdict is recovered if the "
+    f"gain of every judged figure is at least {100 * WHOLE:.0f} %, partly if the gain of at least "
+    f"one of them is at least {100 * PART:.0f} %, and otherwise not. A figure that is not judged "
+    "has no best value."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A measured number.
+
+    Attributes:
+        name: The name of the number, the same in every run.
+        value: What the attack found.
+        unit: The unit of all three numbers, such as "%"; empty if it is a count.
+        floor: What somebody finds who guesses at random; None if that makes no sense.
+        ceiling: What somebody finds who has the key; None if that makes no sense. A figure with a
+            floor and a ceiling is judged.
+    """
+
+    name: str
+    value: float
+    unit: str = "%"
+    floor: float | None = None
+    ceiling: float | None = None
+
+    @property
+    def gain(self) -> float | None:
+        """Returns the share of the way from floor to ceiling; None if the figure is not judged.
+
+        If chance finds as much as the key gives, nothing is gained.
+
+        Example:
+            >>> Figure(name="right", value=75, floor=50, ceiling=100).gain
+            0.5
+        """
+        if self.floor is None or self.ceiling is None:
+            return None
+        way = self.ceiling - self.floor
+        return (self.value - self.floor) / way if way else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What an attack by one adversary came to.
+
+    Attributes:
+        attack: The name of the attack.
+        adversary: The name of the adversary.
+        figures: The figures; empty if the adversary cannot carry out the attack.
+        seconds: How long the attack took, without scoring.
+        reason: Why the adversary cannot carry out the attack; empty if it can.
+        victims: The number of adversaries of this kind, each with the shard of another client, over
+            which the figures are means; 1 if there is one adversary.
+    """
+
+    attack: str
+    adversary: str
+    figures: Sequence[Figure] = ()
+    seconds: float = 0.0
+    reason: str = ""
+    victims: int = 1
+
+    @property
+    def verdict(self) -> Verdict:
+        """Returns the verdict by `RULE`.
+
+        Example:
+            >>> half = Figure(name="right", value=75, floor=50, ceiling=100)
+            >>> Outcome(attack="guess", adversary="server", figures=[half]).verdict
+            'partly'
+        """
+        if self.reason:
+            return "not applicable"
+        gains = [figure.gain for figure in self.figures if figure.gain is not None]
+        if gains and min(gains) >= WHOLE:
+            return "recovered"
+        return "partly" if max(gains, default=0.0) >= PART else "not"
+
+
+def averaged(scores: Sequence[Sequence[Figure]]) -> list[Figure]:
+    """Returns the mean of each figure over several victims.
+
+    Args:
+        scores: For each victim, the figures. All victims have figures of the same names.
+
+    Example:
+        >>> averaged([[Figure(name="rank", value=2)], [Figure(name="rank", value=4)]])[0].value
+        3
+    """
+    return [
+        Figure(
+            name=same[0].name,
+            value=mean(figure.value for figure in same),
+            unit=same[0].unit,
+            floor=_mean_of([figure.floor for figure in same]),
+            ceiling=_mean_of([figure.ceiling for figure in same]),
+        )
+        for same in zip(*scores, strict=True)
+    ]
+
+
+def _mean_of(numbers: Sequence[float | None]) -> float | None:
+    known = [number for number in numbers if number is not None]
+    return mean(known) if len(known) == len(numbers) and known else None

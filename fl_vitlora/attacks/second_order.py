@@ -1,0 +1,86 @@
+"""Finds the whole key in a few ciphertexts under one key, from their second-order statistics.
+
+The adversary also has plain images of the same kind, none of which belongs to the attacked client.
+`key_search.from_ciphertext` has the method. The key that is found decrypts all images of the
+client.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fl_vitlora.attacks.contract import Attack
+from fl_vitlora.attacks.key_figures import Guesses, key_figures
+from fl_vitlora.attacks.key_search.from_ciphertext import key_from_ciphertext
+from fl_vitlora.attacks.key_search.prior import Prior
+from fl_vitlora.attacks.results import Figure
+from fl_vitlora.attacks.truth import Truth
+from fl_vitlora.attacks.views import ThiefView, WorkerView
+from fl_vitlora.encryption.cipher import Cipher, CipherKey
+
+THREE_STEPS = ("block_scrambling", "pixel_shuffling", "negative_positive")
+MOST_PIXELS = 1024  # different pixel values of an image; the search compares all pairs of them
+FEWEST_KNOWN = 100  # plain images from which the statistics of images are known
+
+
+@dataclass(frozen=True)
+class Decrypting:
+    """A guess: the key of a client, and how it decrypts.
+
+    Attributes:
+        keys: The guessed key of the client.
+        patch_size: The side of a block in pixels.
+    """
+
+    keys: Mapping[int, CipherKey]
+    patch_size: int
+
+    def decrypt(self, client: int, images: Tensor) -> Tensor:
+        """Decrypts ciphertext of a client, uint8 (B, C, H, W), with the guessed key."""
+        channels, height, width = images.shape[1:]
+        shape = (channels, height, width)
+        cipher = Cipher(steps=THREE_STEPS, block_size=self.patch_size, image_shape=shape)
+        return cipher.decrypt(images, self.keys[client])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondOrder(Attack[WorkerView | ThiefView, Decrypting]):
+    """The attack on `images` ciphertexts of a client."""
+
+    adversaries = (WorkerView, ThiefView)
+    goal = "The whole key, from a few ciphertexts under it and plain images of the same kind."
+
+    def lacks(self, view: WorkerView | ThiefView) -> str:
+        """Returns why the adversary has no ciphertext that it can attack."""
+        if view.sealed or view.public.no_common_order:
+            return view.sealed or view.public.no_common_order
+        plain = view.public.images
+        if len(plain) < FEWEST_KNOWN:
+            return f"it needs {FEWEST_KNOWN} plain images of the kind, and {len(plain)} are at hand"
+        values = math.prod(plain.shape[1:]) // (plain.shape[1] if view.public.grey else 1)
+        if values > MOST_PIXELS:
+            return f"the search takes images of at most {MOST_PIXELS:,} different values"
+        return ""
+
+    def guess(self, view: WorkerView | ThiefView) -> Decrypting:
+        """Finds the key that makes the images most like plain images."""
+        assert view.images is not None
+        prior = Prior.of(view.public.images, view.public.patch_size)
+        key = key_from_ciphertext(view.images[: self.images], prior)
+        return Decrypting(keys={view.client: key}, patch_size=view.public.patch_size)
+
+    def score(self, guess: Decrypting, truth: Truth) -> Sequence[Figure]:
+        """Returns the shares of the key that are right, and of images that are decrypted."""
+        guesses: Guesses = guess.keys
+        (client,) = guesses
+        owned = truth.owned[client]
+        same = (guess.decrypt(client, owned.ciphertext) == owned.plain).flatten(1).all(dim=1)
+        exact = 100 * float(same.double().mean())
+        return [
+            *key_figures(guesses, truth, guess.patch_size),
+            Figure(name="images decrypted bit for bit", value=exact, floor=0, ceiling=100),
+        ]

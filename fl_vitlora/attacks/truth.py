@@ -1,0 +1,82 @@
+"""The owners' secrets, against which a guess is scored. No attack is handed them.
+
+n images, C channels, H × W pixels, M candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from fl_vitlora.encryption.cipher import CipherKey
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owned:
+    """What one client alone has.
+
+    Attributes:
+        plain: The plain training images, uint8 (n, C, H, W).
+        ciphertext: The same images as the client's worker has them.
+        others: Plain images of the same kind on which no client trains, uint8 (m, C, H, W).
+        others_ciphertext: The same images under the key of the client.
+    """
+
+    plain: Tensor = field(repr=False)
+    ciphertext: Tensor = field(repr=False)
+    others: Tensor = field(repr=False)
+    others_ciphertext: Tensor = field(repr=False)
+
+
+def _nobody() -> Tensor:
+    return torch.empty(0, dtype=torch.bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """The secrets of a run.
+
+    Attributes:
+        keys: The key of each client, as keys of the three steps block scrambling, pixel shuffling
+            and negative-positive transformation, whatever the steps of the run are
+            (`key_search.three_steps`). It is empty if a client has no such key.
+        labels: The labels of the training images of each client, int64 (n,).
+        owned: What each client alone has.
+        members: A function that returns True for the candidates of a `UserView` on which a client
+            has trained, bool (M,).
+    """
+
+    keys: Mapping[int, CipherKey] = field(default_factory=dict, repr=False)
+    labels: Mapping[int, Tensor] = field(default_factory=dict, repr=False)
+    owned: Mapping[int, Owned] = field(default_factory=dict, repr=False)
+    members: Callable[[], Tensor] = field(default=_nobody, repr=False)
+
+
+class Opened(Mapping[int, T]):
+    """A mapping whose values are made when they are asked for, and are not kept.
+
+    Args:
+        clients: The numbers of the clients.
+        make: A function that makes the value of a client.
+    """
+
+    def __init__(self, clients: range, make: Callable[[int], T]) -> None:
+        self._clients = clients
+        self._make = make
+
+    def __getitem__(self, client: int) -> T:
+        if client not in self._clients:
+            raise KeyError(client)
+        return self._make(client)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._clients)
+
+    def __len__(self) -> int:
+        return len(self._clients)

@@ -1,0 +1,172 @@
+"""What each adversary has: the values that attacks are handed, one class for each adversary.
+
+No view has a key, a plain image of an owner, or the seed of the run. These belong to `truth.Truth`,
+which no attack is handed before it has made its guess.
+
+M images, C channels, H × W pixels, L classes, N patches, D entries of a patch, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fl_vitlora.config import Config
+from fl_vitlora.encryption.patch_reader import PatchReader
+from fl_vitlora.federation.observer import Sight
+from fl_vitlora.models.reading import WEIGHT
+from fl_vitlora.strategy import SEVERAL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Public:
+    """What everyone knows about a run.
+
+    Attributes:
+        settings: The settings of the run. The seed and the path of the key ring are left out.
+        rates: The learning rate of each round.
+        classes: The number L of classes.
+        patch_size: The side p of a patch in pixels.
+        reader: The patch reader (patch and position embedding) of the public, pre-trained model.
+        images: Plain images of the same kind as those of the owners, uint8 (M, C, H, W). No client
+            trains on them.
+        no_common_order: The reason why there is no order and no signs of the entries of a block
+            that all blocks of a client's images have in common. The text is empty if there is one.
+    """
+
+    settings: Config
+    rates: tuple[float, ...]
+    classes: int
+    patch_size: int
+    reader: PatchReader
+    images: Tensor
+    no_common_order: str = ""
+
+    @property
+    def grey(self) -> bool:
+        """Returns True if the channels of all public images are equal."""
+        return bool((self.images == self.images[:, :1]).all())
+
+    @property
+    def one_key(self) -> bool:
+        """Returns True if all clients encrypt with one key."""
+        return self.settings.encryption.scope != "client"
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What one adversary has.
+
+    Attributes:
+        adversary: The name of the adversary.
+        public: What everyone knows.
+        reader: The patch reader of the last model that the adversary has; None if it has none.
+    """
+
+    adversary: ClassVar[str]
+
+    public: Public
+    reader: PatchReader | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerView(View):
+    """The server: it follows the protocol, and keeps every model and every update that it sees.
+
+    Attributes:
+        rounds: The data of each recorded round, in order. Under secure aggregation they have only
+            the mean of all updates. They are empty if the run did not record its updates.
+    """
+
+    adversary: ClassVar[str] = "server"
+
+    rounds: Sequence[Sight] = ()
+
+    def lacks_updates(self) -> str:
+        """Returns why the server has no updates; the text is empty if it has some."""
+        recorded = any(sight.updates for sight in self.rounds)
+        return "" if recorded else "the run recorded no updates; start it with --record-updates"
+
+    def lacks_single_updates(self) -> str:
+        """Returns why the server has no update of a single client; empty if it has some."""
+        sums = any(update.client == SEVERAL for s in self.rounds for update in s.updates)
+        told = "the server has only the sum of all updates (secure aggregation)"
+        return self.lacks_updates() or (told if sums else "")
+
+    def lacks_patch_embedding(self) -> str:
+        """Returns why the updates have no patch embedding; empty if they have it."""
+        changed = any(change.any() for _, change in self.patch_embedding_changes())
+        return self.lacks_updates() or ("" if changed else "no client sends a patch embedding")
+
+    def patch_embedding_changes(self) -> Iterator[tuple[int, Tensor]]:
+        """Yields the changes of the patch embedding that clients sent.
+
+        Yields:
+            Pairs: the number of the client, or `SEVERAL`; and the change, (W, D), or (N, W, D) if
+            every patch has a kernel of its own.
+        """
+        for sight in self.rounds:
+            for update in sight.updates:
+                if WEIGHT in update.delta:  # in some rounds it may rest
+                    change = update.delta[WEIGHT]
+                    yield update.client, change.flatten(1) if change.ndim == 4 else change
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutsiderView(View):
+    """An outsider: it has the final model with its patch reader, and nothing of the training."""
+
+    adversary: ClassVar[str] = "outsider"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardView(View):
+    """An adversary with the shard of one client.
+
+    Attributes:
+        client: The number of the client.
+        images: The ciphertext of the client, uint8 (M, C, H, W); None if it cannot be read.
+        labels: The labels of the images, int64 (M,); None if they cannot be read.
+        sealed: The reason why the shard cannot be read. The text is empty if it can be read.
+    """
+
+    client: int
+    images: Tensor | None
+    labels: Tensor | None
+    sealed: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerView(ShardView):
+    """The worker that trains for one client: its open shard, and the model in its memory."""
+
+    adversary: ClassVar[str] = "worker"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThiefView(ShardView):
+    """A thief of a worker's disk, without key ring and storage key."""
+
+    adversary: ClassVar[str] = "thief"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserView(View):
+    """A user of the final model, who asks it about candidate images and knows their labels.
+
+    Attributes:
+        logits: The answers of the model, (M, L). The model reads each candidate under the key of
+            the owner in question, as it reads test images of this owner.
+        labels: The labels of the candidates, int64 (M,).
+    """
+
+    adversary: ClassVar[str] = "user"
+
+    logits: Tensor
+    labels: Tensor
+
+
+ADVERSARIES: tuple[type[View], ...] = (ServerView, WorkerView, ThiefView, OutsiderView, UserView)

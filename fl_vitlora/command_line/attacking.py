@@ -1,0 +1,60 @@
+"""The command `--attack`: audits a finished run by attacks on what it sent and stored."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fl_vitlora import config
+from fl_vitlora.command_line.arguments import confirmed_by, read_overrides
+from fl_vitlora.config.attack_names import read_attacks
+from fl_vitlora.errors import UserError
+
+IMAGES = 8  # encrypted images that an attack on ciphertext uses by default
+MAY_NAME = ("encryption.key_file", "model.weights", "data.name")  # files may have moved
+
+
+def attack(arguments: argparse.Namespace) -> None:
+    """Carries out attacks on the run that `--attack` names, and prints their outcomes.
+
+    Args:
+        arguments: The parsed command line.
+
+    Raises:
+        UserError: If the run cannot be audited, an attack is unknown, or a setting is given that
+            does not name a file.
+    """
+    names, images = read_attacks(arguments.only), read_images(arguments.images)
+    folder: Path = arguments.attack
+    overrides = read_overrides(arguments)
+    for path in overrides.keys() - set(MAY_NAME):
+        raise UserError(
+            f"--attack {folder}: the run has its own settings; remove {path}={overrides[path]} "
+            f"(you may set: {', '.join(MAY_NAME)})"
+        )
+    import strategies
+    from fl_vitlora.experiment.attacked_run import settings_of
+    from fl_vitlora.experiment.attacking import attack_run
+    from fl_vitlora.reporting.attack_table import print_attacks
+
+    settings = config.resolve(config.to_mapping(settings_of(folder)), overrides)
+    strategy = strategies.load_for(settings, confirmed_by(arguments))
+    outcomes = list(attack_run(folder, settings, strategy, names, images))
+    print_attacks(outcomes, str(folder))
+
+
+def read_images(text: str | None) -> int:
+    """Reads the number of images that ``--images`` gives.
+
+    Raises:
+        UserError: If it is not a whole number of at least 1.
+
+    Example:
+        >>> read_images(None), read_images("20")
+        (8, 20)
+    """
+    if text is None:
+        return IMAGES
+    if not text.isdecimal() or not int(text):
+        raise UserError(f"--images {text}: expected a whole number of at least 1")
+    return int(text)

@@ -1,0 +1,52 @@
+"""The names of the attacks with which a finished run can be audited.
+
+This module has only the names of the attacks, so that the command line can be read without
+importing PyTorch. The module `fl_vitlora.attacks.contract` explains the rules for new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fl_vitlora.config.method_names import is_class
+from fl_vitlora.errors import UserError, unknown
+
+# One line for each attack of this project: its name, and the module and name of its class.
+ATTACKS: Mapping[str, str] = {
+    "label_counts": "fl_vitlora.attacks.label_counts:LabelCounts",
+    "key_columns": "fl_vitlora.attacks.key_columns:KeyColumns",
+    "key_correlations": "fl_vitlora.attacks.key_correlations:KeyCorrelations",
+    "second_order": "fl_vitlora.attacks.second_order:SecondOrder",
+    "span": "fl_vitlora.attacks.span:PatchSpan",
+    "membership_loss": "fl_vitlora.attacks.membership_loss:MembershipLoss",
+}
+
+
+def read_attacks(text: str | None) -> tuple[str, ...]:
+    """Reads a list of attacks, as a user writes it after ``--only``.
+
+    Args:
+        text: Names in the table `ATTACKS`, or ``package.module:Class``, with commas between them.
+            None for all attacks of this project.
+
+    Returns:
+        The names, in the order in which they were written.
+
+    Raises:
+        UserError: If a name is unknown, is missing, or occurs twice.
+
+    Example:
+        >>> read_attacks("span, label_counts")
+        ('span', 'label_counts')
+        >>> read_attacks(None) == tuple(ATTACKS)
+        True
+    """
+    if text is None:
+        return tuple(ATTACKS)
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in ATTACKS and not is_class(name):
+            raise unknown("--only", name, ATTACKS)
+        if names.count(name) > 1:
+            raise UserError(f"--only {text}: expected each attack once, but {name} occurs twice")
+    return names

@@ -1,0 +1,276 @@
+"""Makes what each adversary has from a finished run, and the owners' secrets for the scoring.
+
+Every view is made here, by one function for each adversary. Whoever wants to know what an attack
+could see reads this file. It also makes the truth, which is handed to the scoring alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.adaptation import policies
+from fl_vitlora.attacks.key_search.three_steps import three_steps
+from fl_vitlora.attacks.truth import Opened, Owned, Truth
+from fl_vitlora.attacks.views import (
+    OutsiderView,
+    Public,
+    ServerView,
+    ThiefView,
+    UserView,
+    View,
+    WorkerView,
+)
+from fl_vitlora.config import Config, EncryptionConfig
+from fl_vitlora.encryption.at_rest import sealed_under
+from fl_vitlora.encryption.cipher import CipherKey
+from fl_vitlora.encryption.holder import client_party
+from fl_vitlora.encryption.patch_reader import PatchReader
+from fl_vitlora.experiment.attacked_run import AttackedRun
+from fl_vitlora.finetuning import methods
+from fl_vitlora.models.backbone import normalize
+from fl_vitlora.models.reading import WEIGHT, exchanged_reader, put_reader
+from fl_vitlora.training.local import scheduled_rate
+
+ATTACKED = 3  # number of clients whose shards are attacked; the figures are means over them
+CANDIDATES = 1000  # most members, and most other images, about which the final model is asked
+OTHERS = 200  # images under the key of each client on which no client trains
+BATCH = 64  # images
+SEALED = "the shards are sealed on the disk (encryption.at_rest)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Images about which a user asks the final model.
+
+    Attributes:
+        logits: The answers of the model, (M, L).
+        labels: The labels, int64 (M,).
+        members: True for the images on which a client has trained, bool (M,).
+    """
+
+    logits: Tensor
+    labels: Tensor
+    members: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversaries:
+    """What the adversaries of a run have.
+
+    Attributes:
+        run: The run.
+    """
+
+    run: AttackedRun
+
+    def views(self, kind: type[View]) -> Sequence[View]:
+        """Returns what all adversaries of a kind have.
+
+        Args:
+            kind: The class of the views.
+
+        Returns:
+            One view, or one for each attacked client if the adversary has the shard of one client.
+        """
+        makers: Mapping[type[View], Callable[[], Sequence[View]]] = {
+            ServerView: lambda: [self._server()],
+            OutsiderView: lambda: [self._outsider()],
+            WorkerView: lambda: [self._worker(client) for client in self._attacked],
+            ThiefView: lambda: [self._thief(client) for client in self._attacked],
+            UserView: lambda: [self._user()],
+        }
+        return makers[kind]()
+
+    @cached_property
+    def public(self) -> Public:
+        """Returns what everyone knows."""
+        config = self.run.config
+        return Public(
+            settings=_without_secrets(config),
+            rates=tuple(
+                scheduled_rate(config.training, number, config.rounds)
+                for number in range(1, config.rounds + 1)
+            ),
+            classes=len(self.run.class_names),
+            patch_size=self.run.backbone.patch_size,
+            reader=self.run.origin,
+            images=self.run.known.images,
+            no_common_order=self._no_common_order,
+        )
+
+    @cached_property
+    def truth(self) -> Truth:
+        """Returns the owners' secrets."""
+        clients = range(self.run.config.clients)
+        keys = {} if self._no_common_order else Opened(clients, self._key)
+        return Truth(
+            keys=keys,
+            labels=Opened(clients, lambda client: self.run.shard(client).labels),
+            owned=Opened(clients, self._owned),
+            members=lambda: self._candidates.members,
+        )
+
+    def _server(self) -> ServerView:
+        config = self.run.config
+        seen = policies.server_needs_reader(config) or not policies.reader_is_stored(config)
+        return ServerView(
+            public=self.public,
+            reader=self.run.final_reader() if seen else None,
+            rounds=self.run.rounds,
+        )
+
+    def _outsider(self) -> OutsiderView:
+        return OutsiderView(public=self.public, reader=self.run.final_reader())
+
+    def _worker(self, client: int) -> WorkerView:
+        shard = self.run.shard(client)
+        return WorkerView(
+            public=self.public,
+            reader=self._reader_of(client),
+            client=client,
+            images=shard.images,
+            labels=shard.labels,
+        )
+
+    def _thief(self, client: int) -> ThiefView:
+        sealed = sealed_under(self.run.shard_path(client)) is not None
+        shard = None if sealed else self.run.shard(client)
+        return ThiefView(
+            public=self.public,
+            reader=self.run.start if policies.reader_is_stored(self.run.config) else None,
+            client=client,
+            images=None if shard is None else shard.images,
+            labels=None if shard is None else shard.labels,
+            sealed=SEALED if sealed else "",
+        )
+
+    def _user(self) -> UserView:
+        found = self._candidates
+        return UserView(public=self.public, reader=None, logits=found.logits, labels=found.labels)
+
+    def _reader_of(self, client: int) -> PatchReader:
+        """Returns the patch reader in the memory of a worker, in the coordinates of its client."""
+        own = self.run.coordinates_of(client_party(client))
+        if WEIGHT not in self.run.final:
+            return own.base
+        model = own.to_client(self.run.final)
+        return own.base.with_weight(exchanged_reader(model, self._blocks).weight)
+
+    def _owned(self, client: int) -> Owned:
+        shard, party = self.run.shard(client), client_party(client)
+        others = self.run.known.images[:OTHERS]
+        return Owned(
+            plain=self.run.plain(client),
+            ciphertext=shard.images,
+            others=others,
+            others_ciphertext=self.run.holder.encrypt(others, party, "test"),
+        )
+
+    def _key(self, client: int) -> CipherKey:
+        key = three_steps(self.run.holder, client_party(client))
+        assert not isinstance(key, str)
+        return key
+
+    @cached_property
+    def _no_common_order(self) -> str:
+        if not self.run.holder.cipher.steps:
+            return "the images are not encrypted"
+        key = three_steps(self.run.holder, client_party(0))
+        return key if isinstance(key, str) else ""
+
+    @property
+    def _blocks(self) -> int:
+        return self.run.holder.cipher.geometry.blocks
+
+    @property
+    def _attacked(self) -> range:
+        return range(min(ATTACKED, self.run.config.clients))
+
+    @cached_property
+    def _candidates(self) -> Candidates:
+        return candidates_of(self.run)
+
+
+def candidates_of(run: AttackedRun) -> Candidates:
+    """Asks the final model about images of clients, and about other images under the same keys.
+
+    For each image of a client there is another image of the same class. Both are encrypted with the
+    key of the client and read in its coordinates. So they differ only in that the client has
+    trained on the one. With one key for all, an image can be the other one for several clients.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The answers; without images if the final model is not complete.
+    """
+    model = run.backbone.model
+    if set(methods.trainable(model)) != set(run.final):
+        nothing = torch.empty(0, dtype=torch.int64)
+        return Candidates(
+            logits=torch.empty(0, len(run.class_names)), labels=nothing, members=nothing.bool()
+        )
+    logits, labels, members = [], [], []
+    most = math.ceil(CANDIDATES / run.config.clients)
+    for client in range(run.config.clients):
+        own, party = run.shard(client), client_party(client)
+        ours, theirs = _pairs(own.labels, run.known.labels, most, client)
+        if not len(ours):
+            continue
+        coordinates = run.coordinates_of(party)
+        put_reader(model, coordinates.base)
+        methods.load_state(model, coordinates.to_client(run.final))
+        # all are encrypted, because with a key for every image the place of an image matters
+        encrypted = replace(run.known, images=run.holder.encrypt(run.known.images, party, "test"))
+        for shard, member in ((own.take(ours), True), (encrypted.take(theirs), False)):
+            logits.append(_answers(model, shard.images))
+            labels.append(shard.labels)
+            members.append(torch.full((len(shard),), member))
+    return Candidates(
+        logits=torch.cat(logits), labels=torch.cat(labels), members=torch.cat(members)
+    )
+
+
+def _pairs(own: Tensor, others: Tensor, most: int, client: int) -> tuple[Tensor, Tensor]:
+    """Draws pairs of an image of a client and another image of the same class.
+
+    Args:
+        own: The labels of the client's images.
+        others: The labels of the other images.
+        most: The largest number of pairs.
+        client: The number of the client, which decides what is drawn.
+
+    Returns:
+        The positions of the client's images, and of the others, as many.
+    """
+    generator = torch.Generator().manual_seed(client)
+    free = {int(c): (others == c).nonzero().flatten() for c in set(others.tolist())}  # by class
+    free = {c: left[torch.randperm(len(left), generator=generator)] for c, left in free.items()}
+    ours, theirs = list[int](), list[int]()
+    for position in torch.randperm(len(own), generator=generator).tolist():
+        left = free.get(int(own[position]), others[:0])
+        if len(left) and len(ours) < most:
+            ours.append(position)
+            theirs.append(int(left[0]))
+            free[int(own[position])] = left[1:]
+    return torch.tensor(ours, dtype=torch.int64), torch.tensor(theirs, dtype=torch.int64)
+
+
+def _without_secrets(config: Config) -> Config:
+    """Returns settings without the seed, from which noise follows, and without paths of files."""
+    nowhere = EncryptionConfig().key_file
+    encryption = replace(config.encryption, key_file=nowhere)
+    return replace(config, seed=0, out=None, encryption=encryption)
+
+
+@torch.inference_mode()
+def _answers(model: nn.Module, images: Tensor) -> Tensor:
+    """Returns the logits of images, (M, L)."""
+    model.eval()
+    return torch.cat([model(normalize(batch)) for batch in torch.split(images, BATCH)])

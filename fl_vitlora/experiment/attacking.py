@@ -1,0 +1,64 @@
+"""Audits a finished run: attacks what it sent and stored, and writes `attacks.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fl_vitlora.attacks.audit import audit
+from fl_vitlora.attacks.results import RULE, Outcome
+from fl_vitlora.attacks.shelf import attack_of
+from fl_vitlora.config import Config
+from fl_vitlora.experiment.adversaries import Adversaries
+from fl_vitlora.experiment.attacked_run import open_run
+from fl_vitlora.reporting.run_folder import RunFolder
+
+ATTACKS = "attacks.json"
+
+
+def attack_run(
+    folder: Path, config: Config, strategy: object, names: Sequence[str], images: int
+) -> Iterator[Outcome]:
+    """Carries out attacks on a finished run, and writes their outcomes into its folder.
+
+    Args:
+        folder: The run folder.
+        config: The settings of the run, in which paths lead to the files that the run used.
+        strategy: The strategy of the run.
+        names: The names of the attacks, as `config.attack_names.read_attacks` returns them.
+        images: The number of encrypted images that an attack on ciphertext may use.
+
+    Yields:
+        Each outcome, as soon as it is known. After the last one, `attacks.json` is written.
+
+    Raises:
+        UserError: If an attack cannot be imported, or the run cannot be audited.
+    """
+    attacks = {name: attack_of(name, images) for name in names}
+    adversaries = Adversaries(run=open_run(folder, config, strategy))
+    outcomes = []
+    for outcome in audit(attacks, adversaries.views, adversaries.truth):
+        outcomes.append(outcome)
+        yield outcome
+    content = {"images": images, "rule": RULE, "attacks": [described(o) for o in outcomes]}
+    RunFolder(folder).write_json(ATTACKS, content)
+
+
+def described(outcome: Outcome) -> dict[str, Any]:
+    """Returns an outcome as `attacks.json` has it.
+
+    Example:
+        >>> described(Outcome(attack="span", adversary="server", reason="only sums"))["verdict"]
+        'not applicable'
+    """
+    return {
+        "attack": outcome.attack,
+        "adversary": outcome.adversary,
+        "verdict": outcome.verdict,
+        "reason": outcome.reason or None,
+        "seconds": round(outcome.seconds, 3),
+        "victims": outcome.victims,
+        "figures": [asdict(figure) for figure in outcome.figures],
+    }

@@ -1,0 +1,73 @@
+"""The command `--attack` refuses what makes no sense, before it opens anything."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import simulate
+from fl_vitlora.attacks.results import Figure, Outcome
+from fl_vitlora.reporting.attack_table import print_attacks
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--attack used --only spam", "did you mean 'span'"),
+        ("--attack used --images none", "--images none: expected a whole number"),
+        ("--attack used --images 0", "--images 0: expected a whole number"),
+        ("--attack used --clients 3", "remove clients=3"),
+        ("--attack used", "used contains no run"),
+        ("--attack used --resume used", "audits one run, so remove --resume"),
+        ("--attack used --compare head", "audits one run, so remove --compare"),
+        ("--only span", "--only belongs to --attack"),
+        ("--images 3", "--images belongs to --attack"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    words: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    Path("used").mkdir()
+    with pytest.raises(SystemExit) as exit_:
+        simulate.main(words.split())
+    printed = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert told in printed.err
+
+
+def test_the_table_has_the_verdicts_the_figures_and_the_reasons():
+    outcomes = [
+        Outcome(
+            attack="second_order",
+            adversary="worker",
+            victims=3,
+            figures=[
+                Figure(name="images decrypted", value=100, floor=0, ceiling=100),
+                Figure(name="rank", value=15.16, unit=""),
+            ],
+        ),
+        Outcome(attack="span", adversary="server", reason="the server has only sums"),
+    ]
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_attacks(outcomes, "runs/one", console)
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert lines == [
+        "                                               found  by chance  at best",
+        "second_order, worker (mean of 3): recovered",
+        "  images decrypted                           100.0 %      0.0 %  100.0 %",
+        "  rank                                          15.2          -        -",
+        "",
+        "not applicable",
+        "span, server    the server has only sums",
+        "",
+        "attacks  runs/one/attacks.json, with the rule of the verdicts",
+    ]
