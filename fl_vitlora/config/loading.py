@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fl_vitlora.config.rates import rates_of
+from fl_vitlora.config.renamed import with_present_names
 from fl_vitlora.config.schema import AUTO, PATHS, RATES, SHORT, Config
 from fl_vitlora.config.settings import explanations, from_mapping, read_path
 from fl_vitlora.config.yaml_text import read_yaml, write_yaml
@@ -53,7 +54,7 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
         >>> resolve({"training": {"epochs": 2}}, {"strategy": "fedprox"}).strategy.name
         'fedprox'
     """
-    whole = _spell_out(copy.deepcopy(dict(tree)))
+    whole = _spell_out(with_present_names(copy.deepcopy(dict(tree))))
     for dotted, value in overrides.items():
         _graft(whole, dotted if isinstance(value, Mapping) else full_path(dotted), value)
     spelt_out = _gather_strategy_options(_spell_out(_without_auto(whole)))

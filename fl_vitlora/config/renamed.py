@@ -1,0 +1,36 @@
+"""Older names of settings, so that experiments of older versions can still be read and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# The group and the name of an older setting, its present name, and the present value of each value.
+RENAMED: Mapping[tuple[str, str], tuple[str, Mapping[Any, Any]]] = {
+    ("engine", "mixed_precision"): ("precision", {True: "auto", False: "float32"}),
+}
+
+
+def with_present_names(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Replaces older names of settings by present ones.
+
+    An older name stays if its value was never allowed, or if the present name is given as well. The
+    error about an unknown setting then names the older setting.
+
+    Args:
+        tree: Nested plain values of an experiment, as in its file.
+
+    Example:
+        >>> with_present_names({"clients": 3, "engine": {"mixed_precision": False}})
+        {'clients': 3, 'engine': {'precision': 'float32'}}
+    """
+    whole = dict(tree)
+    for (group, old), (new, values) in RENAMED.items():
+        settings = whole.get(group)
+        if not isinstance(settings, Mapping) or old not in settings or new in settings:
+            continue
+        value = settings[old]
+        if isinstance(value, bool) and value in values:
+            kept = {name: own for name, own in settings.items() if name != old}
+            whole[group] = {**kept, new: values[value]}
+    return whole
