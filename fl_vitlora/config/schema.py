@@ -121,6 +121,12 @@ class DataConfig:
         "The name of the column with the labels. By default the column is found by its type or a "
         "usual name.",
     )
+    client_column: str | None = setting(
+        None,
+        "The name of the column that says to which client an image belongs, such as a hospital, a "
+        "writer or a sensor. The partition natural gives each client its own images. The values "
+        "are compared exactly as they are stored.",
+    )
     fit: Literal["squash", "crop", "pad"] = setting(
         "squash",
         "How an image gets the aspect ratio of the model's input: squash stretches the image, crop "
@@ -141,7 +147,8 @@ class DataConfig:
         "dirichlet",
         "How the training images are divided among the clients: with unequal shares of each label "
         "(dirichlet), at random (iid), with a few labels for each client (pathological), in pieces "
-        "of the images sorted by label (shard), or one folder for each client (natural).",
+        "of the images sorted by label (shard), or one folder or one value of data.client_column "
+        "for each client (natural).",
     )
     alpha: float = setting(
         0.5,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fl_vitlora.data.images import Indices
+from fl_vitlora.data.images import Indices, Name
 from fl_vitlora.errors import UserError, shown
 
 MOST_NAMED = 5
@@ -53,6 +53,7 @@ class Part:
             if it states none.
         owners: The number of the client that owns each image, int64 (n,); None if the data set does
             not name clients.
+        clients: The name of each client, in the order of the numbers in `owners`.
     """
 
     labels: Indices
@@ -60,6 +61,7 @@ class Part:
     fetch: Fetch
     mode: str | None = None
     owners: Indices | None = None
+    clients: tuple[Name, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -172,6 +174,15 @@ def name_some(names: Sequence[str]) -> str:
     """
     few = ", ".join(names[:MOST_NAMED])
     return few if len(names) <= MOST_NAMED else f"{few} and {len(names) - MOST_NAMED} more"
+
+
+def printable(line: str) -> str:
+    """Returns a text with a space for each unprintable character, as names may hold any character.
+
+    Args:
+        line: The text.
+    """
+    return "".join(c if c.isprintable() else " " for c in line)
 
 
 def count(number: int, what: str) -> str:

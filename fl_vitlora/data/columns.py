@@ -13,10 +13,11 @@ import numpy as np
 
 from fl_vitlora.config import DataConfig
 from fl_vitlora.data.classes import Encoded, Fetch, Part, labels_of, number_classes, plain_name
-from fl_vitlora.data.images import Indices
+from fl_vitlora.data.clients import expect_column, name_of, number_owners
+from fl_vitlora.data.images import Indices, Name
 from fl_vitlora.data.labels import UNLABELLED, class_of, expect_no_mark
 from fl_vitlora.data.places import resolve_inside
-from fl_vitlora.data.tables import IMAGE_COLUMNS, LABEL_COLUMNS
+from fl_vitlora.data.table_columns import IMAGE_COLUMNS, LABEL_COLUMNS
 from fl_vitlora.errors import UserError
 
 
@@ -35,12 +36,15 @@ def find_columns(where: str, rows: Any, config: DataConfig) -> tuple[str, str]:
         UserError: When a column does not exist or cannot be found; the message names the setting.
     """
     image_column = config.image_column or _image_column(rows)
-    label_column = config.label_column or _label_column(rows)
+    label_column = config.label_column or _label_column(rows, config.client_column)
     for column in (image_column, label_column):
         if column not in rows.column_names:
             raise UserError(f"data set {where} has no column {column!r}, only {rows.column_names}")
-    _expect_labels(rows, label_column)
+    _expect_values("data.label_column", rows, label_column)
     _expect_images(rows, image_column)
+    if config.client_column:
+        expect_column(where, config.client_column, rows.column_names)
+        _expect_values("data.client_column", rows, config.client_column)
     return image_column, label_column
 
 
@@ -57,7 +61,13 @@ def has_no_labels(rows: Any, label_column: str) -> bool:
     return len(rows) > 0 and values <= {None, UNLABELLED}
 
 
-def to_part(where: str, rows: Any, columns: tuple[str, str], folders: Sequence[Path]) -> Part:
+def to_part(
+    where: str,
+    rows: Any,
+    columns: tuple[str, str],
+    folders: Sequence[Path],
+    client_column: str | None = None,
+) -> Part:
     """Creates a `Part` from the rows of one split.
 
     Args:
@@ -65,23 +75,29 @@ def to_part(where: str, rows: Any, columns: tuple[str, str], folders: Sequence[P
         rows: The rows of the split, as a data set of the library `datasets`.
         columns: The names of the image column and of the label column.
         folders: The folders that may contain the image files that rows name.
+        client_column: The name of the column that names the client of each image; None to read no
+            clients. The split may lack this column, and then its images have no owners.
 
     Returns:
         The split as a `Part`.
 
     Raises:
-        UserError: When a row has no label or no image; the message names the row and the column.
+        UserError: When a row has no label, image or client; the message names the row and the
+            column.
     """
     image_column, label_column = columns
     _expect_images(rows, image_column)
     labels, names = _read_labels(where, rows, label_column)
     encoded = _encoded(rows, image_column)
     _check_images(where, encoded, image_column, folders)
+    owners, clients = _read_owners(where, rows, client_column)
     return Part(
         labels=labels,
         names=names,
         fetch=_fetcher(where, encoded, image_column, folders),
         mode=getattr(rows.features[image_column], "mode", None),
+        owners=owners,
+        clients=clients,
     )
 
 
@@ -107,21 +123,22 @@ def _image_column(rows: Any) -> str:
     return str(found[0])
 
 
-def _label_column(rows: Any) -> str:
-    """Finds the label column; among several label columns, chooses that with the most classes.
+def _label_column(rows: Any, client_column: str | None) -> str:
+    """Finds the label column; if there are several, chooses the one with the most classes.
 
-    CIFAR-100, for example, has fine and coarse labels.
+    CIFAR-100, for example, has fine and coarse labels. The column of the clients has no labels.
 
     Raises:
         UserError: When there is no label column.
     """
     import datasets
 
-    labels = {n: k for n, k in rows.features.items() if isinstance(k, datasets.ClassLabel)}
+    kinds = {name: kind for name, kind in rows.features.items() if name != client_column}
+    labels = {name: kind for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)}
     if labels:
         return str(max(labels, key=lambda name: labels[name].num_classes))
     for name in LABEL_COLUMNS:
-        if name in rows.column_names:
+        if name in kinds:
             return name
     raise UserError(
         f"found no label column among {rows.column_names}; name the column to use: --set "
@@ -129,19 +146,19 @@ def _label_column(rows: Any) -> str:
     )
 
 
-def _expect_labels(rows: Any, label_column: str) -> None:
-    """Checks that a column can hold labels; a column of images or of lists cannot hold labels.
+def _expect_values(setting: str, rows: Any, column: str) -> None:
+    """Checks that a column holds single values, such as labels, and not images or lists.
 
     Raises:
-        UserError: When the column cannot hold labels.
+        UserError: When the column holds something else; the message names the setting.
     """
     import datasets
 
-    kind = rows.features[label_column]
+    kind = rows.features[column]
     if not isinstance(kind, datasets.ClassLabel | datasets.Value):
+        what = "labels" if setting == "data.label_column" else "names of clients"
         raise UserError(
-            f"data.label_column {label_column}: expected a column of labels, got the type "
-            f"{type(kind).__name__}"
+            f"{setting} {column}: expected a column of {what}, got the type {type(kind).__name__}"
         )
 
 
@@ -199,6 +216,29 @@ def _read_labels(where: str, rows: Any, column: str) -> tuple[Indices, tuple[str
     expect_no_mark(texts, lambda row: f"{place} {row} (counted from 0)")
     names = number_classes(texts)
     return labels_of(texts, names), names
+
+
+def _read_owners(
+    where: str, rows: Any, column: str | None
+) -> tuple[Indices | None, tuple[Name, ...]]:
+    """Reads the client of each image, and the names of the clients.
+
+    Returns:
+        The numbers of the clients, int64 (n,), and their names; None and () without such a column.
+
+    Raises:
+        UserError: When a row has no client, or when its value cannot be the name of a client.
+    """
+    if column is None or column not in rows.column_names:
+        return None, ()
+    _expect_values("data.client_column", rows, column)
+    values = rows.with_format(None)[column][:]
+    named = getattr(rows.features[column], "names", None)
+    if named is not None:  # -1 is the library's mark for "no class"
+        values = [None if value is None or value < 0 else named[value] for value in values]
+    place = f"data set {where}, column {column!r}, row"
+    names = [name_of(v, f"{place} {row} (counted from 0)") for row, v in enumerate(values)]
+    return number_owners(names, lambda row: f"{place} {row} (counted from 0)")
 
 
 def _encoded(rows: Any, image_column: str) -> Any:

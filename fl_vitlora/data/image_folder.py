@@ -119,6 +119,7 @@ def to_parts(root: Path, items: Sequence[Item]) -> dict[str, Part]:
                 if clients != [""]
                 else None
             ),
+            clients=tuple(clients) if clients != [""] else (),
         )
     return parts
 

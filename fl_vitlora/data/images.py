@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Indices = NDArray[np.int64]
+Name = str | int  # of a client; true and false are whole numbers of their own type in Python
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,14 @@ class Images:
             these positions, uint8 (len(positions), 3, H, W).
         owners: The number of the client that owns each image, int64 (n,); None if the data set does
             not name clients.
+        clients: The name of each client, in the order of the numbers in `owners`.
     """
 
     labels: Indices
     class_names: tuple[str, ...]
     read: Callable[[Indices, int, int], Tensor]
     owners: Indices | None = None
+    clients: tuple[Name, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -111,7 +111,9 @@ def from_rows(
     return Found(
         choice=choose_splits(where, names, config, bare),
         sizes={name: len(rows) for name, rows in splits.items()},
-        part=lambda name: to_part(f"{where}, split {name}", splits[name], columns, folders),
+        part=lambda name: to_part(
+            f"{where}, split {name}", splits[name], columns, folders, config.client_column
+        ),
         identity=of_rows(splits, columns[0]),
     )
 
@@ -139,7 +141,7 @@ def _open_listing(path: Path, listing: Listing, config: DataConfig) -> Found:
                 "folder has none"
             )
         return _from_tables(path, listing, tables, config)
-    if wanted == "auto" and config.partition != "natural":
+    if wanted == "auto" and (config.partition != "natural" or config.client_column):
         kinds = [
             name
             for name, there in (("parquet files", parquet), ("tar files", tars), ("tables", tables))
@@ -172,7 +174,17 @@ def _only_flat(listing: Listing) -> bool:
 
 
 def _from_images(path: Path, listing: Listing, config: DataConfig) -> Found:
-    """Opens folders of images by class."""
+    """Opens folders of images by class.
+
+    Raises:
+        UserError: When a setting names a column of clients, because folders have no columns.
+    """
+    if config.client_column:
+        raise UserError(
+            f"data.client_column {config.client_column}: data set {path} has folders of images and "
+            "no columns; add a table such as metadata.csv, or make a folder for each client "
+            "instead (data.partition=natural)"
+        )
     items = read_layout(listing, config)
     parts = to_parts(path, items)
     sizes = {split: sum(item.split == split for item in items) for split in parts}

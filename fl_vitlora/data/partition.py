@@ -2,7 +2,7 @@
 
 The result is called a partition. Images are divided at random, or by label with one of the
 partitioners of flwr-datasets (Dirichlet, pathological, shard). In the natural partition each client
-has the images of its own folder.
+has the images of its own folder, or of its own value in a column.
 
 K clients, n images.
 """
@@ -10,13 +10,16 @@ K clients, n images.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fl_vitlora.config import DataConfig
-from fl_vitlora.data.sources import Indices
-from fl_vitlora.errors import UserError
+from fl_vitlora.data.classes import count
+from fl_vitlora.data.clients import list_some
+from fl_vitlora.data.images import Indices, Name
+from fl_vitlora.errors import UserError, shown
 from fl_vitlora.rng import derive_seed
 
 
@@ -57,14 +60,16 @@ def partition(labels: Indices, clients: int, config: DataConfig, seed: int) -> l
 
 
 def natural_partition(
-    owners: Indices, clients: int, config: DataConfig
+    owners: Indices, clients: int, config: DataConfig, names: Sequence[Name]
 ) -> tuple[list[Indices], list[int]]:
-    """Gives each client the training images of its own folder.
+    """Gives each client the training images that belong to it.
 
     Args:
-        owners: The number of the folder (owner) of each image, int64 (n,).
+        owners: The number of the owner of each image, int64 (n,). The owner is a folder, or a value
+            of the column `client_column`.
         clients: The number K of clients.
         config: The settings of the data, of which `min_samples` is used.
+        names: The name of each owner, in the order of the numbers.
 
     Returns:
         A list of K arrays of positions, the largest first, and a list with the owner of each array.
@@ -76,39 +81,54 @@ def natural_partition(
     found = np.unique(owners).tolist()
     if len(found) != clients:
         raise UserError(
-            f"data.partition natural: the data set has training images of {len(found)} clients; "
-            f"set --clients {len(found)}"
+            f"data.partition natural: the data set has training images of {len(found)} clients "
+            f"({list_some([names[owner] for owner in found])}); set --clients {len(found)}"
         )
     parts = {owner: np.flatnonzero(owners == owner) for owner in found}
     order = sorted(found, key=lambda owner: len(parts[owner]), reverse=True)
     smallest = len(parts[order[-1]])
     if smallest < config.min_samples:
         raise UserError(
-            f"data.partition natural: a client has only {smallest} training images, fewer than "
-            f"data.min_samples = {config.min_samples}; lower data.min_samples, or remove the "
-            "client's folder"
+            f"data.partition natural: the client {shown(names[order[-1]])} has only {smallest} "
+            f"training images, fewer than data.min_samples = {config.min_samples}; lower "
+            "data.min_samples, or remove the images of this client"
         )
     return [parts[owner] for owner in order], order
 
 
-def divide_by_owner(owners: Indices | None, order: list[int]) -> list[Indices]:
-    """Gives each client the test images of its own folder.
+def divide_by_owner(
+    owners: Indices | None, order: Sequence[int], names: Sequence[Name]
+) -> list[Indices]:
+    """Gives each client the test images that belong to it.
 
     Args:
-        owners: The number of the folder (owner) of each test image, int64 (n,).
+        owners: The number of the owner of each test image, int64 (n,); None if the test images name
+            no owner.
         order: The owner of each client's images, as `natural_partition` returns it.
+        names: The name of each owner that has training images, in the order of the numbers.
 
     Returns:
         A list of arrays: the positions of the test images of each client, in the order `order`.
 
     Raises:
-        UserError: When a client has no test images.
+        UserError: When a client has no test images, or a test image belongs to none of the clients.
     """
-    parts = [np.flatnonzero(owners == owner) for owner in order]
-    if not all(map(len, parts)):
+    if owners is None:
         raise UserError(
-            "evaluation.by clients: expected test images in the folder of every client, found a "
-            "folder without any"
+            "evaluation.by clients: expected test images that name their client, but the test "
+            "split has no column data.client_column; set --set evaluation.by=central"
+        )
+    parts = [np.flatnonzero(owners == owner) for owner in order]
+    without = [names[owner] for owner, part in zip(order, parts, strict=True) if not len(part)]
+    if without:
+        raise UserError(
+            "evaluation.by clients: expected test images of every client, found none of "
+            f"{list_some(without)}"
+        )
+    if left := len(owners) - sum(map(len, parts)):
+        raise UserError(
+            f"evaluation.by clients: {count(left, 'test image')} of clients without training "
+            "images; remove them, or set --set evaluation.by=central"
         )
     return parts
 

@@ -9,7 +9,7 @@ n images of H × W pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fl_vitlora.config import DataConfig
-from fl_vitlora.data.classes import Part, count, expect_classes, match_classes, name_some
+from fl_vitlora.data.classes import Part, count, expect_classes, match_classes, name_some, printable
+from fl_vitlora.data.clients import match_owners
 from fl_vitlora.data.identity import DIGITS
 from fl_vitlora.data.images import Images as Images  # noqa: PLC0414 - for all who use a source
 from fl_vitlora.data.images import Indices as Indices  # noqa: PLC0414
@@ -84,14 +85,30 @@ def load_source(config: DataConfig) -> Source:
         found = open_folder(config) if Path(config.name).exists() else _from_hub(config)
         train, test, told, notes, warning = _images_of(found, config)
         identity = found.identity
-    if config.partition == "natural" and train.owners is None:
-        raise UserError(
-            f"data.partition natural: {config.name} does not have a folder for each client; "
-            "expected CLIENT/CLASS/NAME or CLIENT/SPLIT/CLASS/NAME"
-        )
+    if train.owners is None:
+        _expect_no_owners(config)
     train, test = _limit(train, config.limit), _limit(test, config.limit)
     told = _tell(train, test, told, notes, warning)
     return Source(train=train, test=test, told=told, identity=identity)
+
+
+def _expect_no_owners(config: DataConfig) -> None:
+    """Checks that no setting needs the clients of training images that belong to no client.
+
+    Raises:
+        UserError: When a setting needs them.
+    """
+    if config.client_column:
+        raise UserError(
+            f"data.client_column {config.client_column}: expected this column in the training "
+            f"split of {config.name}, which has no such column"
+        )
+    if config.partition == "natural":
+        raise UserError(
+            f"data.partition natural: {config.name} does not have a folder for each client; "
+            "expected CLIENT/CLASS/NAME or CLIENT/SPLIT/CLASS/NAME, or a column that names the "
+            "client of each image: --set data.client_column=NAME"
+        )
 
 
 def _digits() -> Images:
@@ -166,6 +183,8 @@ def _images_of(
         raise UserError(
             f"data set {config.name}: expected test images, but the split {choice.test} has none"
         )
+    owners = match_owners(config.name, choice.test, other, part.clients)
+    other = replace(other, owners=owners, clients=part.clients)
     test = _images(other, labels, part.names, config)
     return train, test, f"the split {choice.test}", notes, depth
 
@@ -185,6 +204,7 @@ def _images(part: Part, labels: Indices, names: tuple[str, ...], config: DataCon
         class_names=names,
         read=lambda positions, *size: read_pixels(part, look, positions, *size),
         owners=part.owners,
+        clients=part.clients,
     )
 
 
@@ -203,4 +223,4 @@ def _tell(
     )
     line += f"; not used: {', '.join(notes)}" if notes else ""
     line += f"; {warning}" if warning else ""
-    return "".join(c if c.isprintable() else " " for c in line)  # names may hold any character
+    return printable(line)

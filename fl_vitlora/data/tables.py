@@ -11,26 +11,22 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fl_vitlora.config import DataConfig
 from fl_vitlora.data.classes import Encoded, Fetch, Part, labels_of, number_classes
-from fl_vitlora.data.images import Indices
+from fl_vitlora.data.clients import expect_column, name_of, number_owners
+from fl_vitlora.data.images import Indices, Name
 from fl_vitlora.data.labels import class_of, expect_no_mark
-from fl_vitlora.data.listing import DICOM_SUFFIXES, IMAGE_SUFFIXES, Listing, Place, suffix_of
+from fl_vitlora.data.listing import Listing, Place, suffix_of
 from fl_vitlora.data.places import resolve_inside
 from fl_vitlora.data.splits import meaning_of
+from fl_vitlora.data.table_columns import SPLIT_COLUMN, find_image_column, find_label_column
 from fl_vitlora.errors import UserError, shown
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".jsonl", ".ndjson")
 METADATA = "metadata"
-IMAGE_COLUMNS = (
-    *("file_name", "image", "img", "picture", "photo", "image_path", "img_path"),
-    *("file_path", "filepath", "filename", "file", "path"),
-)
-LABEL_COLUMNS = ["label", "labels", "fine_label", "target", "class", "class_name", "category"]
-SPLIT_COLUMN = "split"
 LONGEST_FIELD = 2**24  # characters
 
 
@@ -108,7 +104,8 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
         UserError: When a table or one of its rows is not valid; the message names the file and the
             line.
     """
-    splits: dict[str, list[tuple[Encoded, str, str]]] = {}
+    splits: dict[str, list[_Sample]] = {}
+    columns: dict[str, None] = {}
     known = {file.name: file.place for file in listing.images if not file.linked}
     seen, root = _Seen(listing.root), listing.root.resolve()
     for name in names:
@@ -117,8 +114,8 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
             raise UserError(
                 f"data set {listing.root}: expected rows in the table {name}, but it has no rows"
             )
-        image_column = _image_column(name, rows[0], config)
-        label_column = _label_column(name, rows[0], image_column, config)
+        image_column = find_image_column(name, rows[0].values, config)
+        label_column = find_label_column(name, list(rows[0].values), image_column, config)
         folder = f"{name.rpartition('/')[0]}/".lstrip("/")
         for row in rows:
             split = _split_of(name, row)
@@ -127,8 +124,24 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
             path = root / named if named else _path_of(row, image_column, folder, listing.root)
             label = class_of(row.values.get(label_column), f"{row.where}, column {label_column!r}")
             seen.expect_new(path, row.where, known[named] if named else None)
-            splits.setdefault(split, []).append((Encoded(str(path), path=path), label, row.where))
-    return {split: _part(rows) for split, rows in splits.items()}
+            image, client = (
+                Encoded(str(path), path=path),
+                row.values.get(config.client_column or ""),
+            )
+            splits.setdefault(split, []).append(_Sample(image, label, client, row.where))
+            columns |= dict.fromkeys(row.values)
+    if config.client_column:
+        expect_column(str(listing.root), config.client_column, list(columns))
+    return {split: _part(rows, config.client_column) for split, rows in splits.items()}
+
+
+class _Sample(NamedTuple):
+    """An image of a table, with its class, the value that names its client, and its row."""
+
+    image: Encoded
+    label: str
+    client: Any
+    where: str
 
 
 class _Seen:
@@ -165,13 +178,28 @@ class _Seen:
             )
 
 
-def _part(rows: Sequence[tuple[Encoded, str, str]]) -> Part:
-    """Creates a `Part` from rows of an image, its class name, and its file and line."""
-    images = [image for image, _, _ in rows]
-    labels = [label for _, label, _ in rows]
-    expect_no_mark(labels, lambda row: rows[row][2])
+def _part(rows: Sequence[_Sample], client_column: str | None) -> Part:
+    """Creates a `Part` from rows; a split in which no row names a client has no owners.
+
+    Raises:
+        UserError: When a row has no label, or when only some rows of the split name a client.
+    """
+    labels = [row.label for row in rows]
+    expect_no_mark(labels, lambda row: rows[row].where)
     classes = number_classes(labels)
-    return Part(labels=labels_of(labels, classes), names=classes, fetch=_fetcher(images))
+    owners: Indices | None = None
+    clients: tuple[Name, ...] = ()
+    if client_column and any(row.client is not None for row in rows):
+        places = [f"{row.where}, column {client_column!r}" for row in rows]
+        names = [name_of(row.client, place) for row, place in zip(rows, places, strict=True)]
+        owners, clients = number_owners(names, places.__getitem__)
+    return Part(
+        labels=labels_of(labels, classes),
+        names=classes,
+        fetch=_fetcher([row.image for row in rows]),
+        owners=owners,
+        clients=clients,
+    )
 
 
 def _fetcher(images: Sequence[Encoded]) -> Fetch:
@@ -227,60 +255,6 @@ def _json_row(where: str, line: str) -> Row:
             f"{where}: expected a JSON object with the columns as keys, got {shown(values)}"
         )
     return Row(where, values)
-
-
-def _image_column(name: str, first: Row, config: DataConfig) -> str:
-    """Finds the column of image paths: by the setting, a usual name, or the suffixes of paths.
-
-    Raises:
-        UserError: When no column, or more than one column, can hold image paths.
-    """
-    columns = list(first.values)
-    if config.image_column:
-        return _expect_column(name, config.image_column, columns)
-    for column in IMAGE_COLUMNS:
-        if column in columns:
-            return column
-    endings = IMAGE_SUFFIXES | DICOM_SUFFIXES
-    found = [column for column in columns if suffix_of(str(first.values[column])) in endings]
-    if len(found) != 1:
-        raise UserError(
-            f"table {name}: expected one column of image paths among {columns}; name the column to "
-            "use: --set data.image_column=NAME"
-        )
-    return found[0]
-
-
-def _label_column(name: str, first: Row, image_column: str, config: DataConfig) -> str:
-    """Finds the column of labels: the setting's, one with a usual name, or the only other column.
-
-    Raises:
-        UserError: When no column can hold labels.
-    """
-    columns = list(first.values)
-    if config.label_column:
-        return _expect_column(name, config.label_column, columns)
-    for column in LABEL_COLUMNS:
-        if column in columns:
-            return column
-    left = [column for column in columns if column not in (image_column, SPLIT_COLUMN)]
-    if len(left) != 1:
-        raise UserError(
-            f"table {name}: found no label column among {columns}; name the column to use: --set "
-            "data.label_column=NAME"
-        )
-    return left[0]
-
-
-def _expect_column(name: str, column: str, columns: Sequence[str]) -> str:
-    """Returns the name of a column after checking that the table has it.
-
-    Raises:
-        UserError: When the table does not have the column.
-    """
-    if column not in columns:
-        raise UserError(f"table {name} has no column {column!r}, only {list(columns)}")
-    return column
 
 
 def _names_in(row: Row, column: str, folder: str) -> tuple[str, ...]:

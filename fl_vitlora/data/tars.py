@@ -17,10 +17,11 @@ from typing import Any
 
 from fl_vitlora.config import DataConfig
 from fl_vitlora.data.classes import Encoded, Fetch, Part, count, labels_of, number_classes
-from fl_vitlora.data.images import Indices
+from fl_vitlora.data.clients import expect_column, name_of, number_owners
+from fl_vitlora.data.images import Indices, Name
 from fl_vitlora.data.labels import class_of, expect_no_mark
 from fl_vitlora.data.listing import IMAGE_SUFFIXES, is_passed_over
-from fl_vitlora.data.tables import LABEL_COLUMNS
+from fl_vitlora.data.table_columns import LABEL_COLUMNS
 from fl_vitlora.errors import UserError
 
 TEXT_LABELS = ("cls", "label", "txt")  # suffixes of label members; the first one found is used
@@ -60,19 +61,20 @@ def read_tars(paths: Sequence[Path], config: DataConfig) -> tuple[Part, int]:
 
     Args:
         paths: The paths of the tar files.
-        config: The settings of the data. The setting `data.image_column` may name the suffix of the
-            images. The setting `data.label_column` may name the suffix of the labels or a key in
-            the JSON members.
+        config: The settings of the data. `image_column` may name the suffix of the images.
+            `label_column` may name the suffix of the labels or a key in the JSON members, and
+            `client_column` the same for the clients.
 
     Returns:
         The split as a `Part`, and the number of members that were not used.
 
     Raises:
-        UserError: When a file is damaged, when no image is found, or when a sample has no label or
-            several images.
+        UserError: When a file is damaged, when no image is found, or when a sample has no label, no
+            client or several images.
     """
     images: list[Member] = []
     labels: list[str] = []
+    clients: list[Name] = []
     unused = 0
     for path in paths:
         for key, members in _samples(path):
@@ -82,13 +84,23 @@ def read_tars(paths: Sequence[Path], config: DataConfig) -> tuple[Part, int]:
                 continue
             images.append(image)
             labels.append(_label_of(image, members, config))
+            if config.client_column:
+                clients.append(_client_of(image, members, config.client_column))
     if not images:
         raise UserError(
             f"{paths[0]}: expected images, found none in {count(len(paths), 'tar file')}"
         )
     expect_no_mark(labels, lambda row: images[row].where)
     names = number_classes(labels)
-    return Part(labels=labels_of(labels, names), names=names, fetch=_fetcher(images)), unused
+    owners, named = number_owners(clients, lambda row: images[row].where) if clients else (None, ())
+    part = Part(
+        labels=labels_of(labels, names),
+        names=names,
+        fetch=_fetcher(images),
+        owners=owners,
+        clients=named,
+    )
+    return part, unused
 
 
 def _samples(path: Path) -> Iterator[tuple[str, Mapping[str, Member]]]:
@@ -146,12 +158,27 @@ def _label_of(image: Member, members: Mapping[str, Member], config: DataConfig) 
     if "json" in members:
         content = _json(members["json"])
         for key in [config.label_column] if config.label_column else LABEL_COLUMNS:
-            if key in content:
+            if key in content and key != config.client_column:
                 return class_of(content[str(key)], f"{members['json'].where}, key {key!r}")
     raise UserError(
         f"{image.where}: no label among its suffixes {sorted(members)}; name the suffix of the "
         "labels, or a key of the JSON members: --set data.label_column=NAME"
     )
+
+
+def _client_of(image: Member, members: Mapping[str, Member], column: str) -> Name:
+    """Returns the name of a sample's client, from a member with text or from a JSON member.
+
+    Raises:
+        UserError: When the sample has neither.
+    """
+    if column.lower() in members:
+        member = members[column.lower()]
+        return name_of(_text(member).rstrip("\r\n"), member.where)
+    content = _json(members["json"]) if "json" in members else {}
+    if column not in content:
+        expect_column(image.where, column, [*members, *content])
+    return name_of(content[column], f"{members['json'].where}, key {column!r}")
 
 
 def _text(member: Member) -> str:

@@ -7,6 +7,7 @@ written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data import owner, sources
 from fl_vitlora.data.class_names import disagreement
+from fl_vitlora.data.clients import list_some
 from fl_vitlora.data.holding_out import hold_out, hold_out_of_each
+from fl_vitlora.data.images import Images, Indices, Name
 from fl_vitlora.data.partition import (
     divide_by_owner,
     label_counts,
@@ -24,7 +27,6 @@ from fl_vitlora.data.partition import (
     partition,
 )
 from fl_vitlora.data.shards import TEST_SHARD, class_names_of, shard_metadata
-from fl_vitlora.data.sources import Images, Indices
 from fl_vitlora.encryption.at_rest import sealed_under
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.keys import SECRET_BYTES, open_or_create_ring, open_ring
@@ -62,6 +64,8 @@ class OwnedImages:
             validation images.
         identity: A text by which the same data set is recognised (`data.identity`); None if it
             cannot be recognised.
+        names: The name of each client, in the order of `parts`; empty if the data set does not
+            decide who the clients are.
     """
 
     train: Images
@@ -71,6 +75,7 @@ class OwnedImages:
     summary: str
     validation: list[Indices] = field(default_factory=list)
     identity: str | None = None
+    names: tuple[Name, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -91,10 +96,12 @@ def prepare_images(config: Config) -> OwnedImages:
     if config.data.validation_fraction and not evaluate:
         trained, validation = hold_out(train.labels, config.data)
     owners = None if train.owners is None else train.owners[trained]
+    names = tuple[Name, ...]()
     if owners is not None and config.data.partition == "natural":
-        divided, order = natural_partition(owners, config.clients, config.data)
+        divided, order = natural_partition(owners, config.clients, config.data, train.clients)
+        names = tuple(train.clients[owner] for owner in order)
         if evaluate:
-            test_parts = divide_by_owner(test.owners, order)
+            test_parts = divide_by_owner(test.owners, order, train.clients)
     else:
         divided = partition(train.labels[trained], config.clients, config.data, config.seed)
         if evaluate:
@@ -107,26 +114,28 @@ def prepare_images(config: Config) -> OwnedImages:
         test=test,
         parts=parts,
         test_parts=test_parts,
-        summary=_summary(source, config, validation),
+        summary=_summary(source, config, validation, names),
         validation=validation,
         identity=source.identity,
+        names=names,
     )
 
 
-def _summary(source: sources.Source, config: Config, validation: list[Indices]) -> str:
-    """Returns one line about the images.
-
-    The line also says if images of several folders are mixed.
-    """
+def _summary(
+    source: sources.Source, config: Config, validation: list[Indices], names: Sequence[Name]
+) -> str:
+    """Returns one line about the images and the clients, or that the clients' images are mixed."""
     told = source.told
     if validation:
         held = sum(map(len, validation))
         told += f"; {held:,} of the training images are held out for validation"
-    if source.train.owners is None or config.data.partition == "natural":
+    if names:
+        return f"{told}; clients: {list_some(names)}"
+    if source.train.owners is None:
         return told
     return (
-        f"{told}; the images of all clients' folders are mixed and divided again "
-        f"(data.partition={config.data.partition}; data.partition=natural keeps each folder)"
+        f"{told}; the images of all clients are mixed and divided again "
+        f"(data.partition={config.data.partition}; data.partition=natural keeps them apart)"
     )
 
 

@@ -202,6 +202,8 @@ def _write_folder(
         RunFolder.reopen(Path(config.out or "")) if again else RunFolder.create(experiment.written)
     )
     folder.write(DATA, f"{images.summary}\n")
+    if images.names:
+        folder.write_clients(images.names)
     try:
         told = take_or_write_shards(
             config, images, holder, folder=folder, storage=storage, announce=watch.announce

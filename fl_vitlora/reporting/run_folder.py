@@ -34,6 +34,7 @@ from fl_vitlora.storage.files import (
 
 CONFIG, RESULT, ENVIRONMENT = "config.yaml", "result.json", "environment.json"
 CLASSES = "classes.json"
+CLIENTS = "clients.json"
 SHARDS = "shards"
 BEST, ROUND = "best_model.safetensors", "round"
 DATA = "data.txt"  # the file that says which images were found, and which of them are used
@@ -178,6 +179,10 @@ class RunFolder:
     def write_classes(self, class_names: Sequence[str]) -> None:
         """Writes the names of the classes in the run's order; a deployment needs this file."""
         write_atomically(self.path / CLASSES, write_names(class_names) + "\n", mode=PRIVATE)
+
+    def write_clients(self, names: Sequence[str | int]) -> None:
+        """Writes the names of the clients in the run's order, if the data set names clients."""
+        write_atomically(self.path / CLIENTS, json.dumps(list(names)) + "\n", mode=PRIVATE)
 
 
 def default_path(config: Config) -> Path:

@@ -55,10 +55,10 @@ def test_pooled_folders_of_clients_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"clients": 3}, "has training images of 2 clients; set --clients 2"),
+        ({"clients": 3}, "has training images of 2 clients \\(a, b\\); set --clients 2"),
         (
             {"data.min_samples": 5},
-            "a client has only 4 training images, fewer than data.min_samples",
+            "the client 'a' has only 4 training images, fewer than data.min_samples",
         ),
         ({"data.name": "digits"}, "digits does not have a folder for each client"),
     ],

@@ -45,6 +45,7 @@ CHANGES: dict[str, Any] = {
     "data.layout": "auto",
     "data.image_column": "picture",
     "data.label_column": "kind",
+    "data.client_column": "ward",
     "data.fit": "pad",
     "data.background": [0, 0, 0],
     "data.pixel_range": [0, 40000],
@@ -75,7 +76,9 @@ CHANGES: dict[str, Any] = {
 NO_BYTES = {  # settings that change no byte, and no recipe
     *("encryption.adapt", "encryption.allow_meaningless", "rounds", "training.batch_size"),
 }
-REFUSED = {"data.config", "data.revision", "data.train_split"}  # not for folders of classes
+REFUSED = {  # not for folders of classes
+    *("data.config", "data.revision", "data.train_split", "data.client_column"),
+}
 Content = dict[str, tuple[torch.Tensor, torch.Tensor, dict[str, str]]]
 
 
