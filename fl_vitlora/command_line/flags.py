@@ -80,8 +80,8 @@ FLAGS = {
     "--partition": SettingFlag(
         "data.partition",
         "NAME",
-        "How images are divided among the clients: dirichlet, iid, pathological, shard "
-        "or natural (dirichlet)",
+        "How images are divided among the clients: dirichlet, iid, quantity, "
+        "pathological, shard or natural (dirichlet)",
     ),
     "--budget": SettingFlag(
         "budget", "BYTES", "Most bytes that the run may send, such as 50MB (none)"

@@ -55,6 +55,7 @@ PATHS = ("out", "data.name", "data.keep_shards", "model.weights", "encryption.ke
 RATES = tuple(item.name for item in dataclasses.fields(Rates))  # defaults depend on the model
 AUTO = "auto"
 
+Partition = Literal["dirichlet", "iid", "quantity", "pathological", "shard", "natural"]
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
 Attack = Literal["sign_flip", "scale", "nan"]
 Fault = Literal["raise", "crash", "slow"]
@@ -143,17 +144,17 @@ class DataConfig:
         "The pixel values [low, high] that become black and white. They are used only for images "
         "of more than 8 bits per channel. With [] the file format of the image decides.",
     )
-    partition: Literal["dirichlet", "iid", "pathological", "shard", "natural"] = setting(
+    partition: Partition = setting(  # noqa: RUF009 - a field, as all settings are
         "dirichlet",
         "How the training images are divided among the clients: with unequal shares of each label "
-        "(dirichlet), at random (iid), with a few labels for each client (pathological), in pieces "
-        "of the images sorted by label (shard), or one folder or one value of data.client_column "
-        "for each client (natural).",
+        "(dirichlet), at random (iid), at random in unequal numbers (quantity), with a few labels "
+        "for each client (pathological), in pieces of the images sorted by label (shard), or one "
+        "folder or one value of data.client_column for each client (natural).",
     )
     alpha: float = setting(
         0.5,
-        "The concentration of the Dirichlet partition. With a smaller value, the labels of the "
-        "clients differ more.",
+        "The concentration of the Dirichlet distribution in the partitions dirichlet and quantity. "
+        "With a smaller value, the labels or the numbers of images of the clients differ more.",
         "(0, inf)",
     )
     classes_per_client: int = setting(

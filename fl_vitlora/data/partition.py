@@ -1,8 +1,9 @@
 """Divides the training images among the clients.
 
-The result is called a partition. Images are divided at random, or by label with one of the
-partitioners of flwr-datasets (Dirichlet, pathological, shard). In the natural partition each client
-has the images of its own folder, or of its own value in a column.
+The result is called a partition. Images are divided at random, into parts of equal or of random
+sizes, or by label with one of the partitioners of flwr-datasets (Dirichlet, pathological, shard).
+In the natural partition each client has the images of its own folder, or of its own value in a
+column.
 
 K clients, n images.
 """
@@ -19,6 +20,7 @@ from fl_vitlora.config import DataConfig
 from fl_vitlora.data.classes import count
 from fl_vitlora.data.clients import list_some
 from fl_vitlora.data.images import Indices, Name
+from fl_vitlora.data.quantity import draw_sizes
 from fl_vitlora.errors import UserError, shown
 from fl_vitlora.rng import derive_seed
 
@@ -45,11 +47,13 @@ def partition(labels: Indices, clients: int, config: DataConfig, seed: int) -> l
             f"images; set --clients to at most {len(labels) // config.min_samples}"
         )
     order = np.random.default_rng(derive_seed(seed, "partition order")).permutation(len(labels))
-    parts = (
-        np.array_split(order, clients)
-        if config.partition == "iid"
-        else _by_labels(labels, order, clients, config, seed)
-    )
+    match config.partition:
+        case "iid":
+            parts = np.array_split(order, clients)
+        case "quantity":
+            parts = _by_quantity(order, clients, config, seed)
+        case _:
+            parts = _by_labels(labels, order, clients, config, seed)
     smallest = min(map(len, parts))
     if smallest < config.min_samples:
         raise UserError(
@@ -146,6 +150,18 @@ def label_counts(labels: Indices, parts: list[Indices], classes: int) -> Indices
         class.
     """
     return np.stack([np.bincount(labels[part], minlength=classes) for part in parts])
+
+
+def _by_quantity(order: Indices, clients: int, config: DataConfig, seed: int) -> list[Indices]:
+    """Cuts images in random order into parts whose sizes are drawn at random."""
+    sizes = draw_sizes(
+        len(order),
+        clients,
+        alpha=config.alpha,
+        least=config.min_samples,
+        seed=derive_seed(seed, "partition"),
+    )
+    return np.split(order, np.cumsum(sizes)[:-1])
 
 
 def _by_labels(

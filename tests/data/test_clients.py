@@ -77,8 +77,10 @@ def by_split(rows: Rows) -> dict[str, datasets.Dataset]:
     for split in dict.fromkeys(row["split"] for row in rows):
         own = [row for row in rows if row["split"] == split]
         images = [picture(int(row["file_name"].partition(".")[0])) for row in own]
-        columns = {key: [row[key] for row in own] for key in ("label", "ward") if key in own[0]}
-        found[split] = datasets.Dataset.from_dict({"image": images, **columns})
+        columns: dict[str, list[Any]] = {"image": images}
+        for key in {"label", "ward"} & own[0].keys():
+            columns[key] = [row[key] for row in own]
+        found[split] = datasets.Dataset.from_dict(columns)
     return found
 
 

@@ -9,6 +9,7 @@ from flwr_datasets import partitioner as kinds
 
 from fl_vitlora.config import DataConfig
 from fl_vitlora.data.partition import label_counts, partition
+from fl_vitlora.data.quantity import draw_sizes
 from fl_vitlora.data.sources import Indices
 from fl_vitlora.errors import UserError
 from fl_vitlora.rng import derive_seed
@@ -16,6 +17,7 @@ from fl_vitlora.rng import derive_seed
 KINDS = {
     "dirichlet": DataConfig(partition="dirichlet"),
     "iid": DataConfig(partition="iid"),
+    "quantity": DataConfig(partition="quantity"),
     "pathological": DataConfig(partition="pathological"),
     "shard": DataConfig(partition="shard"),
 }
@@ -83,6 +85,15 @@ def test_the_parts_are_those_of_the_library(kind: str):
             CLIENTS, "label", config.alpha, min_partition_size=config.min_samples, seed=seed
         ),
         "iid": lambda: kinds.IidPartitioner(CLIENTS),
+        "quantity": lambda: kinds.SizePartitioner(
+            draw_sizes(
+                len(LABELS),
+                CLIENTS,
+                alpha=config.alpha,
+                least=config.min_samples,
+                seed=derive_seed(3, "partition"),
+            ).tolist()
+        ),
         "pathological": lambda: kinds.PathologicalPartitioner(
             CLIENTS,
             "label",
@@ -110,6 +121,14 @@ def test_a_small_alpha_is_uneven_and_a_large_one_even():
 
 def test_an_iid_partition_is_even():
     assert unevenness(partition(LABELS, CLIENTS, KINDS["iid"], 0)) < 0.5
+
+
+def test_a_quantity_partition_is_uneven_in_sizes_and_even_in_labels():
+    parts = partition(LABELS, CLIENTS, DataConfig(partition="quantity", min_samples=20), 0)
+    sizes = [len(part) for part in parts]
+    assert sizes[0] > 4 * sizes[-1]
+    label_skew = partition(LABELS, CLIENTS, DataConfig(alpha=0.5), 0)
+    assert unevenness(parts) < 0.5 * unevenness(label_skew)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3])

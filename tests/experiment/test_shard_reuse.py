@@ -49,7 +49,7 @@ CHANGES: dict[str, Any] = {
     "data.fit": "pad",
     "data.background": [0, 0, 0],
     "data.pixel_range": [0, 40000],
-    "data.partition": "iid",
+    "data.partition": "quantity",
     "data.alpha": 0.3,
     "data.classes_per_client": 1,
     "data.shards_per_client": 3,
