@@ -56,6 +56,7 @@ RATES = tuple(item.name for item in dataclasses.fields(Rates))  # defaults depen
 AUTO = "auto"
 
 Partition = Literal["dirichlet", "iid", "quantity", "pathological", "shard", "natural"]
+Augmentation = Literal["flip", "crop"]
 Adapted = Literal["q", "k", "v", "proj", "fc1", "fc2"]
 Attack = Literal["sign_flip", "scale", "nan"]
 Fault = Literal["raise", "crash", "slow"]
@@ -173,6 +174,25 @@ class DataConfig:
         "The smallest number of training images of a client. If a client would have fewer, the run "
         "stops with an error.",
         "[1, inf)",
+    )
+    feature_skew: float = setting(
+        0.0,
+        "How much the sensors of the clients differ. Each client has its own colours, contrast, "
+        "blur and noise, which change its plain images before encryption. With 0, the images stay "
+        "as they are; with 1, the sensors differ most.",
+        "[0, 1]",
+    )
+    copies: int = setting(
+        1,
+        "The number of encrypted copies of each training image. The first is the image itself, and "
+        "data.augment says how the others differ. An epoch is one pass over all copies.",
+        "[1, 1000]",
+    )
+    augment: tuple[Augmentation, ...] = setting(
+        (),
+        "How the owner changes the copies of its training images before encryption: it mirrors "
+        "every second copy left to right (flip), or cuts out each copy at a random place (crop). "
+        "Digits and letters must not be mirrored.",
     )
     test_fraction: float = setting(
         0.2,

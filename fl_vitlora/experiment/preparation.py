@@ -7,7 +7,6 @@ written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import numpy as np
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data import owner, sources
+from fl_vitlora.data.augmentation import check_copies
 from fl_vitlora.data.class_names import disagreement
-from fl_vitlora.data.clients import list_some
 from fl_vitlora.data.holding_out import hold_out, hold_out_of_each
 from fl_vitlora.data.images import Images, Indices, Name
 from fl_vitlora.data.partition import (
@@ -27,6 +26,7 @@ from fl_vitlora.data.partition import (
     partition,
 )
 from fl_vitlora.data.shards import TEST_SHARD, class_names_of, shard_metadata
+from fl_vitlora.data.treatment import treat
 from fl_vitlora.encryption.at_rest import sealed_under
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.keys import SECRET_BYTES, open_or_create_ring, open_ring
@@ -40,6 +40,7 @@ from fl_vitlora.encryption.storage_keys import (
 )
 from fl_vitlora.encryption.withstands import falls_to_ciphertexts
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.told_images import tell_images
 from fl_vitlora.finetuning import methods, products, shelf
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
@@ -87,8 +88,10 @@ def prepare_images(config: Config) -> OwnedImages:
     """Loads the images and divides them among the clients.
 
     Raises:
-        UserError: If the source or the partition cannot be used, or there are too few test images.
+        UserError: If the source, the partition or the copies cannot be used, or there are too few
+            test images.
     """
+    check_copies(config.data)
     source = sources.load_source(config.data)
     train, test = source.train, source.test
     evaluate, test_parts = policies.clients_evaluate(config), list[Indices]()
@@ -114,28 +117,10 @@ def prepare_images(config: Config) -> OwnedImages:
         test=test,
         parts=parts,
         test_parts=test_parts,
-        summary=_summary(source, config, validation, names),
+        summary=tell_images(source, config, validation, names),
         validation=validation,
         identity=source.identity,
         names=names,
-    )
-
-
-def _summary(
-    source: sources.Source, config: Config, validation: list[Indices], names: Sequence[Name]
-) -> str:
-    """Returns one line about the images and the clients, or that the clients' images are mixed."""
-    told = source.told
-    if validation:
-        held = sum(map(len, validation))
-        told += f"; {held:,} of the training images are held out for validation"
-    if names:
-        return f"{told}; clients: {list_some(names)}"
-    if source.train.owners is None:
-        return told
-    return (
-        f"{told}; the images of all clients are mixed and divided again "
-        f"(data.partition={config.data.partition}; data.partition=natural keeps them apart)"
     )
 
 
@@ -314,11 +299,20 @@ def write_shards(
     Raises:
         UserError: If an image cannot be read.
     """
-    owner.write_encrypted_shards(
-        folder.shards,
+    train, test, parts = treat(
+        config.data,
+        config.seed,
         train=images.train,
         test=images.test,
         parts=images.parts,
+        test_parts=images.test_parts,
+        validation=images.validation,
+    )
+    owner.write_encrypted_shards(
+        folder.shards,
+        train=train,
+        test=test,
+        parts=parts,
         test_parts=images.test_parts,
         validation=images.validation,
         holder=holder,

@@ -15,6 +15,7 @@ import torch
 
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
+from fl_vitlora.data.augmentation import check_copies
 from fl_vitlora.encryption.storage_keys import passphrase
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods, shelf
@@ -59,6 +60,7 @@ def check(
     """
     policies.check(config)
     check_patience(config)
+    check_copies(config.data)
     config = policies.for_strategy(config, client_half(strategy))
     check_experiment(strategy, config)
     if writes_checkpoints:

@@ -33,12 +33,15 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PATIENCE = 600  # seconds; a watchdog
 CLIENTS, ROUNDS = 2, 2
-GIVEN_KEYS: dict[str, dict[str, Any]] = {
+GIVEN_KEYS: dict[str, dict[str, Any]] = {  # and shards with sensors and copies
     "shared key": {},
     "a key for each client": {
         "encryption.scope": "client",
         "encryption.adapt": True,
         "finetuning.patch_embedding": "aligned",
+        "data.feature_skew": 0.5,
+        "data.copies": 2,
+        "data.augment": ["crop"],
     },
 }
 

@@ -54,6 +54,9 @@ CHANGES: dict[str, Any] = {
     "data.classes_per_client": 1,
     "data.shards_per_client": 3,
     "data.min_samples": 1,
+    "data.feature_skew": 0.4,
+    "data.copies": {"data.copies": 2, "data.augment": ["crop"]},
+    "data.augment": {"data.copies": 2, "data.augment": ["flip"]},
     "data.test_fraction": 0.3,
     "data.validation_fraction": 0.3,
     "data.limit": 36,
@@ -197,6 +200,34 @@ def test_a_start_beside_kept_shards_ends_with_the_shards_of_a_start_without(
     told, found = start(changed, tmp_path / "second")
     assert same(found, expected)
     assert is_reused(told) == (setting in NO_BYTES)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"data.augment": ["flip"]},
+        {"data.augment": ["flip", "crop"]},
+        {"data.copies": 3},
+        {"data.feature_skew": 0.4},
+        {"data.feature_skew": 0.41},
+        {"seed": 3},
+    ],
+)
+def test_other_copies_and_sensors_are_another_recipe(
+    images: Path, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    base: dict[str, Any] = {
+        "data.copies": 2,
+        "data.augment": ["crop"],
+        "data.feature_skew": 0.39,
+    }
+    _, first = start(configured(tmp_path, images, **base), tmp_path / "first")
+    told, again = start(configured(tmp_path, images, **base), tmp_path / "again")
+    assert is_reused(told)
+    assert same(first, again)
+    told, other = start(configured(tmp_path, images, **{**base, **changed}), tmp_path / "other")
+    assert not is_reused(told)
+    assert not same(first, other)
 
 
 def test_the_same_experiment_reuses_its_shards_and_says_so(images: Path, tmp_path: Path) -> None:
