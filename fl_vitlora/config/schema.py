@@ -107,6 +107,11 @@ class DataConfig:
         "usual name, such as test or validation. The value 'none' tests on a share of the training "
         "images instead, and does not train on that share.",
     )
+    validation_split: str | None = setting(
+        None,
+        "The name of the split (part of the data set) whose images are for validation. By default "
+        "no split is, and data.validation_fraction says if training images are held out instead.",
+    )
     layout: Literal["auto", "classes", "splits", "clients", "table"] = setting(
         "auto",
         "What the first folders in a folder of images mean: each is a class (classes), a split "
@@ -547,7 +552,7 @@ class EvaluationConfig:
     patience: int | None = setting(
         None,
         "The number of rounds without a better validation accuracy after which the run ends early. "
-        "This setting needs data.validation_fraction. By default the run does not end early.",
+        "It needs validation images. By default the run does not end early.",
         "[1, inf)",
     )
 
@@ -745,8 +750,8 @@ class Config:
     target_accuracy: float | None = setting(
         None,
         "A test accuracy, for example 0.95. The result reports how many bytes were sent before "
-        "this accuracy was first reached. With data.validation_fraction it is a validation "
-        "accuracy. By default nothing is reported.",
+        "this accuracy was first reached. With validation images it is a validation accuracy. "
+        "By default nothing is reported.",
         "(0, 1]",
     )
     seed: int = setting(

@@ -17,6 +17,29 @@ from fl_vitlora.rng import derive_seed
 COMMON_SEED = 0  # the common validation images are the same in every run, as the test images are
 
 
+def has_validation(config: DataConfig) -> bool:
+    """Returns True if a run has images for validation: held out, or a split of their own.
+
+    Args:
+        config: The settings of the data: `validation_fraction` and `validation_split`.
+    """
+    return config.validation_fraction > 0 or config.validation_split is not None
+
+
+def check_validation(config: DataConfig) -> None:
+    """Checks that images for validation come from one place.
+
+    Raises:
+        UserError: When a split is named, and training images are to be held out as well.
+    """
+    if config.validation_split and config.validation_fraction:
+        raise UserError(
+            f"data.validation_split {config.validation_split} with data.validation_fraction "
+            f"{config.validation_fraction:g}: expected only one of them; set "
+            "data.validation_fraction=0 to use the split"
+        )
+
+
 def hold_out(labels: Indices, config: DataConfig) -> tuple[Indices, list[Indices]]:
     """Holds out a share of all training images for validation.
 

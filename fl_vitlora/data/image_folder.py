@@ -148,7 +148,8 @@ def _guess(where: Path, files: Sequence[File], heads: Sequence[str], config: Dat
     Raises:
         UserError: When the names of the folders fit several layouts or none.
     """
-    asked = {name.lower() for name in (config.train_split, config.test_split) if name}
+    named = (config.train_split, config.test_split, config.validation_split)
+    asked = {name.lower() for name in named if name}
     splits = [head for head in heads if meaning_of(head) or head.lower() in asked]
     others = [head for head in heads if head not in splits]
     if splits and others:

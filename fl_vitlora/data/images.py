@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -56,3 +57,24 @@ class Images:
             read=lambda inner, height, width: self.read(positions[inner], height, width),
             owners=None if self.owners is None else self.owners[positions],
         )
+
+    def join(self, others: Images) -> Images:
+        """Returns these images followed by other images of the same classes.
+
+        Args:
+            others: The other images. Their owners are numbered in the same way.
+        """
+        count, owners = len(self), None
+        if self.owners is not None and others.owners is not None:
+            owners = np.concatenate([self.owners, others.owners])
+
+        def read(positions: Indices, height: int, width: int) -> Tensor:
+            own = positions < count
+            pixels = torch.empty((len(positions), 3, height, width), dtype=torch.uint8)
+            pixels[torch.from_numpy(own)] = self.read(positions[own], height, width)
+            rest = others.read(positions[~own] - count, height, width)
+            pixels[torch.from_numpy(~own)] = rest
+            return pixels
+
+        labels = np.concatenate([self.labels, others.labels])
+        return replace(self, labels=labels, read=read, owners=owners)

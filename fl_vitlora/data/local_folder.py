@@ -208,7 +208,7 @@ def _expect_no_choice(path: Path, config: DataConfig) -> Choice:
     Raises:
         UserError: When a setting names a split.
     """
-    for setting in ("train_split", "test_split"):
+    for setting in ("train_split", "test_split", "validation_split"):
         if getattr(config, setting) not in (None, "none"):
             raise UserError(
                 f"data set {path} has no splits, so data.{setting} cannot name one; leave it unset"

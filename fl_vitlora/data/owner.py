@@ -158,20 +158,20 @@ def pieces(sizes: Sequence[int], most: int) -> Iterator[slice]:
         yield slice(start, len(sizes))
 
 
-def divide_test_images(images: int, clients: int, seed: int) -> list[Indices]:
-    """Divides the test images among the clients at random, as evenly as possible.
+def divide_test_images(images: int, clients: int, seed: int, part: Part = "test") -> list[Indices]:
+    """Divides the test or validation images among the clients at random, as evenly as possible.
 
     Args:
-        images: The number of test images.
+        images: The number of images.
         clients: The number K of clients.
         seed: The run's seed, which decides how the images are divided.
+        part: The use of the images: "test" or "validation".
 
     Returns:
-        A list of K arrays of positions, one for each client. Each test image is in exactly one
-        array.
+        A list of K arrays of positions, one for each client. Each image is in exactly one array.
 
     Raises:
-        UserError: When there are fewer test images than clients.
+        UserError: When there are fewer images than clients.
 
     Example:
         >>> [len(part) for part in divide_test_images(10, 3, seed=0)]
@@ -179,10 +179,10 @@ def divide_test_images(images: int, clients: int, seed: int) -> list[Indices]:
     """
     if images < clients:
         raise UserError(
-            "evaluation.by clients: expected at least one test image for each client, got "
-            f"{images} test images for {clients} clients"
+            f"evaluation.by clients: expected at least one {part} image for each client, got "
+            f"{images} {part} images for {clients} clients"
         )
-    order = torch.randperm(images, generator=generator(seed, "test images")).numpy()
+    order = torch.randperm(images, generator=generator(seed, f"{part} images")).numpy()
     return [np.sort(part) for part in np.array_split(order, clients)]
 
 

@@ -101,37 +101,37 @@ def natural_partition(
 
 
 def divide_by_owner(
-    owners: Indices | None, order: Sequence[int], names: Sequence[Name]
+    owners: Indices | None, order: Sequence[int], names: Sequence[Name], part: str = "test"
 ) -> list[Indices]:
-    """Gives each client the test images that belong to it.
+    """Gives each client the test or validation images that belong to it.
 
     Args:
-        owners: The number of the owner of each test image, int64 (n,); None if the test images name
-            no owner.
+        owners: The number of the owner of each image, int64 (n,); None if the images name no owner.
         order: The owner of each client's images, as `natural_partition` returns it.
         names: The name of each owner that has training images, in the order of the numbers.
+        part: The use of the images: "test" or "validation".
 
     Returns:
-        A list of arrays: the positions of the test images of each client, in the order `order`.
+        A list of arrays: the positions of the images of each client, in the order `order`.
 
     Raises:
-        UserError: When a client has no test images, or a test image belongs to none of the clients.
+        UserError: When a client has no images, or an image belongs to none of the clients.
     """
     if owners is None:
         raise UserError(
-            "evaluation.by clients: expected test images that name their client, but the test "
+            f"evaluation.by clients: expected {part} images that name their client, but the {part} "
             "split has no column data.client_column; set --set evaluation.by=central"
         )
     parts = [np.flatnonzero(owners == owner) for owner in order]
-    without = [names[owner] for owner, part in zip(order, parts, strict=True) if not len(part)]
+    without = [names[owner] for owner, own in zip(order, parts, strict=True) if not len(own)]
     if without:
         raise UserError(
-            "evaluation.by clients: expected test images of every client, found none of "
+            f"evaluation.by clients: expected {part} images of every client, found none of "
             f"{list_some(without)}"
         )
     if left := len(owners) - sum(map(len, parts)):
         raise UserError(
-            f"evaluation.by clients: {count(left, 'test image')} of clients without training "
+            f"evaluation.by clients: {count(left, f'{part} image')} of clients without training "
             "images; remove them, or set --set evaluation.by=central"
         )
     return parts

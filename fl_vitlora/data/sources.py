@@ -37,6 +37,7 @@ class Source:
     Attributes:
         train: The images of all clients for training.
         test: The images for testing.
+        validation: The images of the split for validation; None if no split is for validation.
         told: One line of text that says which images were found and which of them are used.
         identity: A text by which the same data set is recognised (`data.identity`); None if it
             cannot be recognised.
@@ -45,6 +46,7 @@ class Source:
     train: Images
     test: Images
     told: str
+    validation: Images | None = None
     identity: str | None = None
 
 
@@ -78,18 +80,28 @@ def load_source(config: DataConfig) -> Source:
     notes: tuple[str, ...] = ()
     warning: str | None = None
     identity: str | None
+    validation: Images | None = None
     if config.name == DIGITS:
+        if config.validation_split:
+            raise UserError(
+                f"data.validation_split {config.validation_split}: the digits have no splits; hold "
+                "out a share instead, for example --set data.validation_fraction=0.1"
+            )
         train, test = _hold_out(_digits(), config.test_fraction)
         told, identity = _held_out(config), DIGITS
     else:
         found = open_folder(config) if Path(config.name).exists() else _from_hub(config)
-        train, test, told, notes, warning = _images_of(found, config)
+        train, test, validation, told, notes, warning = _images_of(found, config)
         identity = found.identity
     if train.owners is None:
         _expect_no_owners(config)
     train, test = _limit(train, config.limit), _limit(test, config.limit)
+    if validation is not None:
+        validation = _limit(validation, config.limit)
+        split = f"the split {config.validation_split}"
+        told += f"), {len(validation):,} for validation ({split}"
     told = _tell(train, test, told, notes, warning)
-    return Source(train=train, test=test, told=told, identity=identity)
+    return Source(train=train, test=test, told=told, validation=validation, identity=identity)
 
 
 def _expect_no_owners(config: DataConfig) -> None:
@@ -159,14 +171,15 @@ def _limit(images: Images, limit: int | None) -> Images:
 
 def _images_of(
     found: Found, config: DataConfig
-) -> tuple[Images, Images, str, tuple[str, ...], str | None]:
+) -> tuple[Images, Images, Images | None, str, tuple[str, ...], str | None]:
     """Creates the images of a folder or of a data set of the hub.
 
-    A class gets the same label in both splits.
+    A class gets the same label in all splits.
 
     Returns:
-        The training images, the test images, a text on the origin of the test images, notes about
-        unused files and splits, and a note about the bit depth or None.
+        The training images, the test images, the images for validation or None, a text on the
+        origin of the test images, notes about unused files and splits, and a note about the bit
+        depth or None.
     """
     choice = found.choice
     part = found.part(choice.train)
@@ -175,18 +188,29 @@ def _images_of(
     depth = tell_depth(part, look_of(config))
     notes = (*unused, *found.notes)
     train = _images(part, part.labels, part.names, config)
+    validation = _other_split(found, choice.validation, part, config) if choice.validation else None
     if choice.test is None:
-        return *_hold_out(train, config.test_fraction), _held_out(config), notes, depth
-    other = found.part(choice.test)
-    labels = match_classes(config.name, choice.test, other, part.names)
+        train, test = _hold_out(train, config.test_fraction)
+        return train, test, validation, _held_out(config), notes, depth
+    test = _other_split(found, choice.test, part, config)
+    return train, test, validation, f"the split {choice.test}", notes, depth
+
+
+def _other_split(found: Found, split: str, train: Part, config: DataConfig) -> Images:
+    """Creates the images of another split, with the classes and clients of the training split.
+
+    Raises:
+        UserError: When the split has no image, or an image of a class that no training image has.
+    """
+    part = found.part(split)
+    labels = match_classes(config.name, split, part, train.names)
     if not len(labels):
+        use = "test" if split == found.choice.test else "validation"
         raise UserError(
-            f"data set {config.name}: expected test images, but the split {choice.test} has none"
+            f"data set {config.name}: expected {use} images, but the split {split} has none"
         )
-    owners = match_owners(config.name, choice.test, other, part.clients)
-    other = replace(other, owners=owners, clients=part.clients)
-    test = _images(other, labels, part.names, config)
-    return train, test, f"the split {choice.test}", notes, depth
+    owners = match_owners(config.name, split, part, train.clients)
+    return _images(replace(part, owners=owners, clients=train.clients), labels, train.names, config)
 
 
 def _from_hub(config: DataConfig) -> Found:

@@ -38,11 +38,13 @@ class Choice:
         test: The name of the split for testing; None if a share of the training images is used for
             testing.
         unused: The names of all other splits of the data set.
+        validation: The name of the split for validation; None if no split is for validation.
     """
 
     train: str
     test: str | None
     unused: tuple[str, ...]
+    validation: str | None = None
 
 
 def meaning_of(name: str) -> str | None:
@@ -66,10 +68,10 @@ def choose_splits(
     Args:
         where: The name of the data set, for messages.
         names: The names of all splits of the data set.
-        config: The settings of the data. The settings `data.train_split` and `data.test_split` may
+        config: The settings of the data. `train_split`, `test_split` and `validation_split` may
             name the splits to use.
-        unlabelled: The names of the splits whose images have no labels. A split without labels is
-            chosen for testing only if `test_split` names it.
+        unlabelled: The names of the splits whose images have no labels. Such a split is chosen for
+            testing only if `test_split` names it.
 
     Returns:
         The names of the chosen splits and of the unused splits.
@@ -82,20 +84,41 @@ def choose_splits(
         >>> choose_splits("photos", ["Train", "val", "test"], DataConfig())
         Choice(train='Train', test='test', unused=('val',))
     """
-    train = _train(where, names, config)
+    train, validation = _train(where, names, config), None
+    if config.validation_split:
+        validation = _named("data.validation_split", config.validation_split, names)
     if config.test_split == NONE:
         test = None
     elif config.test_split:
         test = _named("data.test_split", config.test_split, names)
     else:
-        test = _test(where, names, train, unlabelled)
-    if test == train:
-        raise UserError(
-            f"data set {where}: data.train_split and data.test_split are both {train!r}; choose "
-            "two different splits, because test images must not be trained on"
-        )
-    unused = tuple(name for name in names if name not in (train, test))
-    return Choice(train=train, test=test, unused=unused)
+        test = _test(where, names, (train, validation), unlabelled)
+    _expect_different(where, {"train": train, "test": test, "validation": validation})
+    unused = tuple(name for name in names if name not in (train, test, validation))
+    return Choice(train=train, test=test, unused=unused, validation=validation)
+
+
+def _expect_different(where: str, chosen: Mapping[str, str | None]) -> None:
+    """Checks that no split is chosen for two uses.
+
+    Raises:
+        UserError: When a split is; the message names the two settings.
+    """
+    uses: dict[str, str] = {}
+    for use, name in chosen.items():
+        if name is None:
+            continue
+        if name in uses:
+            reason = (
+                f"{use} images must not be trained on"
+                if uses[name] == TRAIN
+                else "nothing may be chosen by the test images"
+            )
+            raise UserError(
+                f"data set {where}: data.{uses[name]}_split and data.{use}_split are both "
+                f"{name!r}; choose two different splits, because {reason}"
+            )
+        uses[name] = use
 
 
 def _train(where: str, names: Sequence[str], config: DataConfig) -> str:
@@ -117,8 +140,12 @@ def _train(where: str, names: Sequence[str], config: DataConfig) -> str:
     )
 
 
-def _test(where: str, names: Sequence[str], train: str, unlabelled: Collection[str]) -> str | None:
-    """Chooses the test split, or else the validation split; None if neither split exists.
+def _test(
+    where: str, names: Sequence[str], taken: Collection[str | None], unlabelled: Collection[str]
+) -> str | None:
+    """Chooses the test split, else the validation split; returns None if neither exists.
+
+    A split that is taken for another use is not chosen.
 
     Raises:
         UserError: When test or validation splits exist, but their images have no labels.
@@ -126,7 +153,7 @@ def _test(where: str, names: Sequence[str], train: str, unlabelled: Collection[s
     without = []
     for split in (TEST, VALIDATION):
         found = _meaning(where, names, split, "data.test_split")
-        if found is None or found == train:
+        if found is None or found in taken:
             continue
         if found not in unlabelled:
             return found

@@ -16,6 +16,7 @@ from pathlib import Path
 from fl_vitlora.adaptation import coordinates, policies
 from fl_vitlora.config import Config
 from fl_vitlora.config.units import UNITS
+from fl_vitlora.data.holding_out import has_validation
 from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.data.shards import TEST_SHARD, VALIDATION_SHARD, open_own_shard
 from fl_vitlora.data.views import VALIDATION
@@ -202,7 +203,7 @@ def measured_by_server(
         party=TEST,
     )
     put_reader(server.backbone.model, own.base)
-    names = TEST_SHARD, *([VALIDATION_SHARD] if config.data.validation_fraction else [])
+    names = TEST_SHARD, *([VALIDATION_SHARD] if has_validation(config.data) else [])
     opened = [open_own_shard(shards / name, tuple(class_names), storage) for name in names]
     predictor = predictor_of(config.evaluation.predictor)
     if isinstance(predictor, Plain):  # any other predictor needs the images

@@ -17,7 +17,7 @@ from fl_vitlora.config import Config
 from fl_vitlora.data import owner, sources
 from fl_vitlora.data.augmentation import check_copies
 from fl_vitlora.data.class_names import disagreement
-from fl_vitlora.data.holding_out import hold_out, hold_out_of_each
+from fl_vitlora.data.holding_out import check_validation, hold_out, hold_out_of_each
 from fl_vitlora.data.images import Images, Indices, Name
 from fl_vitlora.data.partition import (
     divide_by_owner,
@@ -91,6 +91,7 @@ def prepare_images(config: Config) -> OwnedImages:
         UserError: If the source, the partition or the copies cannot be used, or there are too few
             test images.
     """
+    check_validation(config.data)
     check_copies(config.data)
     source = sources.load_source(config.data)
     train, test = source.train, source.test
@@ -99,7 +100,7 @@ def prepare_images(config: Config) -> OwnedImages:
     if config.data.validation_fraction and not evaluate:
         trained, validation = hold_out(train.labels, config.data)
     owners = None if train.owners is None else train.owners[trained]
-    names = tuple[Name, ...]()
+    names, order = tuple[Name, ...](), list[int]()
     if owners is not None and config.data.partition == "natural":
         divided, order = natural_partition(owners, config.clients, config.data, train.clients)
         names = tuple(train.clients[owner] for owner in order)
@@ -112,8 +113,17 @@ def prepare_images(config: Config) -> OwnedImages:
     parts = [trained[part] for part in divided]
     if config.data.validation_fraction and evaluate:
         parts, validation = hold_out_of_each(train.labels, parts, config.data, config.seed)
+    if (held := source.validation) is not None:  # they follow the training images
+        validation = [np.arange(len(held))]
+        if evaluate and names:
+            validation = divide_by_owner(held.owners, order, train.clients, "validation")
+        elif evaluate:
+            validation = owner.divide_test_images(
+                len(held), config.clients, config.seed, "validation"
+            )
+        validation = [len(train) + part for part in validation]
     return OwnedImages(
-        train=train,
+        train=train if source.validation is None else train.join(source.validation),
         test=test,
         parts=parts,
         test_parts=test_parts,

@@ -11,6 +11,7 @@ from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.communication.link import Link, transfer_seconds
 from fl_vitlora.communication.reference import Attendance, MessageSizes, full_fine_tuning
 from fl_vitlora.config import Config
+from fl_vitlora.data.holding_out import has_validation
 from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.data.views import VALIDATION, part_of
 from fl_vitlora.errors import UserError
@@ -109,7 +110,7 @@ class Record:
 
         Each round is evaluated on this view.
         """
-        return VALIDATION if self._config.data.validation_fraction else RIGHT_KEY
+        return VALIDATION if has_validation(self._config.data) else RIGHT_KEY
 
     @property
     def last(self) -> RoundResult | None:

@@ -23,7 +23,7 @@ def tell_images(
         names: The names of the clients; empty if the data set does not decide who they are.
     """
     told = source.told
-    if validation:
+    if validation and source.validation is None:
         held = sum(map(len, validation))
         told += f"; {held:,} of the training images are held out for validation"
     told += tell_treatment(config.data)

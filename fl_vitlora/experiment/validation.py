@@ -16,6 +16,7 @@ import torch
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data.augmentation import check_copies
+from fl_vitlora.data.holding_out import check_validation, has_validation
 from fl_vitlora.encryption.storage_keys import passphrase
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods, shelf
@@ -60,6 +61,7 @@ def check(
     """
     policies.check(config)
     check_patience(config)
+    check_validation(config.data)
     check_copies(config.data)
     config = policies.for_strategy(config, client_half(strategy))
     check_experiment(strategy, config)
@@ -120,7 +122,7 @@ def check_patience(config: Config) -> None:
             run.
     """
     patience = config.evaluation.patience
-    if patience is not None and not config.data.validation_fraction:
+    if patience is not None and not has_validation(config.data):
         raise UserError(
             f"evaluation.patience {patience}: expected validation images, because the last round "
             "must not be chosen by the test images; hold out a share of the training images, for "

@@ -102,8 +102,8 @@ class RoundResult:
 
     Attributes:
         accuracy: The accuracy of the round's model in [0, 1], on the validation images if the run
-            has some (`data.validation_fraction`), else on the test images.
-        loss: The mean cross-entropy of the round's model on the images that gave `accuracy`.
+            has some (`data.validation_fraction`, `data.validation_split`), else on the test images.
+        loss: The mean cross-entropy of the round's model on the same images.
         train_loss: The mean training loss of the participants, weighted by images.
         participants: The numbers of the clients whose updates were aggregated.
     """

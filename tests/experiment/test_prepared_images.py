@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from fl_vitlora.config import Config, load, resolve, to_mapping
+from fl_vitlora.data.images import Images, Indices
 from fl_vitlora.data.partition import partition
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.preparation import prepare_images
@@ -126,3 +127,90 @@ def test_folders_of_clients_hold_out_images_as_well(tmp_path: Path, by: str) -> 
         assert [len(part) for part in images.validation] == [4, 2]
         for part, held in zip(images.parts, images.validation, strict=True):
             assert set(owners[part]) == set(owners[held])
+
+
+def split_folders(root: Path, sizes: dict[str, int], clients: tuple[str, ...] = ("",)) -> Config:
+    """Lays out splits with so many images of each class, each image with a grey of its own."""
+    grey = 0
+    for client in clients:
+        for split, count in sizes.items():
+            for name in ("cat", "dog"):
+                place = root / client / split / name
+                place.mkdir(parents=True)
+                for number in range(count):
+                    Image.new("L", (4, 4), grey).save(place / f"{number}.png")
+                    grey += 1
+    return load(None, {"data.name": str(root), "clients": 2, "data.min_samples": 1})
+
+
+def greys(images: Images, positions: Indices) -> set[int]:
+    return set(images.read(positions, 4, 4)[:, 0, 0, 0].tolist())
+
+
+VALIDATED = {"data.validation_split": "val", "data.partition": "iid"}
+SIZES = {"train": 5, "val": 3, "test": 4}
+
+
+@pytest.mark.parametrize("by", ["central", "clients"])
+def test_a_split_of_the_data_set_may_be_the_validation_images(tmp_path: Path, by: str) -> None:
+    config = split_folders(tmp_path, SIZES)
+    given = {**VALIDATED, "evaluation.by": by}
+    images = prepare_images(resolve(to_mapping(config), given))
+    # sizes by class: 5 + 5 for training, then 3 + 3 for validation
+    assert set().union(*(greys(images.train, part) for part in images.parts)) == set(range(10))
+    held = [greys(images.train, part) for part in images.validation]
+    assert sorted(set().union(*held)) == list(range(10, 16))
+    assert [len(part) for part in held] == ([3, 3] if by == "clients" else [6])
+    assert images.train.labels[np.concatenate(images.parts)].sum() == 5
+    assert images.train.labels[np.concatenate(images.validation)].sum() == 3
+    assert len(images.test) == 8
+    assert "8 for testing (the split test), 6 for validation (the split val)" in images.summary
+    assert "not used" not in images.summary
+    assert "held out" not in images.summary
+
+
+def test_the_validation_split_is_no_test_split(tmp_path: Path) -> None:
+    """Without a test split, a share of the training images is held out for testing."""
+    config = split_folders(tmp_path, {"train": 5, "val": 3})
+    images = prepare_images(resolve(to_mapping(config), VALIDATED))
+    assert greys(images.train, np.concatenate(images.validation)) == set(range(10, 16))
+    assert len(images.test) == 2
+    assert "20 % held out of the training images), 6 for validation" in images.summary
+
+
+def test_clients_with_folders_validate_on_their_own_images(tmp_path: Path) -> None:
+    """The program knows the splits of clients by their meaning, so "val" is "validation"."""
+    config = split_folders(tmp_path, SIZES, clients=("x", "y"))
+    given = {"data.partition": "natural", "evaluation.by": "clients"}
+    split = {"data.validation_split": "validation"}
+    images = prepare_images(resolve(to_mapping(config), {**given, **split}))
+    owners = images.train.owners
+    assert owners is not None
+    for part, held in zip(images.parts, images.validation, strict=True):
+        assert len(set(owners[part]) | set(owners[held])) == 1
+        assert (len(part), len(held)) == (10, 6)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"data.validation_split": "vall"}, "did you mean 'val'"),
+        (
+            {"data.validation_split": "train"},
+            "data.train_split and data.validation_split are both 'train'",
+        ),
+        (
+            {"data.validation_split": "test", "data.test_split": "test"},
+            "data.test_split and data.validation_split are both 'test'",
+        ),
+        ({"data.validation_fraction": 0.1}, "expected only one of them"),
+        ({"data.name": "digits"}, "the digits have no splits"),
+        ({"clients": 7, "evaluation.by": "clients"}, "each client, got 6 validation images"),
+    ],
+)
+def test_a_validation_split_that_cannot_be_is_refused(
+    tmp_path: Path, changed: dict[str, object], told: str
+) -> None:
+    config = split_folders(tmp_path, SIZES)
+    with pytest.raises(UserError, match=told):
+        prepare_images(resolve(to_mapping(config), {**VALIDATED, **changed}))

@@ -42,6 +42,7 @@ CHANGES: dict[str, Any] = {
     "data.revision": "main",
     "data.train_split": "cat",
     "data.test_split": "none",
+    "data.validation_split": "cat",
     "data.layout": "auto",
     "data.image_column": "picture",
     "data.label_column": "kind",
@@ -81,6 +82,7 @@ NO_BYTES = {  # settings that change no byte, and no recipe
 }
 REFUSED = {  # not for folders of classes
     *("data.config", "data.revision", "data.train_split", "data.client_column"),
+    "data.validation_split",
 }
 Content = dict[str, tuple[torch.Tensor, torch.Tensor, dict[str, str]]]
 

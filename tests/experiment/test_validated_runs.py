@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from fl_vitlora.config import DataConfig
 from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.data.shards import (
     TEST_SHARD,
@@ -16,6 +19,7 @@ from fl_vitlora.data.shards import (
     client_shard,
     client_validation_shard,
 )
+from fl_vitlora.data.sources import load
 from fl_vitlora.experiment.preparation import prepare_model
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.training.local import evaluate
@@ -117,3 +121,24 @@ def test_a_budget_leaves_room_for_the_last_evaluation_by_clients(
     assert result["test_images"] == 160
     assert wire["uplink_bytes"] + wire["downlink_bytes"] <= 1_400_000
     assert result["best"] is None
+
+
+@pytest.mark.parametrize("by", ["central", "clients"])
+def test_a_split_of_the_data_set_chooses_as_held_out_images_do(
+    tmp_path: Path, engine: Engine, by: str
+) -> None:
+    train, _ = load(DataConfig(limit=120))
+    pixels = train.read(np.arange(120), 8, 8)
+    for split, places in (("train", range(80)), ("dev", range(80, 100)), ("test", range(100, 120))):
+        for place in places:
+            folder = tmp_path / "images" / split / train.class_names[train.labels[place]]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[place, 0].numpy()).save(folder / f"{place}.png")
+    given: dict[str, Any] = {"data__name": str(tmp_path / "images"), "data__partition": "iid"}
+    split_of = {"data__validation_split": "dev", "evaluation__by": by}
+    done = execute(tmp_path, engine, **given, **split_of)
+    assert {line["measured_on"] for line in done.lines} == {"validation"}
+    assert {line["measured_images"] for line in done.lines} == {20}
+    assert done.result["test_images"] == 20
+    assert done.result["validation"]["accuracy"] == done.lines[-1]["accuracy"]
+    assert done.result["best"]["measured_on"] == "validation"

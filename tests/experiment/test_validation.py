@@ -40,6 +40,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "so no central model exists",
     ),
     "patience": ({"evaluation.patience": 3}, "must not be chosen by the test images"),
+    "validation images": (
+        {"data.validation_split": "dev", "data.validation_fraction": 0.1},
+        "expected only one of them",
+    ),
     "copies": ({"data.copies": 2}, "expected how the copies differ"),
     "quorum": ({"min_clients": 9}, "min_clients 9: only 4 clients train"),
     "objection": ({"strategy": "krum"}, "strategy krum: "),
