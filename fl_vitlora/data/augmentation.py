@@ -80,7 +80,7 @@ def augmented(image: Tensor, copy: int, augment: Sequence[str], seed: int) -> Te
     if CROP in augment:
         draw = np.random.default_rng(seed)
         rows, columns = (_window(side, draw) for side in image.shape[1:])
-        image = image[:, rows][:, :, columns]
+        image = torch.from_numpy(image.numpy().take(rows, 1).take(columns, 2))
     return image
 
 
@@ -132,9 +132,25 @@ def positions_of_copies(part: Indices, images: int, copies: int) -> Indices:
     return np.concatenate([part + copy * images for copy in range(copies)])
 
 
-def _window(side: int, draw: np.random.Generator) -> Tensor:
+def mirrored(places: Indices, side: int) -> Indices:
+    """Returns the positions within an image that are seen at places beyond its edges, mirrored.
+
+    The outermost pixels are not repeated.
+
+    Args:
+        places: The places, from 1 - `side` to 2·`side` - 2.
+        side: The number of pixels of the image's side.
+
+    Example:
+        >>> mirrored(np.arange(-2, 6), side=4).tolist()
+        [2, 1, 0, 1, 2, 3, 2, 1]
+    """
+    last = side - 1
+    inside: Indices = last - np.abs(last - np.abs(places))
+    return inside
+
+
+def _window(side: int, draw: np.random.Generator) -> Indices:
     """Draws a window of one side, as positions in the image that is mirrored beyond its edges."""
     margin = round(side * MARGIN)
-    places = np.arange(side) + draw.integers(-margin, margin + 1)
-    last = side - 1
-    return torch.from_numpy(last - np.abs(last - np.abs(places)))
+    return mirrored(np.arange(side) + draw.integers(-margin, margin + 1), side)

@@ -17,12 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
+from fl_vitlora.data.augmentation import mirrored
 from fl_vitlora.data.images import Images, Indices
 from fl_vitlora.rng import derive_seed
 
@@ -30,7 +32,8 @@ CHANNELS = 3
 MOST_BLUR = 1 / 32  # standard deviation of the kernel, as a share of the shorter side of the image
 MOST_NOISE = 0.1  # standard deviation, as a share of the range from black to white
 REACH = 3  # the kernel ends after so many standard deviations
-ENTRIES_AT_ONCE = 2**22  # colour values in memory together, as numbers of 32 bits
+
+Float = TypeVar("Float", np.float32, np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +100,9 @@ def seen_by(sensor: Sensor, images: Tensor, seeds: Sequence[int]) -> Tensor:
     Returns:
         The images, uint8 (n, C, H, W).
     """
-    at_once = max(1, ENTRIES_AT_ONCE // max(1, images[:1].numel()))
     result = torch.empty_like(images)
-    for start in range(0, len(images), at_once):
-        piece = slice(start, start + at_once)
-        result[piece] = _seen(sensor, images[piece], seeds[piece])
+    for row, seed in enumerate(seeds):
+        result[row] = torch.from_numpy(_seen(sensor, images[row].numpy(), seed))
     return result
 
 
@@ -135,37 +136,43 @@ def through_sensors(
     return replace(images, read=read)
 
 
-def blurred(images: Tensor, deviation: float) -> Tensor:
-    """Returns images after a Gaussian blur; the images are mirrored beyond their edges.
+def blurred(image: NDArray[Float], deviation: float) -> NDArray[Float]:
+    """Returns an image after a Gaussian blur; the image is mirrored beyond its edges.
 
     The kernel is a product of two, one for rows and one for columns. The sums have a fixed order,
     so every processor rounds them in the same way.
 
     Args:
-        images: The images, floating point (n, C, H, W).
+        image: The image, floating point (C, H, W).
         deviation: The standard deviation of the kernel in pixels; with 0 nothing is blurred. Three
             times this number must be smaller than H and W.
     """
     if not deviation:
-        return images
+        return image
     radius = math.ceil(REACH * deviation)
-    weights = [math.exp(-0.5 * (place / deviation) ** 2) for place in range(-radius, radius + 1)]
-    for dimension, pads in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
-        side, padded = images.shape[dimension], F.pad(images, pads, mode="reflect")
-        images = torch.zeros_like(images)
+    places = np.arange(-radius, radius + 1)
+    with np.errstate(over="ignore"):  # a very narrow kernel is 0 beside its middle
+        kernel = np.exp(-0.5 * (places / deviation) ** 2)
+    weights = (kernel / kernel.sum()).astype(image.dtype)
+    term = np.empty_like(image)
+    for axis in (1, 2):
+        side = image.shape[axis]
+        padded = image.take(mirrored(np.arange(-radius, side + radius), side), axis)
+        image = np.zeros_like(image)
         for place, weight in enumerate(weights):
-            images += padded.narrow(dimension, place, side) * (weight / sum(weights))
-    return images
+            window = (
+                padded[:, place : place + side] if axis == 1 else padded[..., place : place + side]
+            )
+            image += np.multiply(window, weight, out=term)
+    return image
 
 
-def _seen(sensor: Sensor, images: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Returns a few images as a sensor sees them; see `seen_by`."""
-    height, width = images.shape[2:]
-    light = blurred(images.float() / 255, sensor.blur * min(height, width))
-    light = 0.5 + sensor.contrast * (torch.tensor(sensor.gains).view(-1, 1, 1) * light - 0.5)
+def _seen(sensor: Sensor, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+    """Returns an image, (C, H, W), as a sensor sees it; see `seen_by`."""
+    light = blurred(image / np.float32(255), sensor.blur * min(image.shape[1:]))
+    gains = np.array(sensor.gains, dtype=np.float32).reshape(-1, 1, 1)
+    light = np.float32(0.5) + np.float32(sensor.contrast) * (gains * light - np.float32(0.5))
     if sensor.noise:
-        for row, seed in enumerate(seeds):
-            draw = np.random.default_rng(seed)
-            noise = draw.standard_normal(tuple(light.shape[1:]), dtype=np.float32)
-            light[row] += sensor.noise * torch.from_numpy(noise)
-    return (255 * light).round().clamp(0, 255).to(torch.uint8)
+        noise = np.random.default_rng(seed).standard_normal(light.shape, dtype=np.float32)
+        light += np.float32(sensor.noise) * noise
+    return np.rint(255 * light).clip(0, 255).astype(np.uint8)
