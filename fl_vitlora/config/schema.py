@@ -552,7 +552,7 @@ class EvaluationConfig:
     patience: int | None = setting(
         None,
         "The number of rounds without a better validation accuracy after which the run ends early. "
-        "It needs validation images. By default the run does not end early.",
+        "This setting needs validation images. By default the run does not end early.",
         "[1, inf)",
     )
 

@@ -68,10 +68,10 @@ def choose_splits(
     Args:
         where: The name of the data set, for messages.
         names: The names of all splits of the data set.
-        config: The settings of the data. `train_split`, `test_split` and `validation_split` may
-            name the splits to use.
-        unlabelled: The names of the splits whose images have no labels. Such a split is chosen for
-            testing only if `test_split` names it.
+        config: The settings of the data. The settings `data.train_split`, `data.test_split` and
+            `data.validation_split` may name the splits to use.
+        unlabelled: The names of the splits whose images have no labels. A split without labels is
+            chosen for testing only if `test_split` names it.
 
     Returns:
         The names of the chosen splits and of the unused splits.
@@ -143,7 +143,7 @@ def _train(where: str, names: Sequence[str], config: DataConfig) -> str:
 def _test(
     where: str, names: Sequence[str], taken: Collection[str | None], unlabelled: Collection[str]
 ) -> str | None:
-    """Chooses the test split, else the validation split; returns None if neither exists.
+    """Chooses the test split, or else the validation split; None if neither split exists.
 
     A split that is taken for another use is not chosen.
 

@@ -50,7 +50,7 @@ def find_image_column(name: str, first: Mapping[str, Any], config: DataConfig) -
 def find_label_column(
     name: str, columns: Sequence[str], image_column: str, config: DataConfig
 ) -> str:
-    """Finds the column of labels: by the setting, by a usual name, or as the only other column.
+    """Finds the column of labels: the setting's, one with a usual name, or the only other column.
 
     Args:
         name: The name of the table, for messages.

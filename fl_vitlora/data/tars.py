@@ -61,9 +61,9 @@ def read_tars(paths: Sequence[Path], config: DataConfig) -> tuple[Part, int]:
 
     Args:
         paths: The paths of the tar files.
-        config: The settings of the data. `image_column` may name the suffix of the images.
-            `label_column` may name the suffix of the labels or a key in the JSON members, and
-            `client_column` the same for the clients.
+        config: The settings of the data. The setting `data.image_column` may name the suffix of the
+            images. The settings `data.label_column` and `data.client_column` may name the suffix of
+            the labels and of the clients, or a key in the JSON members.
 
     Returns:
         The split as a `Part`, and the number of members that were not used.
