@@ -23,9 +23,10 @@ bias b_c:
 
 From round 2 on the head is trained like any other, and the statistics are neither measured nor
 sent. In round 1 a client sends (D+1)·(D+2)/2 + C·(D+1) numbers; of S, only the upper triangle is
-sent. The second moments of a client's features say more about its images than a gradient of the
-head does; no attack on them was tried. With secure aggregation the server sees only the sum of all
-clients' moments.
+sent. The statistics say exactly how many images of each class a client has (the attack
+`label_counts`). The second moments of a client's features say more about its images than a gradient
+of the head does; no attack on them was tried. With secure aggregation the server sees only the sum
+of all clients' statistics.
 
 Sources: linear discriminant analysis is Fisher's (1936), its shrinkage Friedman's regularised
 discriminant analysis (1989). Fed3R (Fanì et al., 2024) sums S and M over clients for a ridge
