@@ -1,11 +1,13 @@
 """Seconds per round, start-up and memory of this project, bare PyTorch and other simulators.
 
 python benchmarks/speed/compare.py
+python benchmarks/speed/compare.py --only bare ours --config benchmarks/speed/vit_small.yaml
 
-All contenders do the same local steps on the same encrypted shards of the default job (`work.py`),
-with the same number of worker processes of one thread each. They take turns, so that other load on
-the machine affects all of them. The time of a round is the median over a run without its first two
-rounds. Ratios are relative to the bare processes of the same repetition.
+All contenders do the same local steps on the same encrypted shards (`work.py`) of the default job,
+or of another experiment with `--config`. They compute in float32, with the same number of worker
+processes of one thread each. They take turns, so that other load on the machine affects all of
+them. The time of a round is the median over a run without its first two rounds. Ratios are relative
+to the bare processes of the same repetition.
 """
 
 from __future__ import annotations
@@ -76,6 +78,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--pfl", type=Path, help="folder of the environment with pfl-research")
+    parser.add_argument("--config", type=Path, help="an experiment instead of the default job")
+    parser.add_argument("--set", action="append", default=[], help="a setting of the experiment")
     parser.add_argument("--only", nargs="+", choices=list(NAMES))
     arguments = parser.parse_args()
     chosen = arguments.only or list(NAMES)
@@ -84,6 +88,10 @@ def main() -> None:
         shared = Path(folder) / "shared"
         asked = ["--rounds", str(arguments.rounds), "--workers", str(arguments.workers)]
         simulate = [sys.executable, str(ROOT / "simulate.py"), "--clients", "20"]
+        if arguments.config is not None:
+            simulate += ["--config", str(arguments.config.resolve())]
+        for setting in arguments.set:
+            simulate += ["--set", setting]
         simulate += ["--set", f"encryption.key_file={Path(folder) / 'owner.key'}"]
         measure([*simulate, "--rounds", "3", "--out", str(shared)], functools.partial(ours, shared))
         work = ["--folder", str(shared), *asked]
