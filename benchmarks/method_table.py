@@ -18,7 +18,7 @@ from fl_vitlora.config.schema import Adapted
 from fl_vitlora.finetuning import methods, shelf
 from fl_vitlora.finetuning.groups import HEAD, group_of
 from fl_vitlora.state import count
-from fl_vitlora.testing.method import gap_of
+from fl_vitlora.testing.method_clients import gap_of
 from fl_vitlora.testing.method_subject import Subject
 
 BYTES = 4  # of a number in float32

@@ -13,7 +13,8 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.soda import SODA, SODAAdapter, cayley_rotation
 from fl_vitlora.state import count
-from fl_vitlora.testing.method import check_method, gap_of
+from fl_vitlora.testing.method import check_method
+from fl_vitlora.testing.method_clients import gap_of
 from tests.conftest import random_vit
 from tests.finetuning.moved_model import subject_of
 

@@ -12,7 +12,8 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.kronecker import times_ring
 from fl_vitlora.finetuning.tlora import TLoRA, TLoRAAdapter, identity_core
 from fl_vitlora.state import count
-from fl_vitlora.testing.method import check_method, gap_of
+from fl_vitlora.testing.method import check_method
+from fl_vitlora.testing.method_clients import gap_of
 from fl_vitlora.training.optimizers import make_optimizer
 from tests.conftest import random_vit
 from tests.finetuning.moved_model import subject_of

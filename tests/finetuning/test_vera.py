@@ -11,7 +11,8 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.vera import SharedPair, VeRA, VeRAAdapter
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.state import count
-from fl_vitlora.testing.method import check_method, gap_of
+from fl_vitlora.testing.method import check_method
+from fl_vitlora.testing.method_clients import gap_of
 from tests.conftest import random_vit
 from tests.finetuning.moved_model import subject_of
 
