@@ -82,7 +82,7 @@ def choose_splits(
 
     Example:
         >>> choose_splits("photos", ["Train", "val", "test"], DataConfig())
-        Choice(train='Train', test='test', unused=('val',))
+        Choice(train='Train', test='test', unused=('val',), validation=None)
     """
     train, validation = _train(where, names, config), None
     if config.validation_split:
