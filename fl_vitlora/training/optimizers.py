@@ -19,7 +19,7 @@ to the table in `fl_vitlora.config.optimizer_names`. This is a complete example:
     >>> taken = rmsprop.make([{"params": [weight], "lr": 0.5}], TrainingConfig(), 1.0)
     >>> weight.square().sum().backward()
     >>> _ = taken.step()
-    >>> round(float(weight), 3)  # a gradient of 6, divided by the root of the mean square 0.36
+    >>> round(weight.item(), 3)  # a gradient of 6, divided by the root of the mean square 0.36
     -2.0
 """
 
