@@ -92,9 +92,10 @@ def seconds_of(library: str, m: int, n: int, rows: int) -> float:
         n: The number of inputs of the layer.
         rows: The number of rows of the product.
     """
-    weight = torch.zeros(m, n)
-    inputs = torch.zeros(rows, n, requires_grad=True)
-    gradient = torch.zeros(rows, m)
+    single = torch.float32  # only for this format is there a choice
+    weight = torch.zeros(m, n, dtype=single)
+    inputs = torch.zeros(rows, n, dtype=single, requires_grad=True)
+    gradient = torch.zeros(rows, m, dtype=single)
     compute = products.one_dnn_linear if library == "onednn" else F.linear
     times = []
     for _ in range(REPETITIONS):

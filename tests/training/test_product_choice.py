@@ -21,6 +21,7 @@ from fl_vitlora.training.product_choice import (
     shapes_of,
 )
 from tests.conftest import MakeBackbone
+from tests.in_process import precision
 
 ROWS = 32
 
@@ -85,6 +86,11 @@ def test_measuring_leaves_the_number_of_threads_as_it_was():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_products_are_measured_in_float32_whatever_the_default_is():
+    with precision(torch.float64):
+        assert fastest({(8, 4): 1}, ROWS) in products.LIBRARIES
 
 
 @pytest.mark.parametrize("named", products.LIBRARIES)
