@@ -23,7 +23,7 @@ from fl_vitlora.finetuning import methods, products
 from fl_vitlora.models import backbone
 from fl_vitlora.training.descent import begin
 from fl_vitlora.training.inputs import set_mode
-from fl_vitlora.training.precision import choose_attention, tokens_of
+from fl_vitlora.training.precision import choose_attention
 
 CLASSES = 10
 # The library (None for PyTorch's own layers), the number format, and whether attention is products.
@@ -84,8 +84,7 @@ def step_of(
     if library is not None:
         products.quicken(built.model)
     if by_products:
-        tokens = tokens_of(built.image_shape, built.patch_size)
-        choose_attention(built.model, tokens, torch.device("cpu"), precision)
+        choose_attention(built.model, built.patches, torch.device("cpu"), precision)
     set_mode(built.model, None)
     descent = begin(
         built.model,

@@ -39,7 +39,8 @@ def derive_key(secret: bytes, context: str) -> bytes:
         context: A text that says what the key is for, for example "storage". Different texts give
             independent keys.
 
-    Returns: A key of 32 bytes.
+    Returns:
+        A key of 32 bytes.
     """
     info = f"fl_vitlora/1/{context}".encode()
     return HKDF(algorithm=SHA256(), length=SECRET_BYTES, salt=None, info=info).derive(secret)

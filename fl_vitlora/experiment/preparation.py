@@ -45,7 +45,6 @@ from fl_vitlora.finetuning import methods, products, shelf
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.reporting.run_folder import SHARDS, RunFolder
-from fl_vitlora.training.precision import tokens_of
 from fl_vitlora.training.product_choice import choose_library
 
 
@@ -150,8 +149,7 @@ def prepare_model(config: Config, classes: int, device: str, adapter: str = "lor
     method = shelf.method_of(config.finetuning, adapter)
     methods.attach(built.model, method, config.seed)
     methods.check_gradients(built.model, built.image_shape)
-    rows = config.training.batch_size * tokens_of(built.image_shape, built.patch_size)
-    products.use(choose_library(built.model, device, rows))
+    products.use(choose_library(built.model, device, config.training.batch_size * built.patches))
     built.model.to(device)
     return replace(built, notes=(*built.notes, *method.notes))
 
@@ -241,8 +239,8 @@ def shards_of(run: Path, keys: StorageKeys) -> ShardsOfRun:
 def storage_keys(config: Config, given: Path | None = None) -> StorageKeys:
     """Returns the keys that open the files of shards.
 
-    If the files are encrypted with a passphrase, the user is asked for the passphrase only when the
-    first file is opened.
+    If the files are encrypted with a passphrase, it is read from the environment, or asked for at a
+    terminal, only when the first file is opened.
 
     Args:
         config: The configuration of the experiment, with the path of the key ring. The file of the

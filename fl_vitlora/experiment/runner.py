@@ -29,7 +29,6 @@ from fl_vitlora.flower.simulation.workers import Workers, choose_workers
 from fl_vitlora.flower.strategies import identity
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half
 from fl_vitlora.population.sampling import cohort_size, trained_together
-from fl_vitlora.training.precision import tokens_of
 
 
 def run(
@@ -137,8 +136,7 @@ def _serve(
     watch.announce("starting workers")
     ray.wait()
     states = ClientStates(stage.checkpoint.clients if stage.checkpoint else {})
-    built = stage.server.backbone
-    patches = tokens_of(built.image_shape, built.patch_size) if workers.device == "cpu" else 0
+    patches = stage.server.backbone.patches if workers.device == "cpu" else 0
     server = _server_side(experiment, stage, states, observers)
     outcome = simulate(
         make_client_app(_settings(experiment, stage, workers.device)),

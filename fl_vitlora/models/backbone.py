@@ -77,6 +77,12 @@ class Backbone:
     source: str = RANDOM
     notes: tuple[str, ...] = ()
 
+    @property
+    def patches(self) -> int:
+        """Returns the number of patches of an image."""
+        _, height, width = self.image_shape
+        return (height // self.patch_size) * (width // self.patch_size)
+
 
 def image_size(config: ModelConfig) -> tuple[int, int] | None:
     """Returns the configured height and width, or None if the model's own size is used.

@@ -8,13 +8,12 @@ AVX512_BF16).
 from __future__ import annotations
 
 import contextlib
-import math
 
 import torch
 from torch import Tensor, nn
 
-# The largest number of tokens for which attention keeps all its weights in memory. 577 are those of
-# a ViT with patches of 16 pixels on images of 384 pixels.
+# The largest number of patches for which attention keeps all its weights in memory. A ViT with
+# patches of 16 pixels has 576 of them on images of 384 pixels.
 SHORT = 600
 FUSED = "fused_attn"  # the attribute of timm's attention that chooses PyTorch's own kernel
 
@@ -58,37 +57,23 @@ def unhalved(logits: Tensor) -> Tensor:
 
 
 def choose_attention(
-    model: nn.Module, tokens: int, device: torch.device, precision: torch.dtype
+    model: nn.Module, patches: int, device: torch.device, precision: torch.dtype
 ) -> None:
     """Makes the attention of a timm model compute by the faster of two ways, in place.
 
     PyTorch has one function for the whole attention. In bfloat16 on a CPU it takes several times
     the time of the products softmax(q·kᵀ)·v one by one, if gradients follow
     (`benchmarks/speed/precision.py`). The products keep the weights of all pairs of tokens in
-    memory, so they are not used for many tokens.
+    memory, so they are not used for many patches.
 
     Args:
         model: A model of timm.
-        tokens: The number of tokens of an image.
+        patches: The number of patches of an image.
         device: The device that computes.
         precision: The number format of activations.
     """
-    if device.type != "cpu" or precision == torch.float32 or tokens > SHORT:
+    if device.type != "cpu" or precision == torch.float32 or patches > SHORT:
         return
     for module in model.modules():
         if hasattr(module, FUSED):
             setattr(module, FUSED, False)
-
-
-def tokens_of(image_shape: tuple[int, int, int], patch_size: int) -> int:
-    """Returns the number of patches of an image.
-
-    Args:
-        image_shape: The shape (C, H, W) of an image.
-        patch_size: The side of a patch in pixels.
-
-    Example:
-        >>> tokens_of((3, 224, 224), 16)
-        196
-    """
-    return math.prod(side // patch_size for side in image_shape[1:])

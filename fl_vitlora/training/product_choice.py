@@ -37,7 +37,7 @@ def choose_library(model: nn.Module, device: str, rows: int) -> str:
     Args:
         model: The model. Its layers `nn.Linear` without trained tensors are measured.
         device: The device of the run. On a GPU there is no choice.
-        rows: The number of rows of a product, which is the number of tokens in a training step.
+        rows: The number of rows of a product, which is the number of patches in a training step.
 
     Returns:
         The library that the environment variable names; otherwise the faster one.

@@ -82,7 +82,7 @@ def test_both_ways_of_attention_give_the_same_numbers(make_backbone: MakeBackbon
 
 
 @pytest.mark.parametrize(
-    ("tokens", "device", "precision"),
+    ("patches", "device", "precision"),
     [
         (16, CPU, torch.float32),
         (SHORT + 1, CPU, torch.bfloat16),  # their weights would fill the memory
@@ -90,11 +90,11 @@ def test_both_ways_of_attention_give_the_same_numbers(make_backbone: MakeBackbon
     ],
 )
 def test_otherwise_attention_stays_as_timm_has_it(
-    tokens: int, device: torch.device, precision: torch.dtype, make_backbone: MakeBackbone
+    patches: int, device: torch.device, precision: torch.dtype, make_backbone: MakeBackbone
 ):
     model = make_backbone().model
     before = fused(model)
-    choose_attention(model, tokens, device, precision)
+    choose_attention(model, patches, device, precision)
     assert fused(model) == before
 
 

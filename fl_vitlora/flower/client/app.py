@@ -164,8 +164,8 @@ def _fresh_order() -> torch.Generator:
 def _drawn(settings: ClientSettings, shard: Shard, order: torch.Generator) -> Shard:
     """Returns the images that a client trains on, which is usually its whole shard.
 
-    If one batch holds the whole shard, the order of the images does not change the update. But in a
-    deployment (`settings.fresh_order`), no two trainings may give the same update. With
+    If one batch holds the whole shard, the order of the images does not change the update. But with
+    `settings.fresh_order`, no two trainings may give the same update. With
     `settings.fresh_order`, a client with a single batch trains on a bootstrap sample: as many
     images as the shard has, drawn with replacement.
     """

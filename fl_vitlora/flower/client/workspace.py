@@ -46,7 +46,7 @@ from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy
 from fl_vitlora.training.cohort import CohortTrainer, can_share_a_batch
 from fl_vitlora.training.inputs import frozen_of
-from fl_vitlora.training.precision import best_precision, choose_attention, tokens_of
+from fl_vitlora.training.precision import best_precision, choose_attention
 from fl_vitlora.training.prediction import Predictor, predictor_of
 from fl_vitlora.training.product_choice import choose_library
 
@@ -186,11 +186,10 @@ def workspace(settings: ClientSettings) -> Workspace:
     initial = methods.export_state(built.model)
     device = torch.device(settings.device)
     precision = best_precision(device, config.engine.precision)
-    tokens = tokens_of(built.image_shape, built.patch_size)
-    rows = config.training.batch_size * tokens
+    rows = config.training.batch_size * built.patches
     products.use(settings.products or choose_library(built.model, settings.device, rows))
     products.quicken(built.model)
-    choose_attention(built.model, tokens, device, precision)
+    choose_attention(built.model, built.patches, device, precision)
     built.model.to(device)
     exchanged = policies.exchanged(config, initial, settings.strategy.personal)
     return Workspace(
