@@ -91,11 +91,14 @@ def chance_of(rate: float, others: int) -> float:
 
 
 def true_positives(members: Tensor, others: Tensor, rate: float) -> float:
-    """Returns the share of members above a threshold that at most a share of others exceeds.
+    """Returns the true positive rate at a given false positive rate.
+
+    This is the share of members whose score is above a threshold. The threshold is the smallest one
+    that at most the share `rate` of the other images exceeds.
 
     Args:
         members: The scores of members.
-        others: The scores of other images.
+        others: The scores of images that are no members.
         rate: The largest share of others above the threshold, in [0, 1).
 
     Example:

@@ -10,9 +10,10 @@ The head holds plain values (scalars and lists, by record) and a table of the co
 record is a named part of a Flower message. A *part* (class `Part`) holds coded tensors of one
 record, in one section for each group of tensors that share a codec. For each part, the table gives
 the record, the digest of the layout, and a bit mask of the tensors in the part. The layout is the
-list of names and shapes of all tensors. For each section, the table gives the group, the codec and
-the length. Names and shapes themselves are not sent, because client and server build the same
-model. A part that was made for a model with another layout is refused.
+list of names and shapes of all tensors. For each section, the table gives the group of its tensors,
+their codec, and the length of the section in bytes. Names and shapes themselves are not sent,
+because client and server build the same model. A part that was made for a model with another layout
+is refused.
 
 A buffer that was cut or changed, or that does not have this format, is refused before any tensor is
 decoded. The checksum protects against accidents, not against an attacker. Lengths are checked

@@ -610,22 +610,23 @@ class LanesConfig:
     )
     patch_embed: str | None = setting(
         None,
-        "The codec of the patch embedding. By default it is the setting `codec` of this direction.",
+        "The codec of the patch embedding. By default the same as `codec` beside it.",
     )
     lora_A: str | None = setting(  # noqa: N815 - the literature's name
         None,
-        "The codec of the LoRA matrices A. By default it is the setting `codec` of this direction.",
+        "The codec of the LoRA matrices A. By default the same as `codec` beside it.",
     )
     lora_B: str | None = setting(  # noqa: N815
         None,
-        "The codec of the LoRA matrices B. By default it is the setting `codec` of this direction.",
+        "The codec of the LoRA matrices B. By default the same as `codec` beside it.",
     )
     head: str | None = setting(
-        None, "The codec of the head. By default it is the setting `codec` of this direction."
+        None, "The codec of the head. By default the same as `codec` beside it."
     )
     other: str | None = setting(
         None,
-        "The codec of all other tensors. By default it is the setting `codec` of this direction.",
+        "The codec of all tensors but the LoRA matrices, the patch embedding and the head. "
+        "By default the same as `codec` beside it.",
     )
 
 

@@ -277,10 +277,10 @@ def class_names_of(metadata: Mapping[str, str], path: Path) -> tuple[str, ...]:
 
 
 def _read_text(text: bytes, path: Path) -> tuple[dict[str, str], list[int]]:
-    """Reads the metadata and the shape of the images from the text of a sealed shard.
+    """Reads the metadata and the shape of the images from the header of an encrypted shard file.
 
     Raises:
-        UserError: When the text does not have the form of a shard's text.
+        UserError: When the header is not the JSON text that a shard's header must be.
     """
     try:
         described = json.loads(text)

@@ -84,7 +84,8 @@ def share_of(most: int | None, clients: int) -> int | None:
     """Returns how many images each client evaluates; None for all its images.
 
     Args:
-        most: The number of images of all clients together; None for all images.
+        most: The largest number of images that all clients together evaluate; None if they evaluate
+            all their images.
         clients: The number of clients.
 
     Example:

@@ -7,10 +7,10 @@ learner has its own key (block scrambling, pixel shuffling, negative-positive tr
 own ten letters, and *fast* weights. The fast weights are the tensors that the federated method
 trains, too: an offset of the patch embedding, LoRA on q and v, and a head. Every step updates the
 fast weights of each learner. The same step updates the *slow* weights of the body with the mean of
-the learners' gradients. After 60 to 160 steps a learner forgets: it gets a new key and new letters,
-and its fast weights start from zero. One learner in five sees plain images, so that the model also
-learns to read plain images. Only the slow weights are saved, without a head. These commands repeat
-the pre-training:
+the learners' gradients. After 60 to 160 steps a learner is started anew: it gets a new key and new
+letters, and its fast weights are set to zero. One learner in five sees plain images, so that the
+model also learns to read plain images. Only the slow weights are saved, without a head. These
+commands repeat the pre-training:
 
     python -m fl_vitlora.models.pretraining --out vit_letters_16.safetensors --seed 0
     python -m fl_vitlora.models.pretraining --out vit_letters_16_plain.safetensors --seed 0 \

@@ -324,8 +324,9 @@ def _expect_close(
 
     Args:
         strategy: The strategy that is tested.
-        a: The result of one play.
-        b: The result of another play, whose model must compute nearly the same.
+        a: The result of a short test run of the strategy (a play, `testing.play`).
+        b: The result of another test run. Its model must compute nearly the same outputs as that of
+            `a`.
         finding: The text of the error if the models differ.
         tolerance: The largest difference, relative to 1 plus the largest number of the tensor.
     """

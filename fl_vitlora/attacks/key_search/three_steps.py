@@ -24,8 +24,9 @@ HALVED = "the encryption moves halves of pixels"
 def three_steps(holder: KeyHolder, party: str) -> CipherKey | str:
     """Returns the key of a party as a key of the three steps.
 
-    The key adapts a patch embedding and a position embedding that are identity matrices. The places
-    and the signs of the ones are the key.
+    To read the key, we let the holder adapt a made-up model to it, whose patch embedding and
+    position embedding are identity matrices. Afterwards the places of the ones show how the key
+    moves entries and blocks, and their signs show which entries it inverts.
 
     Args:
         holder: The key holder.

@@ -181,7 +181,8 @@ class Transport:
             server_round: The round after which the model is evaluated.
             model: The model as the server stores it.
             views: The names of the views of the images (`federation.evaluation`).
-            most: The number of images of all clients together; None for all images.
+            most: The largest number of images that all clients together evaluate; None if they
+                evaluate all their images.
 
         Returns:
             The answers, sorted by client.
