@@ -84,6 +84,7 @@ class LDA(Part):
         shrinkage: The weight γ of the spherical covariance.
     """
 
+    stackable = True  # no client measures and trains in the same round
     measured = (MOMENTS, MEANS)
 
     shrinkage: float = setting(0.1, "Weight of the spherical covariance.", "[0, 1]")

@@ -65,6 +65,14 @@ class Method:
         """Returns the endings of the names of the tensors that clients measure; see `Part`."""
         return tuple(ending for _, part in self.parts for ending in part.measured)
 
+    def only_measures(self, names: Collection[str]) -> bool:
+        """Returns True if clients train none of the given tensors, but measure all of them.
+
+        Args:
+            names: The names of the exchanged tensors that do not rest in a round; at least one.
+        """
+        return all(name.endswith(self.measured) for name in names)
+
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[tuple[BatchTerm, ...]]:
         """Lets all parts watch the model during the steps of a round; see `Part.watch`."""

@@ -261,7 +261,12 @@ class Part(ABC):
         """Watches the model of a client during the steps of a round, for example with hooks.
 
         At the end of the `with` block, all hooks must be removed, and the tensors that `measured`
-        names must be set, in place. A part that watches cannot be stackable.
+        names must be set, in place.
+
+        This method is not called for clients that are trained in one batch. So a part that watches
+        may be stackable only if its clients never measure and train in the same round: where they
+        measure, `rests` returns `EVERYTHING`, and in all other rounds it returns `measured`. Such
+        clients measure one by one, and train in one batch.
 
         Args:
             model: The model with all parts attached.

@@ -11,10 +11,12 @@ from fl_vitlora.testing.method_subject import CLASSES, MethodError, Subject, ima
 from fl_vitlora.testing.returned import expect_penalty
 
 BATCHES = (3, 2)  # the images of the batches of a made-up round
+ROUNDS = 3  # rounds whose resting tensors are looked at
 
 
 def watches(subject: Subject) -> None:
     """Checks `watch` in a made-up round of two batches."""
+    _expect_apart(subject)
     model = subject.moved().model
     before, start, hooks = outputs(model), methods.export_state(model), _hooks(model)
     for ending in subject.method.measured:
@@ -34,6 +36,22 @@ def watches(subject: Subject) -> None:
         raise MethodError(f"a hook is left on {left[0] or 'the model'} after watching")
 
 
+def _expect_apart(subject: Subject) -> None:
+    """Checks that clients of a stackable method never measure and train in the same round."""
+    method, names = subject.method, list(methods.export_state(subject.moved().model))
+    with methods.watch(subject.moved().model) as terms:
+        if not (terms and method.stackable):
+            return
+    for server_round in range(1, ROUNDS + 1):
+        resting = method.resting(server_round, {}, names)
+        active = [name for name in names if not name.endswith(resting)] if resting else names
+        measured_now = [name for name in active if name.endswith(method.measured)]
+        if not method.measured or 0 < len(measured_now) < len(active):
+            raise MethodError(
+                "it watches the model in rounds in which clients train, so it must not be stackable"
+            )
+
+
 def measured(subject: Subject) -> State:
     """Returns the tensors that a method measures in a made-up round of two batches."""
     end = _watched(subject.moved().model, subject)
@@ -44,8 +62,6 @@ def _watched(model: nn.Module, subject: Subject) -> State:
     """Returns the exchanged tensors after a made-up round in which the method watches the model."""
     model.train()
     with methods.watch(model) as terms:
-        if terms and subject.method.stackable:
-            raise MethodError("it watches the model, so it must not be stackable")
         for count in BATCHES:
             model(images(count))
             for term in terms:

@@ -109,6 +109,8 @@ def why_alone(model: nn.Module, config: TrainingConfig) -> str:
 class CohortTrainer:
     """Trains clients, and several clients in one batch if that is possible.
 
+    In a round in which the clients only measure (`Method.only_measures`), each works alone.
+
     Attributes:
         backbone: A model with the fine-tuning method. The tensors of each client are copied into
             this model.
@@ -144,7 +146,7 @@ class CohortTrainer:
         while left:
             first = jobs[left[0]]
             group = [number for number in left if jobs[number].goes_with(first)]
-            if not self.stacks or len(group) == 1:
+            if not self.stacks or len(group) == 1 or self._only_measures(first):
                 group = group[:1]
                 found[group[0]] = self._alone(first)
             else:
@@ -158,6 +160,11 @@ class CohortTrainer:
                 found.update(zip(group, trained, strict=True))
             left = [number for number in left if number not in found]
         return [found[number] for number in range(len(jobs))]
+
+    def _only_measures(self, job: LocalJob) -> bool:
+        told = methods.prepared(self.backbone.model)
+        active = job.start.keys() - job.task.frozen
+        return told is not None and told.method.only_measures(active)
 
     def _alone(self, job: LocalJob) -> Trained:
         self._put_base(job)

@@ -258,8 +258,9 @@ def can_stack(model: nn.Module) -> bool:
     """Returns True if several clients can be trained in one batch: if all trained tensors stack.
 
     A linear head can be stacked, and a patch embedding of patches that do not overlap. A part of a
-    fine-tuning method can be stacked if its attribute `stackable` is true. Three things cannot be
-    stacked: tensors of the body of a model, a normalisation in the patch embedding, and position
+    fine-tuning method can be stacked if its attribute `stackable` is true. Tensors that clients
+    measure are not trained in one batch, so their layers need not be stackable. Three things cannot
+    be stacked: tensors of the body of a model, a normalisation in the patch embedding, and position
     embeddings for images of different sizes.
     """
     whole: Any = model
@@ -277,6 +278,9 @@ def can_stack(model: nn.Module) -> bool:
     layers = (m for m in model.modules() if MULTIPLY in vars(m) or SIZES in vars(m))
     applied = {id(parameter) for layer in layers for parameter in layer.parameters()}
     return all(
-        name.startswith(places) or id(parameter) in applied or exact_group_of(name) == CONTROL
+        name.startswith(places)
+        or id(parameter) in applied
+        or exact_group_of(name) == CONTROL
+        or told.method.only_measures([name])
         for name, parameter in methods.trainable(model).items()
     )

@@ -21,6 +21,7 @@ from fl_vitlora.config import FineTuningConfig, TrainingConfig
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.lda import LDA
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import put_reader, reader_of
 from fl_vitlora.state import State
@@ -114,6 +115,24 @@ def test_ragged_shards_learn_together_what_they_learn_alone(
     assert_same(alone, together)
     assert alone[0].steps == 8
     assert not torch.equal(alone[0].state["head.weight"], alone[1].state["head.weight"])
+
+
+@pytest.mark.parametrize("measuring", [True, False])
+def test_clients_measure_one_by_one_and_then_train_together(
+    measuring: bool, make_backbone: MakeBackbone
+) -> None:
+    backbone = make_backbone(method="lora+patch_embed+lda")
+    names = set(methods.export_state(backbone.model))
+    statistics = {name for name in names if name.endswith(LDA.measured)}
+    frozen = frozenset(names - statistics if measuring else statistics)
+    alone, together = both(backbone, TrainingConfig(batch_size=4), frozen=frozen)
+    assert_same(alone, together)
+    head = [one.state["head.weight"] for one in together]
+    first = [job.start["head.weight"] for job in jobs(backbone)]
+    assert all(torch.equal(a, b) == measuring for a, b in zip(head, first, strict=True))
+    images = next(iter(statistics - {name for name in statistics if "moments" in name}))
+    shares = [float(one.state[images][:, -1].sum()) for one in together]
+    assert (shares == pytest.approx([1.0] * len(RAGGED))) == measuring
 
 
 @dataclasses.dataclass(frozen=True)
