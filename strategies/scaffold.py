@@ -61,17 +61,16 @@ class Scaffold(Strategy):
         return scale(_control(state), clients / (images * population))
 
     def drift(self, broadcast: State, memory: State) -> State:
-        """Returns the correction d - dₖ. The result is empty if d and dₖ are both still unknown."""
-        known = broadcast or memory
-        common, own = _or_zeros(broadcast, known), _or_zeros(memory, known)
-        return subtract(common, own)
+        """Returns the correction d - dₖ of each tensor for which d or dₖ is known."""
+        known = {**memory, **broadcast}
+        return subtract(_of(broadcast, known), _of(memory, known))
 
     def report(self, work: LocalWork, broadcast: State, memory: State) -> tuple[State, State]:
         """Returns the change of dₖ, which the client sends, and the new dₖ, which it stores."""
-        common, own = (_or_zeros(known, work.delta) for known in (broadcast, memory))
+        common, own = (_of(known, work.delta) for known in (broadcast, memory))
         step = scale(work.delta, 1 / (work.steps * work.rate))
         new = zip_map(lambda d_k, d, moved: d_k - d + moved, own, common, step)
-        return subtract(new, own), new
+        return subtract(new, own), {**memory, **new}
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
@@ -82,7 +81,7 @@ class Scaffold(Strategy):
         images, clients, _ = state[SEEN].tolist() if state else (0, 0, 0)
         clients += sum(update.members for update in updates)
         seen = [images + sum(weights), clients, updates[0].population]
-        new = add(_or_zeros(_control(state), changes), changes)
+        new = add(_of(_control(state), model), _of(changes, model))
         new[SEEN] = torch.tensor(seen, dtype=torch.float64)
         return averaged(model, updates, self.server_rate), new
 
@@ -91,5 +90,14 @@ def _control(state: State) -> State:
     return {name: tensor for name, tensor in state.items() if name != SEEN}
 
 
-def _or_zeros(known: State, like: State) -> State:
-    return known or scale(like, 0.0)
+def _of(known: State, names: State) -> State:
+    """Returns the tensors of some names, with zeros for those that are unknown.
+
+    Not all tensors are known at first, and a tensor is not trained in every round: a plan or a
+    fine-tuning method may let it rest.
+
+    Args:
+        known: The known tensors.
+        names: Tensors with the wanted names and shapes.
+    """
+    return {n: known[n] if n in known else torch.zeros_like(w) for n, w in names.items()}

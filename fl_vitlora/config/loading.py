@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fl_vitlora.config.rates import rates_of
-from fl_vitlora.config.renamed import with_present_names
+from fl_vitlora.config.renamed import missing_in, with_present_names
 from fl_vitlora.config.schema import AUTO, PATHS, RATES, SHORT, Config
 from fl_vitlora.config.settings import explanations, from_mapping, read_path
 from fl_vitlora.config.yaml_text import read_yaml, write_yaml
@@ -42,6 +42,19 @@ def load(path: str | None, overrides: Mapping[str, Any] | None = None) -> Config
         0.001
     """
     return resolve({} if path is None else read_yaml(path), overrides or {})
+
+
+def load_run(path: str) -> Config:
+    """Reads the configuration in a run folder, which an older version may have written.
+
+    Args:
+        path: The path of the file.
+
+    Raises:
+        UserError: When a setting is unknown, a value is not valid, or the file cannot be read.
+    """
+    tree = read_yaml(path)
+    return resolve(tree, missing_in(tree))
 
 
 def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:

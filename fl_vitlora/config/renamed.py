@@ -1,4 +1,7 @@
-"""Older names of settings, so that experiments of older versions can still be read and resumed."""
+"""Older names of settings, and settings that older versions did not have.
+
+With them, experiments of older versions can still be read and resumed.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,31 @@ from typing import Any
 RENAMED: Mapping[tuple[str, str], tuple[str, Mapping[Any, Any]]] = {
     ("engine", "mixed_precision"): ("precision", {True: "auto", False: "float32"}),
 }
+
+# Settings that older versions did not have, and the value that does what those versions did. A run
+# folder lists all settings of its version, so a run of an older version has none of these.
+ADDED: Mapping[str, Any] = {"finetuning.head_start": "zero"}
+
+
+def missing_in(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that a run of an older version did not have, with their values.
+
+    Args:
+        run: Nested plain values: the configuration in a run folder.
+
+    Example:
+        >>> missing_in({"finetuning": {"method": "lora"}})
+        {'finetuning.head_start': 'zero'}
+        >>> missing_in({"finetuning": {"method": "lora", "head_start": "lda"}})
+        {}
+    """
+    found = {}
+    for path, value in ADDED.items():
+        group, _, name = path.rpartition(".")
+        settings = run.get(group)
+        if not isinstance(settings, Mapping) or name not in settings:
+            found[path] = value
+    return found
 
 
 def with_present_names(tree: Mapping[str, Any]) -> dict[str, Any]:

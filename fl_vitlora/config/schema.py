@@ -366,6 +366,15 @@ class FineTuningConfig:
         "value (v) and output projection (proj) of the attention, and the two layers of the MLP "
         "(fc1, fc2).",
     )
+    head_start: Literal["auto", "zero", "lda"] = setting(
+        "auto",
+        "How the new head starts: at zero (zero), or from a linear discriminant analysis of means "
+        "that the clients measure in round 1, in which nothing is trained (lda). With auto it is "
+        "lda for pre-trained models that are not part of this package, if the means reach the "
+        "server unchanged: not with secure aggregation, clipping, a lossy codec, hostile clients, "
+        "or a strategy that needs more than the mean of the updates. The means tell the server "
+        "how many images of each class a client has.",
+    )
     patch_embedding: Literal["aggregate", "aligned", "local"] = setting(
         "aggregate",
         "What happens to the patch embeddings that the clients train. The server averages them as "

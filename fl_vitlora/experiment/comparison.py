@@ -23,6 +23,7 @@ from fl_vitlora.config.yaml_text import write_yaml
 from fl_vitlora.data.shard_recipe import KEEPING
 from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.head_start import with_head_start
 from fl_vitlora.experiment.preparation import shards_of, storage_keys
 from fl_vitlora.experiment.runner import PausedError, run
 from fl_vitlora.experiment.shard_reuse import KEPT
@@ -247,7 +248,8 @@ def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
 def as_it_runs(config: Config, load_strategy: LoadStrategy) -> Config:
     """Returns the configuration that will be stored in the run folder, but with the given `out`."""
     try:
-        return told(config, load_strategy(config))
+        strategy = load_strategy(config)
+        return with_head_start(told(config, strategy), strategy)
     except UserError:  # the error is reported when the run starts
         return config
 

@@ -49,6 +49,7 @@ from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import validation
 from fl_vitlora.experiment.client_settings import client_settings
+from fl_vitlora.experiment.head_start import with_head_start
 from fl_vitlora.experiment.preparation import prepare_model, storage_keys
 from fl_vitlora.experiment.recorded_updates import recorders, what_is_recorded
 from fl_vitlora.experiment.server_model import Server, make_server
@@ -111,7 +112,7 @@ def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettin
     device = choose_workers(config.engine.device, 1, most=1).device
     turns = policies.clients_turn(config)
     strategy = client_half(load_strategy(config, _confirmed(context.node_config)))
-    config = validation.check_node(config, strategy)
+    config = validation.check_node(with_head_start(config, strategy), strategy)
     if context.node_config.get(CLASSES):
         names = _given_classes(context.node_config)
     else:
@@ -162,6 +163,7 @@ def prepare_server(given: Mapping[str, Any], load_strategy: LoadStrategy) -> Run
     check_method(written.finetuning.method, _confirmed(given))
     check_predictor(written.evaluation.predictor, _confirmed(given))
     strategy = load_strategy(written, _confirmed(given))
+    written = with_head_start(written, strategy)
     shards = Path(read_path(_given(given, "shards"), "shards"))
     config = validation.check(
         written,

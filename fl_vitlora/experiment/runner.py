@@ -12,6 +12,7 @@ from fl_vitlora.config import Config
 from fl_vitlora.experiment import validation
 from fl_vitlora.experiment.client_settings import SameForAll, client_settings
 from fl_vitlora.experiment.gpu_sharing import workers_in_memory
+from fl_vitlora.experiment.head_start import with_head_start
 from fl_vitlora.experiment.preparation import describe_encryption
 from fl_vitlora.experiment.recorded_updates import recorders, what_is_recorded
 from fl_vitlora.experiment.server_run import Outcome, Run
@@ -88,7 +89,7 @@ def run(
 
 def _checked(config: Config, strategy: AnyStrategy, watch: Watch, *, resume: bool) -> Experiment:
     """Checks the configuration and the strategy, before any file is written or Ray starts."""
-    written = identity.told(config, strategy)
+    written = with_head_start(identity.told(config, strategy), strategy)
     config = validation.check(
         written,
         strategy,

@@ -89,6 +89,14 @@ class LDA(Part):
 
     shrinkage: float = setting(0.1, "Weight of the spherical covariance.", "[0, 1]")
 
+    def note(self) -> str:
+        """Returns a sentence that says what round 1 is for."""
+        return (
+            "the head starts from a linear discriminant analysis: in round 1 nothing is trained, "
+            "and the clients send means of their images' features (finetuning.head_start=zero "
+            "starts the head at zero)"
+        )
+
     def attach(self, model: nn.Module) -> None:
         """Adds the tensors S and M, which hold the statistics, to the model."""
         head = _head_of(model)
@@ -209,18 +217,23 @@ def from_upper_triangle(entries: Tensor, size: int) -> Tensor:
     return matrix
 
 
+def has_one_head(model: nn.Module) -> bool:
+    """Returns True if a model has one classifier, and it is a linear layer."""
+    return isinstance(getattr(model, "head", None), nn.Linear) and not hasattr(model, "head_dist")
+
+
 def _head_of(model: nn.Module) -> nn.Linear:
     """Returns the classifier of a model.
 
     Raises:
         UserError: If the model has no classifier, or two of them.
     """
-    head = getattr(model, "head", None)
-    if not isinstance(head, nn.Linear) or hasattr(model, "head_dist"):
+    if not has_one_head(model):
         raise UserError(
             f"method lda: {type(model).__name__} does not have one linear classifier named head; "
             "choose a plain ViT, or remove lda"
         )
+    head: nn.Linear = model.get_submodule("head")  # type: ignore[assignment]
     return head
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fl_vitlora.checkpoints.logbook import ROUNDS
-from fl_vitlora.config import Config, load, to_yaml
+from fl_vitlora.config import Config, load_run, to_yaml
 from fl_vitlora.data.class_names import CLASS_NAMES, write_names
 from fl_vitlora.errors import UserError
 from fl_vitlora.state import State
@@ -226,7 +226,7 @@ def find_run(path: Path) -> tuple[Config, dict[str, Any] | None]:
     """
     if not (path / CONFIG).is_file():
         raise UserError(f"{path} contains no run; expected a run folder, which has a {CONFIG}")
-    config = replace(load(str(path / CONFIG)), out=str(path))
+    config = replace(load_run(str(path / CONFIG)), out=str(path))
     return config, read_result(path) if (path / RESULT).exists() else None
 
 

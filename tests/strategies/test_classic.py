@@ -166,3 +166,24 @@ def test_a_client_of_scaffold_remembers_its_own_direction_without_the_correction
     own = [-g for g in problem.gradient(0, [0.0] * 7)]
     assert as_vector(new) == pytest.approx(own)
     assert as_vector(report) == pytest.approx([d - 0.3 for d in own])
+
+
+def test_scaffold_knows_every_tensor_although_one_rests_in_a_round():
+    """A plan or a fine-tuning method may let tensors rest, in the first round or in a later one."""
+    strategy = load("scaffold")
+    model = {"a": torch.zeros(2), "b": torch.zeros(3)}
+    memory, state = {}, {}
+    for trained in ({"a"}, {"b"}, {"a", "b"}):
+        broadcast = strategy.broadcast(state)
+        assert not state or broadcast.keys() == model.keys()
+        drift = strategy.drift(broadcast, memory)
+        assert all(drift[name].shape == model[name].shape for name in drift)
+        before = dict(memory)
+        work = LocalWork(delta={n: torch.ones_like(model[n]) for n in trained}, steps=2, rate=0.5)
+        report, memory = strategy.report(work, broadcast, memory)
+        assert report.keys() == trained
+        assert all(memory[name] is before[name] for name in before.keys() - trained)
+        update = Update(client=0, samples=4, loss=0.0, delta=work.delta, report=report)
+        model, state = strategy.aggregate(model, [update], state)
+    assert memory.keys() == model.keys()
+    assert {n: w.tolist() for n, w in model.items()} == {"a": [2.0] * 2, "b": [2.0] * 3}
