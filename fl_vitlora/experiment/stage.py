@@ -37,6 +37,8 @@ from fl_vitlora.reporting.run_folder import DATA, RunFolder
 from fl_vitlora.storage.files import sync_files
 from fl_vitlora.training.cohort import why_alone
 
+USUAL_PATCHES = 256  # of an image of 224 pixels and patches of 14
+
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -229,6 +231,18 @@ def _alone(config: Config, backbone: Backbone) -> tuple[str, ...]:
     return (f"each worker trains its clients one by one, because {reason}",) if reason else ()
 
 
+def note_on_size(config: Config, backbone: Backbone) -> tuple[str, ...]:
+    """Returns a sentence if the user chose no image size, and the model's own one is large."""
+    if config.model.image_size is not None or backbone.patches <= USUAL_PATCHES:
+        return ()
+    height, width = backbone.image_shape[1:]
+    return (
+        f"{config.model.name} reads images of {height}x{width} pixels, which are "
+        f"{backbone.patches:,} patches; with smaller images a run is faster, for example "
+        f"--set model.image_size={16 * backbone.patch_size}",
+    )
+
+
 def _prepare_server(
     experiment: Experiment, device: str, class_names: tuple[str, ...], key: str
 ) -> tuple[KeyHolder, Server]:
@@ -246,7 +260,7 @@ def _prepare_server(
     config, watch = experiment.config, experiment.watch
     adapter = client_half(experiment.strategy).adapter
     backbone = prepare_model(config, len(class_names), device, adapter)
-    for note in (*backbone.notes, *_alone(config, backbone)):
+    for note in (*backbone.notes, *note_on_size(config, backbone), *_alone(config, backbone)):
         watch.note(note)
     if policies.lacks_key_ring(config) and not key:
         watch.note(
