@@ -102,6 +102,7 @@ ALLOWED = {
         "fl_vitlora/federation/aggregator.py",  # strategies see measurements
         "fl_vitlora/flower/strategies/checking.py",
         "fl_vitlora/flower/strategies/flower_aggregator.py",
+        "fl_vitlora/flower/server/client_evaluations.py",
         "fl_vitlora/flower/server/transport.py",
         "fl_vitlora/flower/wire/reported_counts.py",
     ],
