@@ -10,15 +10,15 @@ names is not imported (`fl_vitlora.config.confirmation`).
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib
 import inspect
 import pkgutil
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from fl_vitlora.config import Config
 from fl_vitlora.config.confirmation import check_method, check_strategy
+from fl_vitlora.config.named_code import cause_of, check_whole, code_named, module_named
 from fl_vitlora.config.settings import from_mapping
 from fl_vitlora.errors import UserError, shown, unknown
 
@@ -125,7 +125,7 @@ def _load(name: str, options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
     except UserError:
         raise
     except Exception as error:  # raised by the strategy's own code
-        cause = error if isinstance(error, TypeError | ValueError) else _cause(error)
+        cause = error if isinstance(error, TypeError | ValueError) else cause_of(error)
         raise UserError(f"strategy {name}: {' '.join(str(cause).split())}") from error
     return strategy
 
@@ -165,7 +165,7 @@ def _class_in_file(name: str) -> type[Any]:
     found = [
         kind
         for kind in vars(module).values()
-        if inspect.isclass(kind) and kind.__module__ == module.__name__ and _is_strategy(kind)
+        if _is_strategy(kind) and kind.__module__ == module.__name__
     ]
     if not found:
         _expect_whole(module, f"{__name__}/{name}.py")
@@ -182,14 +182,9 @@ def _named_class(name: str) -> type[Any]:
     module_name, _, class_name = name.partition(":")
     if module_name.startswith(OLDER):
         raise _older(f"strategy {name}", class_name)
-    module = _import(module_name, name)
-    kinds = {
-        n: kind for n, kind in vars(module).items() if inspect.isclass(kind) and _is_strategy(kind)
-    }
-    if class_name not in kinds:
-        _expect_whole(module, module_name, class_name)
-        raise unknown(f"strategy of {module_name}", class_name, kinds)
-    return kinds[class_name]
+    _expect_whole(_import(module_name, name), module_name, class_name)
+    found: type[Any] = code_named(name, "strategy", _is_strategy)
+    return found
 
 
 def _unknown(name: str) -> UserError:
@@ -203,7 +198,7 @@ def _unknown(name: str) -> UserError:
     import flwr.serverapp.strategy as flower
 
     for known, kind in vars(flower).items():
-        if known.lower() == name.lower() and inspect.isclass(kind) and _is_strategy(kind):
+        if known.lower() == name.lower() and _is_strategy(kind):
             whole = f"{flower.__name__}:{known}"
             return UserError(f"unknown strategy {name!r}; did you mean {whole!r}?")
     return unknown("strategy", name, available())
@@ -229,7 +224,7 @@ def _older_base(kind: type[Any]) -> str | None:
     return next((c.__name__ for c in found), None)
 
 
-def _expect_whole(module: Any, place: str, class_name: str | None = None) -> None:
+def _expect_whole(module: ModuleType, place: str, class_name: str | None = None) -> None:
     """Raises an error if a class is not a strategy and the reason is known.
 
     Args:
@@ -255,13 +250,7 @@ def _expect_whole(module: Any, place: str, class_name: str | None = None) -> Non
         if base := _older_base(kind):
             raise _older(f"{place}: class {kind.__name__}", base)
     for kind in chosen:
-        if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
-            written = [name for name in vars(kind) if not name.startswith("_")]
-            near = difflib.get_close_matches(lacking[0], written, n=1, cutoff=0.8)
-            hint = f"; did you misspell it as {near[0]!r}?" if near else ""
-            raise UserError(
-                f"{place}: class {kind.__name__} lacks the method {', '.join(lacking)}{hint}"
-            )
+        check_whole(kind, place)
     if chosen and not issubclass(chosen[0], Strategy | FlowerStrategy):
         raise UserError(
             f"{place}: class {chosen[0].__name__} is not derived from "
@@ -269,25 +258,25 @@ def _expect_whole(module: Any, place: str, class_name: str | None = None) -> Non
         )
 
 
-def _import(module: str, name: str) -> Any:
+def _import(module: str, name: str) -> ModuleType:
     import fl_vitlora.flower  # switches telemetry off before a strategy imports Flower
 
     del fl_vitlora
     try:
-        return importlib.import_module(module)
-    except (Exception, SystemExit) as error:
-        cause = _cause(error)
-        form = "; write @dataclass(frozen=True, kw_only=True)" if "dataclass" in cause else ""
-        raise UserError(f"strategy {name!r} cannot be imported: {cause}{form}") from error
+        return module_named(module, f"strategy {name!r}")
+    except UserError as error:
+        cause = error.__cause__
+        form = "; write @dataclass(frozen=True, kw_only=True)" if "dataclass" in str(cause) else ""
+        raise UserError(f"{error}{form}") from cause
 
 
-def _cause(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _is_strategy(kind: type[Any]) -> bool:
+def _is_strategy(kind: object) -> TypeGuard[type[Any]]:
     from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
     from fl_vitlora.strategy import Strategy
 
-    return issubclass(kind, Strategy | FlowerStrategy) and not inspect.isabstract(kind)
+    return (
+        inspect.isclass(kind)
+        and issubclass(kind, Strategy | FlowerStrategy)
+        and not inspect.isabstract(kind)
+    )

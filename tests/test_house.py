@@ -102,6 +102,7 @@ ALLOWED = {
         "fl_vitlora/federation/aggregator.py",  # strategies see measurements
         "fl_vitlora/flower/strategies/checking.py",
         "fl_vitlora/flower/strategies/flower_aggregator.py",
+        "fl_vitlora/flower/server/client_evaluations.py",
         "fl_vitlora/flower/server/transport.py",
         "fl_vitlora/flower/wire/reported_counts.py",
     ],
@@ -197,6 +198,10 @@ ROOMS = {
     ],
 }
 
+# How many lines, with docstrings, a file, a class and a function have at most.
+MOST_LINES = {"file": 350, "class": 200, "function": 50}
+FLAT = ["fl_vitlora/config/schema.py"]  # a long list of settings, one below the other
+
 
 @functools.cache
 def imports(path: str) -> set[str]:
@@ -256,6 +261,28 @@ def test_a_room_imports_only_from_rooms_below_it(room: str):
         for name in imports(path):
             if within(name, "fl_vitlora"):
                 assert any(within(name, package) for package in allowed), f"{path} sees {name}"
+
+
+@pytest.mark.parametrize("path", PRODUCT)
+def test_files_classes_and_functions_are_short(path: str):
+    text = (ROOT / path).read_text(encoding="utf-8")
+    lengths = {} if path in FLAT else {("file", path): len(text.splitlines())}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            kind = "class" if isinstance(node, ast.ClassDef) else "function"
+            assert node.end_lineno is not None
+            lengths[kind, f"{node.name}, line {node.lineno}"] = node.end_lineno - node.lineno + 1
+    too_long = {part: n for part, n in lengths.items() if n > MOST_LINES[part[0]]}
+    assert too_long == {}
+
+
+def test_code_that_a_user_names_is_imported_at_one_place():
+    """So that what is refused, and how, is the same for methods, attacks, predictors and more."""
+    found = [path for path in PRODUCT if "import_module(" in (ROOT / path).read_text("utf-8")]
+    assert found == [
+        "fl_vitlora/config/named_code.py",
+        "fl_vitlora/flower/simulation/warm_up.py",  # the names there are the project's own
+    ]
 
 
 def test_no_room_is_called_by_a_name_that_means_nothing():

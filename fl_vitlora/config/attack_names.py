@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fl_vitlora.config.method_names import is_class
+from fl_vitlora.config.named_code import is_class
 from fl_vitlora.errors import UserError, unknown
 
 # One line for each attack of this project: its name, and the module and name of its class.

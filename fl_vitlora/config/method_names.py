@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fl_vitlora.config.named_code import is_class
 from fl_vitlora.errors import UserError, shown, unknown
 
 # One line for each part that ships with the project: its name, and the place of its class.
@@ -78,18 +79,6 @@ def _spelt(part: str) -> str:
         ('peft:LOHA', 'lora')
     """
     return f"{PEFT}{part[len(PEFT) :].upper()}" if is_peft(part) else part
-
-
-def is_class(part: str) -> bool:
-    """Returns True if the name of a part has the form ``package.module:Class``.
-
-    Example:
-        >>> is_class("lora"), is_class("my_package.mine:Mine")
-        (False, True)
-    """
-    module, colon, name = part.partition(":")
-    words = [*module.split("."), name]
-    return bool(colon) and all(word.isidentifier() for word in words)
 
 
 def is_sum(word: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fl_vitlora.config.method_names import is_class
+from fl_vitlora.config.named_code import is_class
 from fl_vitlora.errors import UserError, shown, unknown
 
 # One line for each predictor of this project: its name, and the module and name of its class.

@@ -25,8 +25,6 @@ from fl_vitlora.data.shards import (
     VALIDATION_SHARD,
     Shard,
     client_shard,
-    client_test_shard,
-    client_validation_shard,
     is_shard,
     write_shard,
 )
@@ -126,8 +124,8 @@ def write_encrypted_shards(
             described = {**common, CLASS_NAMES: names, "party": party, "part": part}
             write_shard(folder / name, shard, described, storage, durable=False)
 
-    write(train, "train", {client_shard(c): (client_party(c), p) for c, p in enumerate(parts)})
-    own = {client_test_shard(c): (client_party(c), p) for c, p in enumerate(test_parts)}
+    write(train, "train", _shards_of_clients("train", parts))
+    own = _shards_of_clients("test", test_parts)
     write(test, "test", own or {TEST_SHARD: (TEST, np.arange(len(test)))})
     write(train, "validation", _validation_shards(validation, own=bool(test_parts)))
 
@@ -252,6 +250,11 @@ def check_all_described(places: Iterable[Path], shards: Iterable[Path]) -> None:
                 )
 
 
+def _shards_of_clients(part: Part, positions: Sequence[Indices]) -> dict[str, tuple[str, Indices]]:
+    """Returns the party and the positions of the images of each client's shard, by file name."""
+    return {client_shard(c, part): (client_party(c), own) for c, own in enumerate(positions)}
+
+
 def _validation_shards(
     validation: Sequence[Indices], *, own: bool
 ) -> dict[str, tuple[str, Indices]]:
@@ -262,8 +265,7 @@ def _validation_shards(
         own: True if each client has a shard of its own.
     """
     if own:
-        owners = enumerate(validation)
-        return {client_validation_shard(c): (client_party(c), p) for c, p in owners}
+        return _shards_of_clients("validation", validation)
     return {VALIDATION_SHARD: (TEST, validation[0])} if validation else {}
 
 

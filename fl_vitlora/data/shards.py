@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fl_vitlora.data.class_names import CLASS_NAMES, read_names, renumbered
 from fl_vitlora.encryption.at_rest import seal, sealed_under, unseal, unseal_text
-from fl_vitlora.encryption.holder import TEST, client_party
+from fl_vitlora.encryption.holder import TEST, Part, client_party
 from fl_vitlora.encryption.storage_keys import StorageKey, StorageKeys
 from fl_vitlora.errors import UserError
 from fl_vitlora.storage.checksummed import read_sealed, read_sealed_metadata, write_sealed
@@ -62,43 +62,19 @@ class Shard:
         return Shard(images=self.images[chosen], labels=self.labels[chosen], features=features)
 
 
-def client_shard(client: int) -> str:
-    """Returns the file name of a client's training shard.
+def client_shard(client: int, part: Part = "train") -> str:
+    """Returns the file name of a client's shard.
 
     Args:
         client: The number of the client, from 0.
+        part: The use of the images in the shard.
 
     Example:
-        >>> client_shard(3)
-        'client-00003.safetensors'
+        >>> client_shard(3), client_shard(3, "test")
+        ('client-00003.safetensors', 'client-00003-test.safetensors')
     """
-    return f"client-{client:05d}.safetensors"
-
-
-def client_test_shard(client: int) -> str:
-    """Returns the file name of a client's own test shard.
-
-    Args:
-        client: The number of the client, from 0.
-
-    Example:
-        >>> client_test_shard(3)
-        'client-00003-test.safetensors'
-    """
-    return f"client-{client:05d}-test.safetensors"
-
-
-def client_validation_shard(client: int) -> str:
-    """Returns the file name of a client's own validation shard.
-
-    Args:
-        client: The number of the client, from 0.
-
-    Example:
-        >>> client_validation_shard(3)
-        'client-00003-validation.safetensors'
-    """
-    return f"client-{client:05d}-validation.safetensors"
+    ending = "" if part == "train" else f"-{part}"
+    return f"client-{client:05d}{ending}.safetensors"
 
 
 def owner_of(name: str) -> tuple[str, str]:
@@ -111,7 +87,7 @@ def owner_of(name: str) -> tuple[str, str]:
         The name of the party, and "train", "validation" or "test".
 
     Example:
-        >>> owner_of(client_test_shard(3)), owner_of(VALIDATION_SHARD)
+        >>> owner_of(client_shard(3, "test")), owner_of(VALIDATION_SHARD)
         (('client 3', 'test'), ('test', 'validation'))
     """
     found = OWN_SHARD.fullmatch(name)

@@ -22,7 +22,8 @@ from fl_vitlora.data.shards import TEST_SHARD, VALIDATION_SHARD, open_own_shard
 from fl_vitlora.data.views import VALIDATION
 from fl_vitlora.encryption.holder import TEST, KeyHolder
 from fl_vitlora.encryption.storage_keys import StorageKeys
-from fl_vitlora.experiment.record import Record, best_of
+from fl_vitlora.experiment.record import Record
+from fl_vitlora.experiment.round_line import best_of
 from fl_vitlora.experiment.server_model import Server
 from fl_vitlora.federation.aggregator import Aggregator
 from fl_vitlora.federation.evaluation import (

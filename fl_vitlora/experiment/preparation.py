@@ -15,9 +15,8 @@ import numpy as np
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data import owner, sources
-from fl_vitlora.data.augmentation import check_copies
 from fl_vitlora.data.class_names import disagreement
-from fl_vitlora.data.holding_out import check_validation, hold_out, hold_out_of_each
+from fl_vitlora.data.holding_out import hold_out, hold_out_of_each
 from fl_vitlora.data.images import Images, Indices, Name
 from fl_vitlora.data.partition import (
     divide_by_owner,
@@ -87,11 +86,8 @@ def prepare_images(config: Config) -> OwnedImages:
     """Loads the images and divides them among the clients.
 
     Raises:
-        UserError: If the source, the partition or the copies cannot be used, or there are too few
-            test images.
+        UserError: If the source or the partition cannot be used, or there are too few test images.
     """
-    check_validation(config.data)
-    check_copies(config.data)
     source = sources.load_source(config.data)
     train, test = source.train, source.test
     evaluate, test_parts = policies.clients_evaluate(config), list[Indices]()

@@ -8,13 +8,14 @@ from typing import Any
 from fl_vitlora.checkpoints.logbook import Logbook
 from fl_vitlora.communication.budget import affords, cost_of_evaluation
 from fl_vitlora.communication.ledger import Ledger
-from fl_vitlora.communication.link import Link, transfer_seconds
+from fl_vitlora.communication.link import Link
 from fl_vitlora.communication.reference import Attendance, MessageSizes, full_fine_tuning
 from fl_vitlora.config import Config
 from fl_vitlora.data.holding_out import has_validation
 from fl_vitlora.data.owner import RIGHT_KEY
-from fl_vitlora.data.views import VALIDATION, part_of
+from fl_vitlora.data.views import VALIDATION
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.round_line import best_of, line_of
 from fl_vitlora.experiment.watching import Line, Watch
 from fl_vitlora.federation.evaluation import Measured, Score
 from fl_vitlora.federation.failures import Failure
@@ -28,23 +29,6 @@ from fl_vitlora.strategy import RoundResult
 
 # The run warns if one client has more than this share of all images, from 3 clients on.
 MOST_OF_ALL, FEWEST_COMPARED = 0.5, 3
-
-
-def best_of(lines: Sequence[Line]) -> Line | None:
-    """Returns the line of the first round with the highest accuracy.
-
-    Args:
-        lines: The lines of `rounds.jsonl`. Rounds that were not evaluated are ignored.
-
-    Returns:
-        One of the lines; None if no round was evaluated.
-
-    Example:
-        >>> best_of([{"accuracy": None}, {"accuracy": 0.5}, {"accuracy": 0.5}]) is None
-        False
-    """
-    evaluated = [line for line in lines if line["accuracy"] is not None]
-    return max(evaluated, key=lambda line: float(line["accuracy"]), default=None)
 
 
 class Record:
@@ -195,27 +179,8 @@ class Record:
         self._watch.show_round(line)
 
     def _line_of(self, report: RoundReport) -> Line:
-        line: Line = {
-            "round": report.round,
-            "accuracy": report.accuracy,
-            "loss": report.loss,
-            **self._images_of(report),
-            "train_loss": report.train_loss,
-            "participants": list(report.participants),
-            "failures": [{"client": f.client, "reason": f.reason} for f in report.failures],
-            "taken_apart": list(report.taken_apart),
-            "moved": report.moved,
-            "uplink_bytes": self.ledger.total("uplink", report.round),
-            "downlink_bytes": self.ledger.total("downlink", report.round),
-            "payload_by_group": self.ledger.by_group(report.round),
-            "transfer_seconds": round(self._transfer(report.round), 4),
-            "aggregation_error": report.aggregation_error,
-            "seconds": round(report.seconds, 4),
-        }
-        if report.frozen:
-            line["frozen"] = list(report.frozen)
-        if report.clipped is not None:
-            line["clipped_scalars"] = report.clipped
+        """Makes the line of a round, with warnings and the metrics of the strategy if any exist."""
+        line = line_of(report, self.measured, self.view, self.ledger, self.link)
         if text := warning([*self.lines, line], self._config, self.shares):
             line["warnings"] = [text]
         if report.metrics:
@@ -223,23 +188,6 @@ class Record:
         if self.evaluated:
             line["strategy_evaluation"] = dict(self.evaluated)
         return line
-
-    def _images_of(self, report: RoundReport) -> Line:
-        """Returns which and how many images were evaluated, and the test result beside it."""
-        score = None if report.accuracy is None else self.measured.get(self.view)
-        told: Line = {
-            "measured_on": None if report.accuracy is None else part_of(self.view),
-            "measured_images": None if score is None else score.images,
-        }
-        if self.view == VALIDATION and score is not None and RIGHT_KEY in self.measured:
-            test = self.measured[RIGHT_KEY]
-            told |= {f"test_{name}": value for name, value in test._asdict().items()}
-        return told
-
-    def _transfer(self, server_round: int) -> float:
-        """Returns the seconds that the messages of a round take over the link."""
-        passed = (entry for entry in self.ledger if entry.round == server_round)
-        return transfer_seconds(passed, self.link)[server_round]
 
     def full_fine_tuning(self) -> Ledger:
         """Returns the ledger that full fine-tuning with FedAvg would have after the rounds so far.

@@ -12,7 +12,8 @@ from fl_vitlora.communication.summary import reached, summarise
 from fl_vitlora.config import Config
 from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.data.views import VALIDATION, part_of
-from fl_vitlora.experiment.record import Record, best_of
+from fl_vitlora.experiment.record import Record
+from fl_vitlora.experiment.round_line import best_of
 from fl_vitlora.experiment.server_model import Server
 from fl_vitlora.experiment.watching import Line
 from fl_vitlora.federation.evaluation import Score

@@ -11,11 +11,12 @@ from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
 from fl_vitlora.experiment import validation
 from fl_vitlora.experiment.client_settings import SameForAll, client_settings
+from fl_vitlora.experiment.finished_run import Outcome
 from fl_vitlora.experiment.gpu_sharing import workers_in_memory
 from fl_vitlora.experiment.head_start import with_head_start
 from fl_vitlora.experiment.preparation import describe_encryption
 from fl_vitlora.experiment.recorded_updates import recorders, what_is_recorded
-from fl_vitlora.experiment.server_run import Outcome, Run
+from fl_vitlora.experiment.server_run import Run
 from fl_vitlora.experiment.stage import Experiment, Stage, find_or_prepare_stage
 from fl_vitlora.experiment.watching import Line, Watch
 from fl_vitlora.federation.loop import PausedError as PausedError  # noqa: PLC0414
@@ -69,17 +70,14 @@ def run(
     if not watch.verbose:
         silence()
     experiment = _checked(config, strategy, watch, resume=resume)
-    workers = _workers_for(experiment.config)
     own = Engine(verbose=watch.verbose)
-    ray = (engine or own).start(workers)  # Ray starts while the run is prepared
+    ray = (engine or own).start(_workers_for(experiment.config))  # it starts during the preparation
     stage: Stage | None = None
     try:
-        stage = find_or_prepare_stage(experiment, workers.device, resume=resume)
-        server, outcome = _serve(experiment, stage, workers, ray, observers)
+        stage = find_or_prepare_stage(experiment, ray.workers.device, resume=resume)
+        server, outcome = _serve(experiment, stage, ray, observers)
         own.stop()
-        encryption = describe_encryption(experiment.config, stage.holder)
-        result = server.result() | {"encryption": encryption}
-        server.write(outcome, result, started)
+        result = _write(server, outcome, describe_encryption(server.config, stage.holder), started)
     finally:
         own.stop()
         if stage is not None:
@@ -114,7 +112,6 @@ def _workers_for(config: Config) -> Workers:
 def _serve(
     experiment: Experiment,
     stage: Stage,
-    workers: Workers,
     ray: Ray,
     observers: Sequence[Observer],
 ) -> tuple[Run, Outcome]:
@@ -123,15 +120,16 @@ def _serve(
     Args:
         experiment: The experiment.
         stage: The files and objects that the next round needs.
-        workers: The number of worker processes for which Ray was started, with their device.
-        ray: The Ray cluster, which may still be starting.
+        ray: The Ray cluster, which may still be starting. The run uses as many of its workers as
+            fit into the memory of the device.
         observers: The observers of the caller.
 
     Returns:
         A pair: the server's side of the run, and the result of the server loop.
     """
     config, watch = experiment.config, experiment.watch
-    workers = workers_in_memory(workers, config, stage.server.backbone, stage.folder.shards, ray)
+    shards = stage.folder.shards
+    workers = workers_in_memory(ray.workers, config, stage.server.backbone, shards, ray)
     if recorded := what_is_recorded(config, stage.server.initial):
         watch.note(recorded)
     watch.announce("starting workers")
@@ -174,6 +172,13 @@ def _server_side(
         observers=[*observers, *recorders(config, stage.folder.path)],
         repeats_errors=False,  # the engine has already repeated a failed call
     )
+
+
+def _write(server: Run, outcome: Outcome, encryption: dict[str, object], started: float) -> Line:
+    """Writes the files of a run that has ended, and returns the content of `result.json`."""
+    result = server.result() | {"encryption": encryption}
+    server.write(outcome, result, started)
+    return result
 
 
 def _settings(experiment: Experiment, stage: Stage, device: str) -> SameForAll:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from fl_vitlora.adaptation import policies
 from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
-from fl_vitlora.data.views import part_of
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.experiment.checkpointing import Checkpointing
+from fl_vitlora.experiment.finished_run import Outcome, write_files
 from fl_vitlora.experiment.measuring import (
     Measuring,
     class_shares_of,
@@ -46,6 +45,7 @@ from fl_vitlora.federation.hooks import RoundHooks, RoundReport
 from fl_vitlora.federation.loop import Federation
 from fl_vitlora.federation.observer import Observer, Sight
 from fl_vitlora.federation.server_method import check_method_fits
+from fl_vitlora.federation.training_round import TrainingRound
 from fl_vitlora.flower.server.client_states import ClientStates
 from fl_vitlora.flower.server.posting import Post
 from fl_vitlora.flower.server.secure_sums import SecureAggregator
@@ -53,24 +53,9 @@ from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.flower.strategies import identity
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half, make_aggregator
 from fl_vitlora.flower.wire.byte_counts import reference_sizes
-from fl_vitlora.reporting.run_folder import RESULT, RunFolder
+from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Update
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """The result of the server loop.
-
-    Attributes:
-        model: The final model.
-        begin: `time.perf_counter()` before the first round.
-        end: `time.perf_counter()` after the last round.
-    """
-
-    model: GlobalModel
-    begin: float
-    end: float
 
 
 @dataclass(kw_only=True)
@@ -222,7 +207,7 @@ class Run:
     ) -> Federation:
         method = method_for(self.config, self.strategy)
         check_method_fits(method, aggregator)
-        return Federation(
+        training = TrainingRound(
             transport=transport,
             aggregator=aggregator,
             method=method,
@@ -234,6 +219,7 @@ class Run:
             training=self.config.training,
             hooks=hooks,
         )
+        return Federation(training)
 
     def result(self) -> Line:
         """Returns the content of `result.json`, without the times."""
@@ -247,34 +233,21 @@ class Run:
         )
 
     def write(self, outcome: Outcome, result: Line, started: float) -> None:
-        """Writes the files of a run that has ended.
-
-        `result.json` is written last, because this file marks a run as finished.
+        """Writes the files of the run after its end; see `finished_run.write_files`.
 
         Args:
             outcome: The result of the server loop.
             result: The content of `result.json`; this method adds the times.
             started: `time.perf_counter()` when the program began.
         """
-        from fl_vitlora.reporting.plots import plot_accuracy, plot_traffic  # imports matplotlib
-
-        lines = self.record.lines
-        plot_accuracy(
-            self.folder.plots,
-            [line["accuracy"] for line in lines],
-            list(accumulate(line["uplink_bytes"] + line["downlink_bytes"] for line in lines)),
-            list(accumulate(line["transfer_seconds"] for line in lines)),
-            images=part_of(self.record.view),
+        write_files(
+            self.folder,
+            self.record,
+            outcome,
+            class_names=self.class_names,
+            result=result,
+            started=started,
         )
-        plot_traffic(self.folder.plots, lines)
-        self.folder.write("communication.csv", self.record.ledger.to_csv())
-        self.folder.write_model(outcome.model.stored(), class_names=self.class_names)
-        result["seconds"] = {
-            "setup": round(outcome.begin - started, 3),
-            "training": round(outcome.end - outcome.begin, 3),
-            "total": round(time.perf_counter() - started, 3),
-        }
-        self.folder.write_json(RESULT, result)
         self.logbook.close()
 
 

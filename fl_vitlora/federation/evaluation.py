@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -30,6 +30,8 @@ from fl_vitlora.training.prediction import PLAIN, Predictor
 
 Reported = dict[str, tuple[float, float]]  # accuracy in [0, 1] and mean cross-entropy, by view
 ALL_VIEWS = (RIGHT_KEY, WRONG_KEY, NO_KEY)
+
+Result_co = TypeVar("Result_co", covariant=True)
 
 
 class Score(NamedTuple):
@@ -50,16 +52,11 @@ class Score(NamedTuple):
 Measured = dict[str, Score]  # by view
 
 
-class Evaluator(Protocol):
-    """Measures the accuracy and the loss of a global model."""
+class Measures(Protocol[Result_co]):
+    """Measures the accuracy and the loss of a global model.
 
-    @property
-    def views(self) -> tuple[str, ...]:
-        """Returns the names of the possible views (versions) of the test images.
-
-        One of these views is `RIGHT_KEY`: the images are encrypted with the right key.
-        """
-        ...
+    An evaluator returns one result for each view; the transport returns the answers of the clients.
+    """
 
     def measure(
         self,
@@ -67,15 +64,30 @@ class Evaluator(Protocol):
         model: GlobalModel,
         views: Sequence[str],
         most: int | None = None,
-    ) -> Measured:
+    ) -> Result_co:
         """Evaluates a model, in the server's form.
 
         Args:
             server_round: The round after which the model is evaluated.
             model: The model.
-            views: The names of the views: some of `views`, and `VALIDATION`.
-            most: The number of images of each view, which are the same in every round; None for all
-                images.
+            views: The names of the views (`data.views`).
+            most: The number of images of each view, of all clients together, which are the same in
+                every round; None for all images.
+        """
+        ...
+
+
+class Evaluator(Measures[Measured], Protocol):
+    """Evaluates a global model at a central party or at the clients.
+
+    The method `measure` accepts some of `views`, and `VALIDATION`.
+    """
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Returns the names of the possible views (versions) of the test images.
+
+        One of these views is `RIGHT_KEY`: the images are encrypted with the right key.
         """
         ...
 
@@ -183,20 +195,6 @@ def as_chosen_by(answers: Sequence[Answer]) -> Sequence[Answer]:
     ]
 
 
-class Asks(Protocol):
-    """Asks every client to evaluate a model on its own images."""
-
-    def measure(
-        self,
-        server_round: int,
-        model: GlobalModel,
-        views: Sequence[str],
-        most: int | None = None,
-    ) -> Sequence[Answer]:
-        """Asks all clients to evaluate the model on `most` images together."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class ClientsEvaluator:
     """Evaluates the model at the clients, each on its own images.
@@ -207,7 +205,7 @@ class ClientsEvaluator:
         show: A function that is called with the round, the model and the answers of the clients.
     """
 
-    transport: Asks
+    transport: Measures[Sequence[Answer]]
     views: tuple[str, ...]
     show: Callable[[int, GlobalModel, Sequence[Answer]], None] = lambda number, model, answers: None
 

@@ -40,6 +40,17 @@ This table says when each method of a part is called:
     server   retract(tensors), decide(known, memory)      after each aggregation
     at last  merge(model)                                 only if `cannot_merge` is empty
 
+An argument that a method does not explain is one of these:
+
+    model         the timm ViT with all parts of the sum attached; for `attach`, the earlier parts
+    name          the name of a tensor in the model
+    server_round  the number of the round, from 1
+    memory        the memory that `decide` returned after the round before; empty at first
+    parameters    the tensors that the client trains in this round, by name
+    anchor        the values of these tensors when the client's training began, by name
+    known         what the server knows after an aggregation (`Aggregated`)
+    tensors       all exchanged tensors after an aggregation, by name
+
 If a part declares `frozen_backbone`, clients call features(model, images) once for each image, and
 from_features(model, features) in each step; the module `features` has the rules for such methods.
 
@@ -145,25 +156,15 @@ class Part(ABC):
 
         During this call, PyTorch's global random generator has the same seed at the server and at
         all clients.
-
-        Args:
-            model: A timm ViT with the modules that earlier parts of the sum added.
         """
         del model
 
     @abstractmethod
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of the model's tensors that this part trains.
-
-        Args:
-            model: The model with all parts attached.
-        """
+        """Returns the names of the model's tensors that this part trains."""
 
     def group(self, name: str) -> str:
         """Returns the group of a trained tensor, which decides the learning rate and the codec.
-
-        Args:
-            name: The name of the tensor in the model.
 
         Returns:
             One of ``patch_embed, lora_A, lora_B, lora, head, body``. By default the group follows
@@ -175,9 +176,6 @@ class Part(ABC):
 
     def rate(self, name: str) -> float:
         """Returns the factor by which the learning rate of a trained tensor is multiplied.
-
-        Args:
-            name: The name of the tensor in the model.
 
         Returns:
             A positive factor, which is 1 if the part does not define this method. The learning rate
@@ -215,10 +213,6 @@ class Part(ABC):
     def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Returns endings of the names of tensors that no client trains or sends in a round.
 
-        Args:
-            server_round: The number of the round, from 1.
-            memory: The memory that `decide` returned after the round before; empty at first.
-
         Returns:
             The endings; a part that does not define this method returns none. The value
             `EVERYTHING` means all tensors except those that `measured` names; in such a round
@@ -236,10 +230,6 @@ class Part(ABC):
         The term must be a sum over the entries of the tensors, because several clients may be
         trained in one batch. In a batch of several clients, each tensor has an additional first
         dimension for the clients.
-
-        Args:
-            parameters: The tensors that the client trains in this round, by name.
-            anchor: The values of these tensors when the client's training began.
 
         Returns:
             The term: a tensor with one number, or a float, by default 0.
@@ -268,9 +258,6 @@ class Part(ABC):
         measure, `rests` returns `EVERYTHING`, and in all other rounds it returns `measured`. Such
         clients measure one by one, and train in one batch.
 
-        Args:
-            model: The model with all parts attached.
-
         Yields:
             A function that is called after each forward pass with the labels of the batch. The
             yielded function returns a term that is added to the loss; by default 0.
@@ -283,9 +270,6 @@ class Part(ABC):
 
         For example, the mean of orthogonal matrices is not orthogonal. So a part that trains
         orthogonal matrices returns an orthogonal matrix near the mean.
-
-        Args:
-            tensors: All exchanged tensors by name, after an aggregation.
 
         Returns:
             A dictionary: the tensors that change, by name; by default it is empty.
@@ -300,10 +284,6 @@ class Part(ABC):
         tensor that are trained. This method gets only the aggregated tensors, so it also works
         with secure aggregation.
 
-        Args:
-            known: The tensors before and after the aggregation.
-            memory: The memory that this method returned after the round before; empty at first.
-
         Returns:
             A pair of dictionaries: the tensors that change, by name (by default none), and the new
             memory of this part, with names that the part chooses.
@@ -315,8 +295,5 @@ class Part(ABC):
         """Replaces the modules that `attach` added by plain layers with equal outputs, in place.
 
         By default the model is not changed.
-
-        Args:
-            model: The trained model.
         """
         del model

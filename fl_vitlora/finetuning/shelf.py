@@ -8,12 +8,11 @@ named by its module and class, ``package.module:Class``. A tuner of the package 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import inspect
 from collections.abc import Mapping
 
 from fl_vitlora.config import FineTuningConfig
-from fl_vitlora.config.method_names import PARTS, is_class, is_peft, parts_of
+from fl_vitlora.config.method_names import PARTS, is_peft, parts_of
+from fl_vitlora.config.named_code import check_whole, code_named, is_class, subclass_of
 from fl_vitlora.config.settings import from_mapping
 from fl_vitlora.errors import UserError, unknown
 from fl_vitlora.finetuning.features import check_features
@@ -75,7 +74,8 @@ def part_class(name: str) -> type[Part]:
         name: A name in the table `PARTS`, ``peft:NAME``, or ``package.module:Class``.
 
     Raises:
-        UserError: If the part does not exist, or its module cannot be imported.
+        UserError: If the part does not exist, or its module cannot be imported, or if the class
+            lacks a method or is not a dataclass.
     """
     if is_peft(name):
         from fl_vitlora.finetuning import peft_part
@@ -83,27 +83,8 @@ def part_class(name: str) -> type[Part]:
         return peft_part.part_class(name)
     if name not in PARTS and not is_class(name):
         raise unknown("method", name, PARTS)
-    module_name, _, class_name = PARTS.get(name, name).partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"method {name!r} cannot be imported: {cause}") from error
-    kinds = {n: k for n, k in vars(module).items() if inspect.isclass(k) and issubclass(k, Part)}
-    kinds.pop(Part.__name__, None)
-    if class_name not in kinds:
-        raise unknown(f"part of a method in {module_name}", class_name, kinds)
-    return _whole(kinds[class_name], name)
-
-
-def _whole(kind: type[Part], name: str) -> type[Part]:
-    """Returns a class unchanged if it obeys the rules for a part.
-
-    Raises:
-        UserError: If the class lacks a method, or is not a dataclass.
-    """
-    if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
-        raise UserError(f"method {name}: class {kind.__name__} lacks {', '.join(lacking)}")
+    kind: type[Part] = code_named(PARTS.get(name, name), "method", subclass_of(Part))
+    check_whole(kind, f"method {name}")
     if "__dataclass_params__" not in vars(kind):
         raise UserError(
             f"method {name}: class {kind.__name__} is not a dataclass; write "

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fl_vitlora.errors import UserError, unknown
 from fl_vitlora.models import hub_weights
-from fl_vitlora.models.fitting import Convert
+from fl_vitlora.models.misfit import Convert
 from fl_vitlora.models.weight_file import (
     UNREADABLE,
     one_line,

@@ -1,4 +1,12 @@
-"""The base class of every aggregation strategy; see `fl_vitlora.strategy` for an overview."""
+"""The base class of every aggregation strategy; see `fl_vitlora.strategy` for an overview.
+
+An argument that a method does not explain is one of these:
+
+    server_round   the number of the round, from 1
+    state          the state that `aggregate` returned in the round before; empty at first
+    broadcast      the tensors that the server sent to the client in addition to the model
+    memory         the memory that `report` returned in the client's last round; empty at first
+"""
 
 from __future__ import annotations
 
@@ -90,9 +98,6 @@ class Strategy(ABC):
         (or both). With ``client``, this method is called once for each participant, and the plans
         may differ in `ClientPlan.epochs` and `ClientPlan.rate`.
 
-        Args:
-            server_round: The number of the round, from 1.
-
         Returns:
             The plan of the round. By default, clients train and send all tensors, without a penalty
             in their loss.
@@ -102,9 +107,6 @@ class Strategy(ABC):
 
     def broadcast(self, state: State) -> State:
         """Returns tensors that the server sends to the participants in addition to the model.
-
-        Args:
-            state: The state that `aggregate` returned in the round before; empty at first.
 
         Returns:
             A dictionary: a tensor for every name of the model, with the same shape. The default is
@@ -117,10 +119,6 @@ class Strategy(ABC):
         """Returns tensors that a client adds to its trained tensors after every training step.
 
         Before the client adds these tensors, it multiplies them by the learning rate.
-
-        Args:
-            broadcast: The tensors that the server sent in addition to the model.
-            memory: The memory that `report` returned in the client's last round; empty at first.
 
         Returns:
             A dictionary: for some or all trained tensors, by name, the tensor that is multiplied by

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
 import sys
@@ -11,7 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fl_vitlora.errors import UserError, unknown
+from fl_vitlora.config.named_code import cause_of, code_named
+from fl_vitlora.errors import UserError
 
 
 def class_named(name: str, flag: str, fits: Callable[[type], bool], expected: str) -> type[Any]:
@@ -29,17 +29,10 @@ def class_named(name: str, flag: str, fits: Callable[[type], bool], expected: st
     """
     if Path(name).suffix == ".py":
         return class_in_file(name, flag, fits, expected)
-    module_name, _, class_name = name.partition(":")
-    if not class_name:
+    if not name.partition(":")[2]:
         raise UserError(f"{flag} {name}: expected a Python file or package.module:Class")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{flag} {name} cannot be imported: {_cause(error)}") from error
-    kind = vars(module).get(class_name)
-    if not inspect.isclass(kind) or not fits(kind):
-        raise unknown(f"{expected} in {module_name}", class_name, _fitting(module, fits))
-    return kind
+    found: type[Any] = code_named(name, expected, lambda kind: inspect.isclass(kind) and fits(kind))
+    return found
 
 
 def class_in_file(name: str, flag: str, fits: Callable[[type], bool], expected: str) -> type[Any]:
@@ -69,7 +62,7 @@ def class_in_file(name: str, flag: str, fits: Callable[[type], bool], expected: 
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise UserError(f"{flag} {name} cannot be imported: {_cause(error)}") from error
+        raise UserError(f"{flag} {name} cannot be imported: {cause_of(error)}") from error
     own = _fitting(module, fits)
     if len(own) != 1:
         raise UserError(f"{flag} {name}: expected one {expected} in this file, found {own}")
@@ -93,7 +86,7 @@ def made(kind: type[Any], flag: str, name: str) -> Any:
     except Exception as error:
         raise UserError(
             f"{flag} {name}: no instance of the class {kind.__name__} can be made without "
-            f"arguments: {_cause(error)}"
+            f"arguments: {cause_of(error)}"
         ) from error
 
 
@@ -104,7 +97,3 @@ def _fitting(module: ModuleType, fits: Callable[[type], bool]) -> list[str]:
         for name, kind in vars(module).items()
         if inspect.isclass(kind) and kind.__module__ == module.__name__ and fits(kind)
     ]
-
-
-def _cause(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

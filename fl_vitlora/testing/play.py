@@ -1,38 +1,32 @@
 """Runs rounds with made-up clients: calls a strategy's methods in the order of a real run.
 
-A play is a few such rounds. Every value that a method returns is checked in each play (`returned`).
-Most rules compare two plays that differ in one respect, for example the order of the updates
-(`rules`).
+A play is a few such rounds. Every value that a method returns is checked in each play
+(`checked_calls`). Most rules compare two plays that differ in one respect, for example the order of
+the updates (`rules`).
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from fl_vitlora import lowrank
 from fl_vitlora.privacy.noise import mean_update
 from fl_vitlora.state import State, add
 from fl_vitlora.strategy import (
-    SEVERAL,
     ClientPlan,
     LocalWork,
-    RoundContext,
     RoundResult,
     Strategy,
     Update,
 )
-from fl_vitlora.strategy.extras import call
-from fl_vitlora.testing import declared, made_up, returned
-from fl_vitlora.testing.blaming import blaming
+from fl_vitlora.testing import made_up
+from fl_vitlora.testing.checked_calls import CheckedCalls, Handover
 
 ROUNDS = 3
-Handover = Callable[[int, str, State], State]
 
 
 class Ending(NamedTuple):
@@ -80,6 +74,17 @@ class Play:
     hand: Handover = lambda _round, _what, tensors: tensors
     send: Callable[[Strategy], Strategy] = lambda strategy: strategy
 
+    @property
+    def calls(self) -> CheckedCalls:
+        """Returns the methods of the strategy, which check what they return."""
+        return CheckedCalls(
+            strategy=self.strategy,
+            ranks=self.ranks,
+            dtype=self.dtype,
+            hand=self.hand,
+            send=self.send,
+        )
+
     def start(self) -> Ending:
         """Returns the model before the first round, with no merged products and no state.
 
@@ -103,29 +108,20 @@ class Play:
                 )
                 updates.append(update)
             ending = self.aggregate(server_round, ending, self._listed(server_round, updates))
-            self._stop(server_round, clients)
+            those = tuple(sorted(clients))
+            result = RoundResult(accuracy=0.5, loss=1.0, train_loss=1.0, participants=those)
+            self.calls.should_stop(server_round, result)  # the rounds continue even if it is True
         return ending
 
     def plan(
         self, server_round: int, state: State | None = None, client: int = made_up.CLIENTS[0]
     ) -> ClientPlan:
-        """Calls `plan` with the state of the server, for one client, and checks its result."""
-        sent = [n for n in made_up.shapes(self.strategy) if not n.endswith(self.strategy.personal)]
-        with self._blame(server_round, "plan"):
-            given = self.hand(server_round, "the state", state or {})
-            plan = call(self.strategy.plan, server_round, state=given, client=client)
-            declared.expect_plan(plan, made_up.known_names(self.strategy))
-            returned.expect_plan(plan, sent)
-        return plan
+        """Returns the strategy's plan for one client, from the state of the server."""
+        return self.calls.plan(server_round, state, client)
 
     def broadcast(self, server_round: int, ending: Ending) -> State:
-        """Calls the strategy's method `broadcast`, and checks its result."""
-        with self._blame(server_round, "broadcast"):
-            sent = self.strategy.broadcast(self.hand(server_round, "the state", ending.state))
-            returned.expect_numbers(sent, "the broadcast")
-            if sent:
-                returned.expect_like(sent, ending.model, "the broadcast")
-        return sent
+        """Returns the tensors that the strategy sends to the clients beside the model."""
+        return self.calls.broadcast(server_round, ending.model, ending.state)
 
     def answer(
         self,
@@ -160,7 +156,7 @@ class Play:
         )
         received = lowrank.cut(broadcast, rank)
         work = self._drifted(server_round, start, received, memory)
-        report, memory = self._report(server_round, work, received, memory)
+        report, memory = self.calls.report(server_round, work, received, memory)
         update = Update(
             client=client,
             samples=made_up.SAMPLES[client] * self.images,
@@ -174,7 +170,7 @@ class Play:
         return update, memory
 
     def aggregate(self, server_round: int, ending: Ending, updates: Sequence[Update]) -> Ending:
-        """Calls `aggregate` and `metrics`, and checks their results.
+        """Lets the strategy aggregate the updates of a round.
 
         Args:
             server_round: The number of the round, from 1.
@@ -185,117 +181,29 @@ class Play:
             The result of all rounds so far. New merged products are added to the products of
             earlier rounds.
         """
-        given = [
-            replace(
-                update,
-                delta=self.hand(server_round, "an update", update.delta),
-                report=self.hand(server_round, "a report", update.report),
-            )
-            for update in updates
-        ]
-        model = self.hand(server_round, "the model", ending.model)
-        state = self.hand(server_round, "the state", ending.state)
-        plan = self.plan(server_round, ending.state)
-        context = context_of(server_round, updates)
-        with self._blame(server_round, "aggregate", f" with {len(updates)} of 4 clients"):
-            pair = call(self.strategy.aggregate, model, given, state, context=context)
-            new, state = returned.expect_pair(pair, "aggregate", "(model, state)")
-            returned.expect_numbers(state, "the new state")
-            shapes = made_up.shapes(self.strategy)
-            rest, products = returned.expect_model(new, ending.model, shapes, plan.restarted)
-        with self._blame(server_round, "metrics"):
-            after = self.hand(server_round, "the new model", rest)
-            state = self.hand(server_round, "the new state", state)
-            returned.expect_metrics(self.strategy.metrics(after, given, state))
+        model, products, state = self.calls.aggregate(
+            server_round, ending.model, updates, ending.state
+        )
         before = {path: ending.merged.get(path, torch.zeros(())) for path in products}
-        return Ending(rest, ending.merged | add(before, products), state)
-
-    def _stop(self, server_round: int, clients: Sequence[int]) -> None:
-        """Calls `should_stop` and checks its result.
-
-        The rounds continue even if the result is True.
-        """
-        those = tuple(sorted(clients))
-        result = RoundResult(accuracy=0.5, loss=1.0, train_loss=1.0, participants=those)
-        with self._blame(server_round, "should_stop"):
-            returned.expect_answer(self.strategy.should_stop(server_round, result))
+        return Ending(model, ending.merged | add(before, products), state)
 
     def _drifted(
         self, server_round: int, work: LocalWork, broadcast: State, memory: State
     ) -> LocalWork:
-        """Calls `drift`, and adds the drift of all training steps to the client's delta."""
-        with self._blame(server_round, "drift"):
-            drift = self.send(self.strategy).drift(
-                self.hand(server_round, "the broadcast", broadcast),
-                self.hand(server_round, "the memory", memory),
-            )
-            returned.expect_numbers(drift, "the drift")
-            of_these = {name: d for name, d in work.delta.items() if name in drift}
-            returned.expect_like(drift, of_these, "the drift")
+        """Adds the drift of all training steps to the client's delta."""
+        drift = self.calls.drift(server_round, work, broadcast, memory)
         moved = {
             name: work.delta[name] + (work.steps * work.rate * d).to(self.dtype)
             for name, d in drift.items()
         }
         return replace(work, delta=work.delta | moved)
 
-    def _report(
-        self, server_round: int, work: LocalWork, broadcast: State, memory: State
-    ) -> tuple[State, State]:
-        """Calls `report`, and returns the client's report and its new memory."""
-        given = replace(work, delta=self.hand(server_round, "the delta", work.delta))
-        with self._blame(server_round, "report"):
-            report, new = returned.expect_pair(
-                self.send(self.strategy).report(
-                    given,
-                    self.hand(server_round, "the broadcast", broadcast),
-                    self.hand(server_round, "the memory", memory),
-                ),
-                "report",
-                "(report, memory)",
-            )
-            returned.expect_numbers(report, "the report")
-            returned.expect_numbers(new, "the new memory")
-            if report:
-                returned.expect_like(report, work.delta, "the report")
-        return report, {name: _as_stored(tensor) for name, tensor in new.items()}
-
     def _listed(self, server_round: int, updates: Sequence[Update]) -> Sequence[Update]:
         """Returns the updates in the order and form in which the server gets them."""
         if self.summed:
-            with self._blame(server_round, "the mean of the updates"):
+            with self.calls.blame(server_round, "the mean of the updates"):
                 return [mean_update(updates, [update.samples for update in updates])]
         return updates[::-1] if self.backwards else updates
-
-    def _blame(
-        self, server_round: int | None, half: str = "", who: str = ""
-    ) -> contextlib.AbstractContextManager[None]:
-        """Returns a context in which an error becomes a `StrategyError` of one line.
-
-        Args:
-            server_round: The number of the round. The number is None if the method is called
-                outside of rounds.
-            half: The name of the strategy's method that is called.
-            who: The clients for which the method is called, as the end of a sentence.
-        """
-        ranks = f" (clients of ranks {', '.join(map(str, self.ranks))})" if self.ranks else ""
-        dtype = f" (all in {self.dtype})" if self.dtype != torch.float32 else ""
-        return blaming(self.strategy, server_round, half, who, ranks + dtype)
-
-
-def context_of(server_round: int, updates: Sequence[Update]) -> RoundContext:
-    """Makes the context of a round, in which the made-up clients without an update have failed."""
-    answered = {update.client for update in updates}
-    missing = () if answered == {SEVERAL} else sorted(set(made_up.CLIENTS) - answered)
-    return RoundContext(
-        round=server_round,
-        participants=made_up.CLIENTS,
-        failures=dict.fromkeys(missing, "no reply within 1 s"),
-    )
-
-
-def _as_stored(tensor: Tensor) -> Tensor:
-    """Returns a tensor in the type in which a client stores it: bfloat16 becomes float32."""
-    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def made_up_updates(

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.features import FrozenBackbone
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.state import State
-from fl_vitlora.training.descent import begin
+from fl_vitlora.training.descent import Descent, begin
 from fl_vitlora.training.inputs import frozen_of, inputs_of, kept_or_computed, set_mode
 from fl_vitlora.training.objective import Proximal, Term
 from fl_vitlora.training.precision import autocast, unhalved
@@ -151,14 +152,30 @@ def train(
             batch_terms=batch_terms,
             frozen=frozen,
         )
-        device, epochs = descent.device, task.epochs_of(config)
-        inputs, labels = inputs_of(shard, frozen, device, precision), shard.labels.to(device)
-        total, steps = torch.zeros((), device=device), 0
-        for chosen in batches_of(len(shard), epochs, config.batch_size, generator, device):
-            total += descent.step(inputs(chosen), labels[chosen]).sum()
-            steps += 1
-    loss = float(total) / max(1, epochs * len(shard))
+        loss, steps = _descend(descent, shard, frozen, task.epochs_of(config), generator)
     return Trained(state=methods.copied_out(parameters), loss=loss, steps=steps)
+
+
+def _descend(
+    descent: Descent,
+    shard: Shard,
+    frozen: FrozenBackbone | None,
+    epochs: int,
+    generator: torch.Generator,
+) -> tuple[float, int]:
+    """Takes all steps of a round on the images of one client.
+
+    Returns:
+        A pair: the mean cross-entropy over the images of all steps, and the number of steps.
+    """
+    device, size = descent.device, descent.config.batch_size
+    inputs = inputs_of(shard, frozen, device, descent.precision)
+    labels = shard.labels.to(device)
+    total, steps = torch.zeros((), device=device), 0
+    for chosen in batches_of(len(shard), epochs, size, generator, device):
+        total += descent.step(inputs(chosen), labels[chosen]).sum()
+        steps += 1
+    return float(total) / max(1, epochs * len(shard)), steps
 
 
 def evaluate(

@@ -25,7 +25,6 @@ to the table in `fl_vitlora.config.optimizer_names`. This is a complete example:
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -34,6 +33,7 @@ import torch
 from torch import nn
 
 from fl_vitlora.config import TrainingConfig
+from fl_vitlora.config.named_code import code_named
 from fl_vitlora.config.optimizer_names import OPTIMIZERS
 from fl_vitlora.finetuning import methods
 
@@ -126,8 +126,9 @@ def optimizer_of(name: str) -> Optimizer:
         >>> optimizer_of("adam").told
         'Adam (Kingma and Ba, arXiv 1412.6980).'
     """
-    module, _, entry = OPTIMIZERS[name].partition(":")
-    found: Optimizer = getattr(importlib.import_module(module), entry)
+    found: Optimizer = code_named(
+        OPTIMIZERS[name], "optimiser", lambda entry: isinstance(entry, Optimizer)
+    )
     return found
 
 

@@ -39,18 +39,18 @@ A batch has B images with C channels, height H and width W in pixels. The model 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from fl_vitlora.config.named_code import cause_of, code_named
 from fl_vitlora.config.predictor_names import PREDICTORS
-from fl_vitlora.errors import UserError, unknown
+from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning.inference import quick_layers
 from fl_vitlora.finetuning.method import Method
 
@@ -109,21 +109,14 @@ def predictor_of(name: str) -> Predictor:
         >>> predictor_of("plain")
         Plain()
     """
-    module_name, _, class_name = PREDICTORS.get(name, name).partition(":")
+    place = PREDICTORS.get(name, name)
+    kind = code_named(place, "predictor", inspect.isclass, lambda kind: hasattr(kind, "adapts"))
     try:
-        module = vars(importlib.import_module(module_name))
-    except (Exception, SystemExit) as error:
-        raise UserError(f"predictor {name} cannot be imported: {_cause(error)}") from error
-    classes: dict[str, Any] = {n: kind for n, kind in module.items() if inspect.isclass(kind)}
-    if class_name not in classes:
-        own = [n for n, kind in classes.items() if hasattr(kind, "adapts")]
-        raise unknown(f"predictor in {module_name}", class_name, own)
-    try:
-        made: Predictor = classes[class_name]()
+        made: Predictor = kind()
     except Exception as error:
         raise UserError(
             f"predictor {name}: no instance of its class can be made without arguments: "
-            f"{_cause(error)}"
+            f"{cause_of(error)}"
         ) from error
     if not callable(made) or not isinstance(getattr(made, "adapts", None), bool):
         raise UserError(
@@ -148,10 +141,6 @@ def predictor_for(name: str, method: Method) -> Predictor:
     if callable(check):
         check(method)
     return predictor
-
-
-def _cause(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 @contextmanager

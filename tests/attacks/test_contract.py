@@ -148,7 +148,7 @@ def test_an_attack_of_ones_own_is_named_by_its_class():
     ("name", "told"),
     [
         ("tests.attacks.test_contract:Repeatd", "did you mean 'Repeated'"),
-        ("tests.attacks.test_contract:Unfinished", "lacks guess, score"),
+        ("tests.attacks.test_contract:Unfinished", "lacks the method guess, score"),
         ("tests.attacks.test_contract:Nameless", "must name its adversaries"),
         ("not_there:Mine", "cannot be imported"),
     ],

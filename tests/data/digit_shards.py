@@ -17,8 +17,6 @@ from fl_vitlora.data.shards import (
     TEST_SHARD,
     VALIDATION_SHARD,
     client_shard,
-    client_test_shard,
-    client_validation_shard,
 )
 from fl_vitlora.data.sources import Images
 from fl_vitlora.encryption.holder import KeyHolder
@@ -62,11 +60,11 @@ def write(
             VALIDATION_SHARD: (held, "test", "validation"),
         }
     own = {
-        client_test_shard(c): (test.read(part, *size), f"client {c}", "test")
+        client_shard(c, "test"): (test.read(part, *size), f"client {c}", "test")
         for c, part in enumerate(TEST_PARTS)
     }
     held_by = {
-        client_validation_shard(c): (train.read(part, *size), f"client {c}", "validation")
+        client_shard(c, "validation"): (train.read(part, *size), f"client {c}", "validation")
         for c, part in enumerate(VALIDATION)
     }
     return content | own | held_by

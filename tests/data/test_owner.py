@@ -28,7 +28,6 @@ from fl_vitlora.data.owner import (
 from fl_vitlora.data.shards import (
     Shard,
     client_shard,
-    client_test_shard,
     open_shard,
     shard_metadata,
 )
@@ -106,9 +105,8 @@ def test_labels_stay_with_their_images(tmp_path: Path, digits: tuple[Images, Ima
     write(tmp_path, digits, holder_of(), apart=True)
     train, test = digits
     for client in range(2):
-        shard, own = (
-            open_shard(tmp_path / name(client)) for name in (client_shard, client_test_shard)
-        )
+        shard = open_shard(tmp_path / client_shard(client))
+        own = open_shard(tmp_path / client_shard(client, "test"))
         assert shard.labels.tolist() == train.labels[PARTS[client]].tolist()
         assert own.labels.tolist() == test.labels[TEST_PARTS[client]].tolist()
 

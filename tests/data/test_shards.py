@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from fl_vitlora.data.shards import (
     TEST_SHARD,
     Shard,
     client_shard,
-    client_test_shard,
     is_shard,
     open_own_shard,
     open_shard,
@@ -23,6 +23,7 @@ from fl_vitlora.data.shards import (
     write_shard,
 )
 from fl_vitlora.data.shelf import Shelf
+from fl_vitlora.encryption.holder import Part
 from fl_vitlora.encryption.storage_keys import StorageKey, StorageKeys, of_secret
 from fl_vitlora.errors import UserError
 from fl_vitlora.storage.checksummed import write_sealed
@@ -53,8 +54,9 @@ def test_metadata_are_read_as_they_were_written(tmp_path: Path, images: Tensor):
 
 
 def test_names_of_shards_differ():
-    names = {name(client) for name in (client_shard, client_test_shard) for client in range(20)}
-    assert len(names) == 40
+    parts: tuple[Part, ...] = get_args(Part)
+    names = {client_shard(client, part) for part in parts for client in range(20)}
+    assert len(names) == 60
 
 
 def test_views_and_empty_shards_are_written_too(tmp_path: Path, images: Tensor):

@@ -18,8 +18,6 @@ from fl_vitlora.data.shards import (
     TEST_SHARD,
     VALIDATION_SHARD,
     client_shard,
-    client_test_shard,
-    client_validation_shard,
     read_shard,
 )
 from fl_vitlora.encryption.holder import KeyHolder
@@ -101,8 +99,8 @@ def test_clients_see_all_their_images_through_their_sensors(tmp_path: Path, by: 
     for client in range(2):
         expected = {client_shard(client): ("train", images.parts[client])}
         if by == "clients":
-            expected[client_validation_shard(client)] = ("validation", images.validation[client])
-            expected[client_test_shard(client)] = ("test", images.test_parts[client])
+            expected[client_shard(client, "validation")] = ("validation", images.validation[client])
+            expected[client_shard(client, "test")] = ("test", images.test_parts[client])
         for name, (part, positions) in expected.items():
             pixels, _ = opened(shards, name, holder)
             assert torch.equal(pixels, seen(client, part, positions))

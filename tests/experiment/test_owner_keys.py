@@ -14,7 +14,6 @@ from fl_vitlora.data.shards import (
     VALIDATION_SHARD,
     Shard,
     client_shard,
-    client_validation_shard,
     open_shard,
     shard_metadata,
     write_shard,
@@ -185,7 +184,7 @@ def test_the_key_of_a_party_opens_its_validation_images_as_well(
     files = hand_out_keys(config, [tmp_path / "run"], tmp_path / "keys")
     assert {file.stem for file in files} == (parties if own else {*parties, "test"})
     nowhere = load(None, {"encryption.key_file": str(tmp_path / "nowhere.key")})
-    name = client_validation_shard(1) if own else VALIDATION_SHARD
+    name = client_shard(1, "validation") if own else VALIDATION_SHARD
     file = tmp_path / "keys" / ("client-00001.key" if own else "test.key")
     assert len(open_shard(shards / name, storage_keys(nowhere, file))) == len(halves[int(own)])
 

@@ -203,7 +203,6 @@ def test_clients_with_folders_validate_on_their_own_images(tmp_path: Path) -> No
             {"data.validation_split": "test", "data.test_split": "test"},
             "data.test_split and data.validation_split are both 'test'",
         ),
-        ({"data.validation_fraction": 0.1}, "expected only one of them"),
         ({"data.name": "digits"}, "the digits have no splits"),
         ({"clients": 7, "evaluation.by": "clients"}, "each client, got 6 validation images"),
     ],

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config, load
-from fl_vitlora.data.shards import client_shard, client_test_shard
+from fl_vitlora.data.shards import client_shard
 from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.encryption.keys import key_id
 from fl_vitlora.encryption.patch_reader import PatchReader
@@ -139,7 +139,7 @@ def test_every_clients_shards_open_with_its_own_key_alone(aligned: Finished) -> 
     for client in range(4):
         for name, source, part in (
             (client_shard(client), images.train, images.parts[client]),
-            (client_test_shard(client), images.test, images.test_parts[client]),
+            (client_shard(client, "test"), images.test, images.test_parts[client]),
         ):
             ciphertext = opened(aligned, name).images
             expected = source.read(part, 16, 16)

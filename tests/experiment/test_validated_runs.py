@@ -17,7 +17,6 @@ from fl_vitlora.data.shards import (
     TEST_SHARD,
     VALIDATION_SHARD,
     client_shard,
-    client_validation_shard,
 )
 from fl_vitlora.data.sources import load
 from fl_vitlora.experiment.preparation import prepare_model
@@ -95,7 +94,7 @@ def test_clients_choose_by_validation_images_of_their_own(
     images, _ = owned(done.config)
     for client, positions in enumerate(images.validation):
         assert len(opened(done, client_shard(client))) == len(images.parts[client])
-        own = digits_in(done, client_validation_shard(client), "validation")
+        own = digits_in(done, client_shard(client, "validation"), "validation")
         assert torch.equal(own, images.train.read(positions, 16, 16))
     held = [min(3, len(part)) for part in images.validation]  # ten images of four clients
     tested = [min(3, len(part)) for part in images.test_parts]

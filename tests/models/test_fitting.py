@@ -21,7 +21,8 @@ from timm.models.vision_transformer import checkpoint_filter_fn as filter_vit
 from torch import Tensor, nn
 
 from fl_vitlora.errors import UserError
-from fl_vitlora.models.fitting import Convert, beside, fit
+from fl_vitlora.models.fitting import fit
+from fl_vitlora.models.misfit import Convert, beside
 
 SMALL: Mapping[str, Any] = {
     "img_size": 16,

@@ -23,8 +23,6 @@ from fl_vitlora.communication.packing import Layout
 from fl_vitlora.data.shards import (
     Shard,
     client_shard,
-    client_test_shard,
-    client_validation_shard,
 )
 from fl_vitlora.data.views import VALIDATION, sampled, seen_in
 from fl_vitlora.encryption.holder import client_party
@@ -221,14 +219,14 @@ def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Me
     """Evaluates the received model on the client's own encrypted images."""
     settings, client = settings_of(context), client_of(context)
     worker = workspace(settings)
-    shard, validation = worker.shard(client_test_shard(client)), None
+    shard, validation = worker.shard(client_shard(client, "test")), None
     begin = _begin(message.content, context, worker, client)
     put_reader(worker.backbone.model, begin.coordinates.base)
     targets.put_increments(worker.backbone.model, begin.merged)
     state, asked = begin.start, begin.message.views or ()
     metrics = MetricRecord({messages.SAMPLES: len(shard)})
     if VALIDATION in asked:
-        validation = worker.shard(client_validation_shard(client))
+        validation = worker.shard(client_shard(client, "validation"))
         metrics[messages.VALIDATION_SAMPLES] = len(validation)
     seen = seen_in(asked, shard, validation, worker.holder, client_party(client))
     for view in asked:

@@ -64,29 +64,43 @@ def greet(
     nodes = post.wait_for_nodes(clients)
     requests = [Request.to(node, MessageType.QUERY, question) for node in nodes]
     replies = post.send(requests, records)
-    images: dict[int, int] = {}
-    found: dict[int, int] = {}
-    for reply in replies:
-        greeting = _read(reply, sums)
-        _compare_classes(greeting, class_names)
-        if greeting.client in images:
-            raise RuntimeError(
-                f"two nodes hold the images of client {greeting.client}; expected one node"
-            )
-        images[greeting.client] = greeting.images
-        found[greeting.client] = reply.node
-    if len(images) < len(requests):
+    greetings = _read_all(replies, class_names, sums)
+    if len(greetings) < len(requests):
         raise RuntimeError(
-            f"{len(requests) - len(images)} clients did not answer the server's first question in "
-            "time"
+            f"{len(requests) - len(greetings)} clients did not answer the server's first question "
+            "in time"
         )
-    for client in sorted(images):
-        records.greeted(client, found[client], images[client])
+    for client, (node, greeting) in greetings.items():
+        records.greeted(client, node, greeting.images)
     for request in requests:
         post.count(request, 0, "greeting", records)
     for reply in replies:
         post.count(reply, 0, "greeting", records)
-    return dict(sorted(images.items()))
+    return {client: greeting.images for client, (_, greeting) in greetings.items()}
+
+
+def _read_all(
+    replies: Sequence[Reply], class_names: Sequence[str] | None, sums: SecureAggregator | None
+) -> dict[int, tuple[int, Greeting]]:
+    """Reads the answers of all nodes, and checks that they are of different clients.
+
+    Returns:
+        A dictionary: for each client, in the order of the clients' numbers, its node and greeting.
+
+    Raises:
+        RuntimeError: If an answer cannot be used, or if two nodes have the same shard.
+        UserError: If a client's classes differ from those of the run.
+    """
+    found: dict[int, tuple[int, Greeting]] = {}
+    for reply in replies:
+        greeting = _read(reply, sums)
+        _compare_classes(greeting, class_names)
+        if greeting.client in found:
+            raise RuntimeError(
+                f"two nodes hold the images of client {greeting.client}; expected one node"
+            )
+        found[greeting.client] = (reply.node, greeting)
+    return dict(sorted(found.items()))
 
 
 def _read(reply: Reply, sums: SecureAggregator | None) -> Greeting:

@@ -98,17 +98,10 @@ class SecureAggregator:
         Returns:
             The mean of all clients in the sum, if there is a sum, and the other clients' failures.
         """
-        masked: dict[int, Words] = {}
-        steps: dict[int, int] = {}
-        failures: dict[int, str] = {}
-        for client in sorted(replies):
-            try:
-                steps[client], masked[client] = _read(replies.pop(client), layout, expected[client])
-            except ValueError as error:
-                failures[client] = str(error)
-        arrived = frozenset(masked)
+        read = _read_all(replies, layout, expected)
+        arrived, failures = frozenset(read.masked), dict(read.failures)
         try:
-            total, left = add_up(roster, masked, lambda left, dropped: ask(roster, left, dropped))
+            total, left = add_up(roster, read.masked, lambda left, lost: ask(roster, left, lost))
         except ValueError as error:
             return Summed(failures=failures | dict.fromkeys(arrived, str(error)))
         silent = arrived - left
@@ -120,10 +113,41 @@ class SecureAggregator:
             roster,
             layout,
             samples={client: images[client] for client in left},
-            steps={client: steps[client] for client in left},
+            steps={client: read.steps[client] for client in left},
             population=len(self._keys),
         )
         return Summed(updates=(update,), failures=failures, clipped=clipped)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Replies:
+    """The contents of the replies of a round, by client.
+
+    Attributes:
+        masked: The masked words of each client whose reply can be read. There is no other reference
+            to these words, and the sum empties this dictionary.
+        steps: The number of optimiser steps of each of these clients.
+        failures: For each client whose reply cannot be read, the reason.
+    """
+
+    masked: dict[int, Words]
+    steps: Mapping[int, int]
+    failures: Mapping[int, str]
+
+
+def _read_all(
+    replies: dict[int, RecordDict], layout: Layout, expected: Mapping[int, Counts]
+) -> _Replies:
+    """Reads all replies of a round; each reply is deleted from `replies` before it is read."""
+    masked: dict[int, Words] = {}
+    steps: dict[int, int] = {}
+    failures: dict[int, str] = {}
+    for client in sorted(replies):
+        try:
+            steps[client], masked[client] = _read(replies.pop(client), layout, expected[client])
+        except ValueError as error:
+            failures[client] = str(error)
+    return _Replies(masked=masked, steps=steps, failures=failures)
 
 
 def _read(content: RecordDict, layout: Layout, expected: Counts) -> tuple[int, Words]:

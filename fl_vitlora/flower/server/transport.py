@@ -14,26 +14,21 @@ from flwr.app import RecordDict
 
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
-from fl_vitlora.data.views import VALIDATION
 from fl_vitlora.federation.client_records import ClientRecords, from_registries
-from fl_vitlora.federation.evaluation import Answer, Reported, share_of
+from fl_vitlora.federation.evaluation import Answer
 from fl_vitlora.federation.exchange import Exchange
-from fl_vitlora.federation.failures import Failure, first_reasons
+from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
-from fl_vitlora.federation.instruction import (
-    LOCAL_EPOCHS,
-    SERVER_ROUND,
-    ConfigValue,
-    Instruction,
-)
+from fl_vitlora.federation.instruction import LOCAL_EPOCHS, Instruction
 from fl_vitlora.flower.server import greeting
 from fl_vitlora.flower.server.asking import Answers, Asker, Question
+from fl_vitlora.flower.server.client_evaluations import ask_for_evaluations
 from fl_vitlora.flower.server.posting import Post
 from fl_vitlora.flower.server.secure_sums import SecureAggregator, Summed, ask_for_seeds
 from fl_vitlora.flower.server.sending import ServerEnd
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.flower.wire.layouts import MessageLayouts
-from fl_vitlora.flower.wire.reported_counts import Counts, limited, read_measured
+from fl_vitlora.flower.wire.reported_counts import Counts, limited
 from fl_vitlora.flower.wire.updates import read_update
 from fl_vitlora.state import State
 from fl_vitlora.storage.trees import Tree
@@ -175,7 +170,7 @@ class Transport:
         views: Sequence[str],
         most: int | None = None,
     ) -> list[Answer]:
-        """Asks every client to evaluate a model on its own encrypted images.
+        """Asks every client to evaluate a model on its own images; see `client_evaluations`.
 
         Args:
             server_round: The round after which the model is evaluated.
@@ -186,57 +181,10 @@ class Transport:
 
         Returns:
             The answers, sorted by client.
-
-        Raises:
-            RuntimeError: If a client sends no usable answer. An accuracy over only some of the test
-                images would not be comparable.
         """
-        config: dict[str, ConfigValue] = {SERVER_ROUND: server_round, messages.VIEWS: list(views)}
-        clients = self._records.greeted_clients()
-        if (share := share_of(most, len(clients))) is not None:
-            config[messages.MOST] = share
-        asked = {
-            client: Instruction(client=client, model=model, config=config, plan=self._plan)
-            for client in clients
-        }
-
-        def read(one: Instruction, content: RecordDict, _: object) -> tuple[int, Reported, int]:
-            return self._read_measured(one.client, content, views)
-
-        answers = self._asker.ask(
-            Question(round=server_round, asked=asked, read=read, purpose="evaluation")
+        return ask_for_evaluations(
+            self._asker, server_round, model, views=views, most=most, plan=self._plan
         )
-        if reasons := answers.reasons:
-            failures = [Failure.of(server_round, client, *reasons[client]) for client in reasons]
-            raise RuntimeError(
-                f"round {server_round}: {len(failures)} of {len(asked)} clients did not evaluate "
-                f"the model{first_reasons(failures)}"
-            )
-        for client in asked:
-            self._records.measured(client, model)
-        return [Answer(client, *answers.read[client]) for client in sorted(answers.read)]
-
-    def _read_measured(
-        self, client: int, content: RecordDict, views: Sequence[str]
-    ) -> tuple[int, Reported, int]:
-        """Reads the accuracy and loss of a client, and checks the number of its images.
-
-        Raises:
-            ValueError: If the number of test or validation images differs from the first answer of
-                the client.
-        """
-        images, reported, validation = read_measured(messages.metrics_of(content), views)
-        stated = [("test", images, self._records.tested(client, images))]
-        if VALIDATION in views:
-            first = self._records.validated(client, validation)
-            stated.append((VALIDATION, validation, first))
-        for part, now, first in stated:
-            if now != first:
-                raise ValueError(
-                    f"it reports {now} {part} images, but it reported {first} at its first "
-                    "evaluation"
-                )
-        return images, reported, validation
 
     def _read_update(
         self, asked: Instruction, content: RecordDict, layouts: MessageLayouts

@@ -86,17 +86,7 @@ def understood(
     config: Config = {}
     said: dict[str, str] = {}  # for each key that the strategy changed, the name that it used
     for name, value in sent.items():
-        key = SYNONYMS.get(name, name)
-        if key not in VALUES:
-            raise UserError(
-                f"strategy {strategy} sends clients a configuration key that they do not read: "
-                f"{unknown('key', name, [*VALUES, *SYNONYMS])}"
-            )
-        fits, expected = VALUES[key]
-        if not fits(value):
-            raise UserError(
-                f"strategy {strategy} sends clients {name} {shown(value)}; expected {expected}"
-            )
+        key = _key_of(name, value, strategy)
         as_given = given.get(name) == value
         if not as_given and key in said and config[key] != value:
             raise UserError(
@@ -109,3 +99,23 @@ def understood(
             said[key] = name
         config[key] = value
     return config
+
+
+def _key_of(name: str, value: ConfigValue, strategy: str) -> str:
+    """Returns the key that clients read for a name, and checks the value that a strategy sends.
+
+    Raises:
+        UserError: If clients do not know the name, or if the value is not allowed for its key.
+    """
+    key = SYNONYMS.get(name, name)
+    if key not in VALUES:
+        raise UserError(
+            f"strategy {strategy} sends clients a configuration key that they do not read: "
+            f"{unknown('key', name, [*VALUES, *SYNONYMS])}"
+        )
+    fits, expected = VALUES[key]
+    if not fits(value):
+        raise UserError(
+            f"strategy {strategy} sends clients {name} {shown(value)}; expected {expected}"
+        )
+    return key

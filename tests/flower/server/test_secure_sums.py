@@ -22,7 +22,8 @@ from fl_vitlora.federation.aggregator import OwnAggregator
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.hooks import RoundReport
 from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
-from fl_vitlora.federation.loop import Federation, RoundFailedError
+from fl_vitlora.federation.loop import Federation
+from fl_vitlora.federation.training_round import RoundFailedError, TrainingRound
 from fl_vitlora.finetuning import shelf
 from fl_vitlora.flower.server.secure_sums import SecureAggregator
 from fl_vitlora.flower.wire import masking, messages
@@ -136,7 +137,7 @@ def test_each_member_of_a_sum_counts_towards_the_quorum(quorum: int, tmp_path: P
     strategy = strategies.load("fedavg", {})
     assert isinstance(strategy, Strategy)
     reports: list[RoundReport] = []
-    federation = Federation(
+    training = TrainingRound(
         transport=hidden.transport,
         aggregator=OwnAggregator(strategy),
         method=shelf.method_of(hidden.config.finetuning),
@@ -148,6 +149,7 @@ def test_each_member_of_a_sum_counts_towards_the_quorum(quorum: int, tmp_path: P
         training=hidden.config.training,
         hooks=Callbacks(reports),
     )
+    federation = Federation(training)
     hidden.grid.silent = {1}
     if quorum == 2:
         federation.run(GlobalModel(tensors=hidden.initial))
@@ -174,7 +176,7 @@ def clipped_by_round(folder: Path, *, beside: bool) -> list[int | None]:
             second.set()
         return updates
 
-    Federation(
+    training = TrainingRound(
         transport=hidden.transport,
         aggregator=OwnAggregator(strategy),
         method=shelf.method_of(hidden.config.finetuning),
@@ -184,7 +186,8 @@ def clipped_by_round(folder: Path, *, beside: bool) -> list[int | None]:
         seed=0,
         training=hidden.config.training,
         hooks=Callbacks(reports, evaluate=measure, release=release, beside=beside),
-    ).run(GlobalModel(tensors=hidden.initial))
+    )
+    Federation(training).run(GlobalModel(tensors=hidden.initial))
     return [report.clipped for report in reports]
 
 

@@ -22,7 +22,8 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.federation.failures import Failure
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.hooks import RoundReport
-from fl_vitlora.federation.loop import Federation, RoundFailedError
+from fl_vitlora.federation.loop import Federation
+from fl_vitlora.federation.training_round import RoundFailedError, TrainingRound
 from fl_vitlora.finetuning import shelf
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.client.workspace import ClientSettings, workspace
@@ -91,7 +92,7 @@ class Loop:
             "training": training,
             **given,
         }
-        self.federation = Federation(
+        training_round = TrainingRound(
             transport=transport,
             aggregator=make_aggregator(strategy, Layout.of(self.start), 0),
             method=shelf.method_of(settings.config.finetuning),
@@ -99,6 +100,7 @@ class Loop:
             hooks=Callbacks(self.reports, evaluate=self._evaluate, **own),
             **options,
         )
+        self.federation = Federation(training_round)
 
     def run(self) -> State:
         return self.federation.run(GlobalModel(tensors=self.start)).tensors
@@ -218,7 +220,8 @@ def test_the_next_round_goes_on_while_a_model_is_measured(
     """The first measurement waits for the second round's instructions."""
     loop = Loop(grid, settings, strategies.load("fedavg", {}), rounds=2, beside=True)
     begun, measure = threading.Event(), loop._evaluate
-    instruct = loop.federation.aggregator.instruct
+    aggregator = loop.federation.each_round.aggregator
+    instruct = aggregator.instruct
 
     def instructing(server_round: int, *given: Any) -> Any:
         if server_round == 2:
@@ -229,8 +232,8 @@ def test_the_next_round_goes_on_while_a_model_is_measured(
         assert begun.wait(timeout=300)
         return measure(server_round, model)
 
-    object.__setattr__(loop.federation, "evaluate", waiting)
-    monkeypatch.setattr(loop.federation.aggregator, "instruct", instructing)
+    loop.federation.hooks.evaluate = waiting  # type: ignore[method-assign]
+    monkeypatch.setattr(aggregator, "instruct", instructing)
     loop.run()
     assert loop.asked == [1, 2]
 

@@ -22,8 +22,6 @@ from fl_vitlora.config import AttackConfig
 from fl_vitlora.data.owner import NO_KEY, RIGHT_KEY
 from fl_vitlora.data.shards import (
     client_shard,
-    client_test_shard,
-    client_validation_shard,
     open_shard,
 )
 from fl_vitlora.data.views import VALIDATION, sampled
@@ -589,7 +587,7 @@ def test_clients_measure_a_model_on_test_images_of_their_own(
     answers = transport.measure(1, GlobalModel(tensors=model), [RIGHT_KEY])
     assert [answer.images for answer in answers] == list(TEST_SIZES)
     for client, _, measured, _ in answers:
-        own = open_shard(shards / client_test_shard(client), KEYS)
+        own = open_shard(shards / client_shard(client, "test"), KEYS)
         assert measured == {RIGHT_KEY: evaluate(workspace(settings).backbone, model, own)}
 
 
@@ -599,7 +597,7 @@ def test_clients_measure_a_model_on_validation_images_of_their_own(
     answers = transport.measure(1, GlobalModel(tensors=model), [VALIDATION, RIGHT_KEY])
     assert [answer.validation_images for answer in answers] == list(VALIDATION_SIZES)
     for answer in answers:
-        own = open_shard(shards / client_validation_shard(answer.client), KEYS)
+        own = open_shard(shards / client_shard(answer.client, "validation"), KEYS)
         assert len(own) == answer.validation_images
         expected = evaluate(workspace(settings).backbone, model, own)
         assert answer.measured[VALIDATION] == expected != answer.measured[RIGHT_KEY]
@@ -613,8 +611,8 @@ def test_each_client_measures_an_equal_part_of_some_images(
     assert [answer.images for answer in answers] == list(TEST_SIZES)
     for answer in answers:
         for view, name in (
-            (VALIDATION, client_validation_shard(answer.client)),
-            (RIGHT_KEY, client_test_shard(answer.client)),
+            (VALIDATION, client_shard(answer.client, "validation")),
+            (RIGHT_KEY, client_shard(answer.client, "test")),
         ):
             few = sampled(open_shard(shards / name, KEYS), 4, view)
             assert len(few) == min(4, answer.weight(view))
