@@ -3,10 +3,9 @@
 timm converts a file of weights: it changes names and resamples position embeddings. After the
 conversion, timm loads the tensors that match. timm gives no error if the file has a tensor that the
 model lacks, or if the file lacks a tensor of the model, which then stays random. This module raises
-an error if a tensor
-is missing on either side: every tensor of the model must be in the file, and every tensor of the
-file must be in the model. Heads, decoders, and tokens that only pre-training uses may be in the
-file without being in the model.
+an error if a tensor is missing on either side: every tensor of the model must be in the file, and
+every tensor of the file must be in the model. Heads, decoders, and tokens that only pre-training
+uses may be in the file without being in the model.
 """
 
 from __future__ import annotations
