@@ -98,12 +98,12 @@ def merged(weights: Sequence[float], clients: Sequence[State]) -> State:
 def factors(tall: Tensor, wide: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Returns factors A and B of a given rank whose product B·A is nearest to wide·tall.
 
-    Let U·S·Vᵀ be the singular value decomposition of wide·tall, cut to the rank. The factors are A
-    = Vᵀ (rank, n) and B = U·S (m, rank). The singular values are in decreasing order. So the first
-    rows of A and columns of B are the nearest factors of a smaller rank. The sign of each row is
-    made unique: its entry with the largest absolute value is positive. The large product wide·tall
-    is not computed. The QR decompositions of wide and of tallᵀ reduce the problem to a matrix of at
-    most (q, q), which has the same singular values.
+    Let U·S·Vᵀ be the singular value decomposition of wide·tall, cut to the rank. A is Vᵀ with the
+    shape (rank, n), and B is U·S with the shape (m, rank). The singular values are in decreasing
+    order. So the first rows of A and columns of B are the nearest factors of a smaller rank. The
+    sign of each row is made unique: its entry with the largest absolute value is positive. The
+    large product wide·tall is not computed. The QR decompositions of wide and of tallᵀ reduce the
+    problem to a matrix of at most (q, q), which has the same singular values.
 
     Args:
         tall: The right factor (q, n), in float64.
@@ -131,7 +131,7 @@ def refactored(model: State, weights: Sequence[float], clients: Sequence[State])
     """Approximates Σ wₖ·Bₖ·Aₖ of every pair by a pair of the model's rank, shapes and types.
 
     The pair consists of the two factors that `factors` returns. If the sum is zero, its singular
-    vectors are not defined. If the sum is zero, A is the model's A, and B is zero.
+    vectors are not defined; A is then the model's A, and B is zero.
 
     Args:
         model: The tensors at the beginning of the round.

@@ -1,8 +1,8 @@
 """Arithmetic with dictionaries of tensors, for server and clients.
 
 A `State` is a dictionary: the names of tensors, and the tensors. The functions of this module do
-    not change their arguments. The results of the functions have the names of the first argument in
-    the same order, and never share memory with the first argument.
+not change their arguments. The results of the functions have the names of the first argument in the
+same order, and never share memory with the first argument.
 """
 
 from __future__ import annotations

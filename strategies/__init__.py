@@ -69,9 +69,9 @@ def load(
         name: The name of a file in this folder, with or without ``.py``, or
             ``package.module:Class``.
         options: The hyper-parameters of the strategy, by name. Some strategies of Flower are
-            wrappers: they add something to another strategy. For a wrapper, the option ``strategy``
-                is the other strategy: its name, or a dictionary with its ``name`` and
-                hyper-parameters.
+            wrappers, which add something to another strategy. For a wrapper, the option
+            ``strategy`` is the other strategy: its name, or a dictionary with its ``name`` and
+            hyper-parameters.
         cohort: The number of clients that take part in a round.
         clients: The number of all clients.
 

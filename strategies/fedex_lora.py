@@ -4,7 +4,7 @@
 
 Aₖ and Bₖ are the factors of client k, which has nₖ images, and s is the factor of LoRA. The term in
 brackets is the residual: the mean of the products minus the product of the means. For K clients the
-    residual is stored as K - 1 pairs of factors of rank r:
+residual is stored as K - 1 pairs of factors of rank r:
 
     Σₖ pₖ·Bₖ·Aₖ - B̄·Ā = Σ_{k<K} pₖ·(Bₖ - B̄)·(Aₖ - A_K)
 

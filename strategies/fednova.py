@@ -3,10 +3,10 @@
     w ← w + τ·Σ pₖ·Δₖ / τₖ,  τ = Σ pₖ·τₖ,  pₖ = nₖ / Σn
 
 Client k has nₖ images, the loss Fₖ, and sends Δₖ, its tensors after training minus before. A client
-with more images takes more steps. FedAvg gives a client with more images more weight twice: by pₖ
-and by the length of Δₖ. So FedAvg does not minimise Σ pₖ·Fₖ, but another objective. τₖ is the
-effective number of steps (‖aₖ‖₁ in the paper): each gradient of a client enters Δₖ with a factor,
-and τₖ is the sum of these factors.
+with more images takes more steps, and FedAvg gives it more weight twice: by pₖ and by the length of
+Δₖ. So FedAvg does not minimise Σ pₖ·Fₖ, but another objective. τₖ is the effective number of steps
+(‖aₖ‖₁ in the paper): each gradient of a client enters Δₖ with a factor, and τₖ is the sum of these
+factors.
 
     plain SGD       τₖ = steps
     momentum ρ      τₖ = (steps - ρ·(1 - ρ^steps) / (1 - ρ)) / (1 - ρ)

@@ -10,7 +10,7 @@ space of the first A. A client sends B and receives A and B. The head and the pa
 averaged and sent in both directions.
 
 Source: Lee et al., arXiv 2505.12805, the method without its differential privacy. In this project
-    the server decomposes the product in every round. If the product is zero, A does not change.
+the server decomposes the product in every round. If the product is zero, A does not change.
 """
 
 from __future__ import annotations

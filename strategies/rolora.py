@@ -7,7 +7,7 @@ also for the product B·A, because the product is linear in the factor that is t
 only B is trained; in RoLoRA both factors are trained, each in half of the rounds. A client sends B
 in odd rounds and A in even rounds. A client that took part in all rounds receives the factor that
 was trained in the round before: A in odd rounds, and B in even rounds. In the first round a client
-    receives B. The head and the patch embedding are averaged and sent in both directions.
+receives B. The head and the patch embedding are averaged and sent in both directions.
 
 Source: Chen et al., arXiv 2502.01755, the alternating algorithm. B is trained first, because B
 starts at zero, and A has no gradient while B is zero.

@@ -45,7 +45,7 @@ class Checkpoint:
 
     Attributes:
         round: Number of the round.
-        server: State of the server: model, strategy and messages.
+        server: State of the server, such as its model and the state of the strategy.
         clients: State of each client, by the client's number. Clients without a state are left out.
         ledger: The sizes of all messages from the first round to this round.
         lines: All lines of `rounds.jsonl` from the first round to this round.
@@ -169,7 +169,7 @@ class Logbook:
 
         Args:
             server_round: Number of the round that has just ended.
-            server: State of the server: model, strategy and messages.
+            server: State of the server, such as its model and the state of the strategy.
             messages: All messages of the run up to this round.
             clients: State of each client, by the client's number. A client's state that has changed
                 since the last call must be a new object.

@@ -121,7 +121,7 @@ class Ledger:
         return sums
 
     def by_round(self) -> dict[int, int]:
-        """Returns the bytes of each round, overhead included; round 0 is before the first round."""
+        """Returns the bytes of each round, overhead included; round 0 is the greeting."""
         return dict(self._by_round)
 
     def to_csv(self) -> str:

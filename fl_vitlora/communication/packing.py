@@ -73,7 +73,7 @@ class Layout:
         return {name: torch.empty(shape, device="meta") for name, shape in self.shapes}
 
     def mark(self, names: frozenset[str]) -> bytes:
-        """Returns a bit mask with one bit for each tensor of the layout, which is 1 for `names`.
+        """Returns a bit mask with one bit for each tensor of the layout: 1 if it is in `names`.
 
         Example:
             >>> layout = Layout((("a", ()), ("b", ()), ("c", ())))

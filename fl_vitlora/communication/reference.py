@@ -17,10 +17,10 @@ one. The reference does not depend on the tensors that the real run trains, nor 
 codecs or evaluator. All numbers are float32.
 
 Caching helps full fine-tuning only once. Every tensor changes in every round, so a client can omit
-only the download of round 1, because it has built the same initial model. A real run that sends
-only changes to its clients omits the download of round 1. If the real run omits the download of
-round 1, so does the reference (``start_is_known``), and full fine-tuning gets the same advantage
-from caching. If the real run sends the initial model, the reference also sends it.
+only the download of round 1, because it has built the same initial model. If a real run sends only
+changes to its clients and so omits the download of round 1, the reference omits it, too
+(``start_is_known``), and full fine-tuning gets the same advantage from caching. If the real run
+sends the initial model, the reference also sends it.
 """
 
 from __future__ import annotations

@@ -10,8 +10,7 @@ difference already contains error feedback. If a client missed steps, the server
 steps, or the full state if the full state is smaller.
 
 Source: Tang et al., arXiv 1905.05957, for compression in both directions; in contrast to the paper,
-    the server of this project encodes the difference between its own tensors and the clients'
-    tensors.
+the server of this project encodes the difference between its own tensors and the clients' tensors.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ class Stream:
             draw: The random generator for codecs with stochastic rounding.
 
         Returns:
-            A copy of this stream to which the change was added.
+            A copy of this stream to which the change was added; this stream if no tensor changed.
         """
         moved = {
             name: tensor

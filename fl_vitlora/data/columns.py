@@ -124,7 +124,7 @@ def _image_column(rows: Any) -> str:
 
 
 def _label_column(rows: Any, client_column: str | None) -> str:
-    """Finds the label column; among several label columns, chooses that with the most classes.
+    """Finds the label column; among several label columns, chooses the one with the most classes.
 
     CIFAR-100, for example, has fine and coarse labels. The column of the clients has no labels.
 

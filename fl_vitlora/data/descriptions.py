@@ -128,8 +128,8 @@ def read_description(
         image_shape: The shape (C, H, W) of the shard's images: channels, height and width.
 
     Returns:
-        The description of the encryption: the cipher, and the scope, seed, party and use from which
-            its key is derived.
+        The description of the encryption: the cipher, and the scope, seed, party and part from
+        which the key is derived.
 
     Raises:
         UserError: When a field is missing, is not valid, or does not fit the images.

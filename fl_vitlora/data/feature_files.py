@@ -1,10 +1,9 @@
 """Files with the features of a client's images, which are protected like the client's shard.
 
-Features are outputs of the frozen backbone (`finetuning.features`). Features are computed from the
-images of a shard as the model receives them, so from ciphertext if the run encrypts images. If the
-file of the shard is sealed, the file of the features is sealed under the same storage key of the
-same party. If the shard is not sealed, the file of the features has only a digest, as the shard
-has.
+Features are outputs of the frozen backbone (`finetuning.features`) for the images of a shard as the
+model receives them, so for ciphertext if the run encrypts images. If the file of the shard is
+sealed, the file of the features is sealed under the same storage key of the same party. If the
+shard is not sealed, the file of the features has only a digest, as the shard has.
 
 Features reveal information: a person who has them knows the number of images, which images are
 alike, and, with a trained head, their classes. Features of ciphertext are computed from ciphertext

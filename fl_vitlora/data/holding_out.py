@@ -70,8 +70,7 @@ def hold_out_of_each(
 
     Returns:
         Two lists with an array for each client: the positions of the images that are trained on,
-            and the positions of the images for validation. Every client has at least one image for
-            validation.
+        and those of the images for validation. Every client has at least one image for validation.
 
     Raises:
         UserError: When a client would train on fewer than `min_samples` images.
@@ -103,8 +102,7 @@ def stratified(labels: Indices, count: int, seed: int, *, keep_one: bool = False
         labels: The labels of the images, int64 (n,).
         count: The number of images to draw; at most n are drawn.
         seed: The seed of the draw. The same seed draws the same images.
-        keep_one: True to leave one image of each class undrawn where rounding would draw all images
-            of the class.
+        keep_one: True to round up a class last if all its images would then be drawn.
 
     Returns:
         The positions of the drawn images in ascending order, int64.
@@ -127,5 +125,5 @@ def stratified(labels: Indices, count: int, seed: int, *, keep_one: bool = False
 
 
 def _count(images: int, config: DataConfig) -> int:
-    """Returns how many images of a number of images are held out for validation: at least one."""
+    """Returns how many of `images` images are held out for validation: at least one."""
     return max(1, round(config.validation_fraction * images))

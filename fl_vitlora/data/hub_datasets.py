@@ -27,7 +27,8 @@ def open_hub(config: DataConfig) -> Mapping[str, Any]:
         A dictionary: the rows of each split, by the name of the split.
 
     Raises:
-        UserError: When the data set cannot be loaded; without a network, this takes only seconds.
+        UserError: When the data set cannot be loaded. Without a network, the error is raised within
+            seconds.
     """
     name = config.name
     if not HUB_NAME.fullmatch(name):
@@ -72,7 +73,7 @@ def _ask(name: str, revision: str | None) -> Exception | None:
     """Asks the hub once for a data set; returns None, or the error if the hub is out of reach.
 
     This function asks only once: the library `datasets` would repeat a failed request for half a
-        minute.
+    minute.
     """
     import datasets
     from huggingface_hub import HfApi

@@ -2,15 +2,14 @@
 
 An identity is a text with a digest. Two starts of a program that find the same identity read the
 same images. The identity of a local folder covers every file in it: its name, its size, its place
-on the disk (device and inode), and the times of the last change of its content and its status.
-No program can set the time of the last change of the status. So the identity also changes if a
-program changes the content of a file and then restores the time of the last change of the content.
-The identity of a data set of the hub covers the fingerprint of its rows and the files of the
-library's cache.
+on the disk (device and inode), and the times of the last change of its content and its status. No
+program can set the time of the last change of the status. So the identity also changes if a program
+writes a file and then restores the time of its content. The identity of a data set of the hub
+covers the fingerprint of its rows and the files of the library's cache.
 
 Source: the rules for "racily clean" entries of the index of Git. If a file was changed only just
-now, a further change may get the same time. Therefore a folder with a file that was changed only
-just now has no identity yet.
+now, a further change may get the same time. Therefore a folder with such a file has no identity
+yet.
 """
 
 from __future__ import annotations
@@ -41,7 +40,8 @@ def of_folder(root: Path, settled: float = SETTLED) -> str | None:
         settled: The number of seconds for which no file may have changed.
 
     Returns:
-        The identity, or None if a file cannot be read, or was changed within `settled` seconds.
+        The identity, or None if the status of a file cannot be read, or if a file was changed
+        within `settled` seconds.
     """
     try:
         status = root.stat()

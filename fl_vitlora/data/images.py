@@ -1,8 +1,8 @@
 """The type `Images`: labels of images, and a function that reads their pixels when needed.
 
 Every source of images returns values of this type. The labels are in memory; the pixels are read
-only when they are needed. Because pixels are read only when needed, a data set that is larger than
-the memory can be encrypted part by part.
+only when they are needed. So a data set that is larger than the memory can be encrypted part by
+part.
 
 n images of H × W pixels.
 """

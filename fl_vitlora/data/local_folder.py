@@ -296,7 +296,7 @@ def _notes(listing: Listing, used: Sequence[str]) -> tuple[str, ...]:
 
 
 def _dicom_files(root: Path, files: Sequence[File]) -> list[File]:
-    """Returns the files, among the given ones, that are DICOM images."""
+    """Returns the given files that are DICOM images."""
     return [file for file in files if is_dicom(str(root / file.name), file.name)]
 
 

@@ -1,8 +1,7 @@
 """Finds the files that a data set names, which must be in the folders of this data set.
 
 A path in a table may lead anywhere: to a web address (URL), a private file or a device. If the
-    program opened every path in a table, it could contact a server, or use a private file as a
-    training image.
+program opened such a path, it could contact a server, or use a private file as a training image.
 """
 
 from __future__ import annotations

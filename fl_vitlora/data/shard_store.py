@@ -65,9 +65,9 @@ class ShardStore:
     def take(self, recipe: str, key: bytes, target: Path) -> Listed | None:
         """Puts the shards of a recipe into a folder, if the store has them undamaged.
 
-        The files are verified in the folder `target`, so no other program can change them between
-        the check and their use. A damaged entry is removed, and none of its files stays in the
-        folder.
+        The files are verified in the folder `target` and not in the store, so another program that
+        replaces the store's files meanwhile does not change the outcome. A damaged entry is
+        removed, and none of its files stays in the folder.
 
         Args:
             recipe: The recipe of the shards.
@@ -247,7 +247,7 @@ def _write_list(folder: Path, key: bytes, name: str, keys: Collection[str]) -> N
 
 
 def _read_list(entry: Path, key: bytes) -> Listed | None:
-    """Reads the list of the files of an entry; None if the list is damaged or has another key."""
+    """Reads the list of an entry's files; None if it is damaged or was made with another key."""
     try:
         text, mac = (entry / LIST).read_text(encoding="utf-8").splitlines()
         if not hmac.compare_digest(mac.encode(), _mac(key, entry.name, text).encode()):

@@ -109,8 +109,7 @@ def write_shard(
     Args:
         path: The path of the file.
         shard: The images and labels.
-        metadata: Texts by name that describe the shard. The texts in `metadata` must not contain a
-            secret.
+        metadata: Texts by name that describe the shard; none may contain a secret.
         key: The storage key with which the file is sealed; None to write a file that is not sealed.
         durable: True to wait until the file is on the disk, as in `write_atomically`. If `durable`
             is False, a power failure can truncate the shard, and a truncated shard cannot be

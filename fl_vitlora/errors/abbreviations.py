@@ -1,8 +1,7 @@
 """Names of other programs for the settings, flags and values of this project.
 
 For example, other programs write `lr`, `--batch-size` and `num_clients`. This project does not
-accept the names of other programs. The error message for the name of another program suggests this
-project's name.
+accept such a name, but its error message suggests the project's own name.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def workers_in_memory(
 ) -> Workers:
     """Limits the number of workers to those that fit into the memory of the GPUs.
 
-    On the CPU, or if the user set the number of workers, the number of workers is not changed.
+    On the CPU, or if the user set the number of workers, the number is not changed.
 
     Args:
         workers: The workers that Ray was started for.
@@ -36,8 +36,7 @@ def workers_in_memory(
         backbone: The server's model on its device, which is not changed. The model of a worker
             needs as much memory as the server's model.
         shards: The folder with the shards (the files with the clients' encrypted images).
-        ray: The running Ray. The object `ray` stores the measurement for the next run with equal
-            settings.
+        ray: The running Ray, which stores the measurement for the next run with equal settings.
 
     Returns:
         The number of workers that are used, with their device and GPUs.

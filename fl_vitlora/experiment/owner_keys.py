@@ -34,8 +34,8 @@ def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[
     Args:
         config: The configuration of the experiment, with the path of the key ring.
         places: The paths of shards, or of folders of shards.
-        folder: The folder for the key files. A missing folder is made, so that only the owner can
-            read it.
+        folder: The folder for the key files. A missing folder is made. The folder can then be read
+            by its owner only.
 
     Returns:
         A list: the paths of the key files, such as `client-00003.key`.

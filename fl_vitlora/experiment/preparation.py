@@ -139,7 +139,8 @@ def prepare_model(config: Config, classes: int, device: str, adapter: str = "lor
         adapter: The kind of low-rank matrices that the strategy needs: "lora" or "lora_xs".
 
     Raises:
-        UserError: If the model cannot be built, or the method cannot be attached to it.
+        UserError: If the model cannot be built, the method cannot be attached to it, or a trained
+            tensor gets no gradient.
     """
     built = backbone.build(config.model, classes, config.seed)
     method = shelf.method_of(config.finetuning, adapter)
@@ -157,8 +158,7 @@ def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
 
     Args:
         config: The configuration of the experiment, with the path of the key ring.
-        model: The model that trains on the images. Each block of the cipher is one patch of
-            `model`.
+        model: The model. Each block of the cipher is one patch of the model.
         key: The id of the secret to use. If this id is empty, the current secret is used.
 
     Returns:

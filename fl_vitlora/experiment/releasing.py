@@ -1,4 +1,4 @@
-"""Passes the updates of a round to the strategy; differential privacy makes one noisy mean."""
+"""Passes a round's updates to the strategy; under differential privacy only a noisy mean."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Release:
 
     Attributes:
         config: The configuration of the experiment.
-        secret_seed: The seed of the noise in a deployment. The seed of the noise is secret, because
-            anyone who knows the noise could subtract it, and clients know the seed of the run. In a
-            simulation, `secret_seed` is None and the noise follows from the seed of the run.
+        secret_seed: The seed of the noise in a deployment, which is secret: anyone who knows the
+            noise could subtract it, and clients know the seed of the run. In a simulation,
+            `secret_seed` is None and the noise follows from the seed of the run.
     """
 
     config: Config

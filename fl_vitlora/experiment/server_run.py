@@ -1,8 +1,8 @@
 """The server's side of a run: all rounds, from the first message to the last evaluation.
 
 The code is the same in a simulation and in a deployment. The server needs no plain image. The
-server needs a key in one case only: if it measures the accuracy on images that it encrypts again
-under a wrong key.
+server needs the key only if it also measures the accuracy on images under a wrong key and on plain
+images.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class Run:
         holder: The object that has the key of the images, if it evaluates together with the server.
         storage: The keys that open the files of the shards; None if the files are not encrypted.
         observers: Objects whose method `observe` gets the data that the server sees in each round.
-        secret_seed: The seed of the strategy's random choices and of the noise in a deployment.
-            The seed of the noise is secret, because anyone who knows the noise could subtract it,
-            and clients know the seed of the run. In a simulation, `secret_seed` is None.
+        secret_seed: The seed of the strategy's random choices and of the noise in a deployment,
+            which is secret: anyone who knows the noise could subtract it, and clients know the seed
+            of the run. In a simulation, `secret_seed` is None.
         repeats_errors: True if a client whose app raised an error is asked once more in the same
             round. In a simulation `repeats_errors` is False, because the engine repeats such a call
             itself.

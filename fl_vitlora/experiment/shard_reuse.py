@@ -1,4 +1,4 @@
-"""Takes the shards of a run from a store, or makes the shards and keeps copies in the store.
+"""Takes the shards of a run from a store, or makes the shards and keeps them in the store.
 
 A second start of the same experiment reads, converts and encrypts no image. Two experiments count
 as the same if their shards have the same recipe (`data.shard_recipe`), a text that covers
@@ -90,8 +90,8 @@ def _recipe(
 ) -> str | None:
     """Returns the recipe of the shards; None if they cannot be used by another run.
 
-    With a passphrase the recipe is None: a passphrase gets a new salt in each run, so no other run
-        has the same storage key.
+    The recipe is None if the data set cannot be recognised again, or if a passphrase seals the
+    files: a passphrase gets a new salt in each run, so no other run has the same storage key.
     """
     if images.identity is None or (storage and storage.name.startswith(BY_PASSPHRASE)):
         return None
@@ -119,7 +119,7 @@ def _ids_of_secrets(holder: KeyHolder, storage: StorageKey | None) -> set[str]:
 
 
 def _keep(store: ShardStore, recipe: str, key: bytes, folder: RunFolder, ids: set[str]) -> str:
-    """Copies the shards of a run folder into the store; returns a sentence for the user."""
+    """Keeps the shards of a run folder in the store; returns a sentence for the user."""
     try:
         if store.keep(recipe, key, owner.find_shards(folder.path), ids):
             return f"shards: kept in {_shown(store.folder)} for the next run ({OFF})"

@@ -118,8 +118,8 @@ def check_patience(config: Config) -> None:
     """Checks that a run which may end early has images by which it may choose its last round.
 
     Raises:
-        UserError: If the run has no validation images: the test images must not choose the end of a
-            run.
+        UserError: If the run has no validation images: the end of a run must not be chosen by the
+            test images.
     """
     patience = config.evaluation.patience
     if patience is not None and not has_validation(config.data):

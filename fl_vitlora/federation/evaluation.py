@@ -1,9 +1,9 @@
 """Evaluation of a global model on encrypted images, centrally or by the clients.
 
-Evaluation has two kinds. Either a central party evaluates the model on common images; if all
-parties have the same key, the central party needs no key. Or each client evaluates the model on its
-own images, encrypted with its own key. Both kinds of evaluation return the accuracy and the mean
-loss over all images, for each view (`data.views`): the test images encrypted, encrypted with a
+There are two kinds of evaluation. Either a central party evaluates the model on common images; if
+all parties have the same key, the central party needs no key. Or each client evaluates the model on
+its own images, encrypted with its own key. Both kinds of evaluation return the accuracy and the
+mean loss over all images, for each view (`data.views`): the test images encrypted, encrypted with a
 wrong key, or decrypted, and the encrypted validation images.
 """
 
@@ -39,7 +39,7 @@ class Score(NamedTuple):
 
     Attributes:
         accuracy: The share of images that are classified correctly, in [0, 1].
-        loss: The mean cross-entropy over these images.
+        loss: The mean cross-entropy over the images.
         images: The number of images; None if the checkpoint of an older version of the program does
             not contain this number.
     """

@@ -17,8 +17,8 @@ class Exchange:
             mean of all clients that did not fail.
         failures: The clients that sent no usable update, sorted by client.
         taken_apart: The clients that trained alone because the workers failed on the batch of
-            several clients. The updates of clients that trained alone may be rounded differently
-            from updates that are computed in a batch.
+            several clients; their updates may be rounded differently from updates that are computed
+            in a batch.
         clipped: The number of scalars that were clipped to the range of the secure sum; None
             without secure aggregation.
     """

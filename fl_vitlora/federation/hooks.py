@@ -73,7 +73,8 @@ class RoundHooks(Protocol):
     """The callbacks of the server loop. A class must define only `evaluate` and `report`.
 
     The loop calls the callbacks in this order: `pauses`, `affords`, `note`, `look`, `release`,
-    `gap`, `keep`, `evaluate`, `report`. If the strategy ends the run, the loop calls `stop`.
+    `gap`, `keep`, `evaluate`, `report`. If the strategy or `gives_up` ends the run, the loop calls
+    `stop`.
     """
 
     beside: bool = False

@@ -3,7 +3,7 @@
 A strategy does not know the fine-tuning method. Therefore the server loop does three things for the
 method. Before a round, the loop adds the tensors that the method freezes to the strategy's plan.
 After a round, the loop moves the aggregated model back onto the manifold that the method needs (for
-example orthogonal factors). At last, the method decides which tensors of the model change for the
+example orthogonal factors). Finally, the method decides which tensors of the model change for the
 next rounds.
 """
 

@@ -11,9 +11,9 @@ The mean of the clients' tensors does not give the mean of their outputs, becaus
 not linear in the tensors that clients send.
 
 Source: Chen et al., arXiv 2205.13535. The equation, the start and s = 0.1 are the paper's. The
-    paper uses h = 64 for a model of width 768, which is a twelfth; for the bundled model of width
-    96, the same share is h = 8. In this module the branch reads the normalised tokens, as the
-    equation says.
+paper uses h = 64 for a model of width 768, which is a twelfth; for the bundled model of width 96,
+the same share is h = 8. In this module the branch reads the normalised tokens, as the equation
+says.
 
 D width, h numbers inside the bottleneck.
 """

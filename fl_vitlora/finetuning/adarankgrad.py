@@ -23,10 +23,10 @@ aggregation works.
 
 Source: Refael et al., arXiv 2410.17881: the adaptive rank, and new subspaces upon convergence. Our
 interpretation: the form of both criteria; the fixed number of subspaces; the common subspace. The
-    aggregated change lies in the span of Q, so its left singular vectors would give the same Q
-    again, but its right singular vectors depend on the gradient. Therefore the subspaces alternate
-    between the two sides of the weight, like the iterations of a randomised SVD. The optimiser is
-    new in each round, so no moments are carried over.
+aggregated change lies in the span of Q, so its left singular vectors would give the same Q again,
+but its right singular vectors depend on the gradient. Therefore the subspaces alternate between the
+two sides of the weight, like the iterations of a randomised SVD. The optimiser is new in each
+round, so no moments are carried over.
 
 n inputs, m outputs of a slice, r rank.
 """
@@ -53,8 +53,7 @@ SUBSPACE, AGE, STEP = "subspace", "age", "step"  # the names of the memory, besi
 class AdaRankGrad(SlicePart):
     """The part of a fine-tuning method that trains coordinates in common subspaces.
 
-    The weight decay should be zero; otherwise weight decay acts on the coordinates, not on the
-    weight.
+    The weight decay should be zero; otherwise it acts on the coordinates, not on the weight.
 
     Attributes:
         rank: The largest rank r of a subspace.

@@ -16,8 +16,9 @@ threshold is frozen and no longer sent. So the messages become shorter during th
 
 Source: Liu et al., arXiv 2403.13269. In the paper one trainer scores gradients in windows of ten
 steps. In this module the server scores the aggregated changes of a round, so that all clients
-freeze the same matrices; the times of the schedule are shares of the rounds. The scores of
-aggregated changes and the times in shares of the rounds are our own choices for federated training.
+freeze the same matrices; the times of the schedule are shares of the rounds. These scores and times
+are our own choices for federated training.
+
 The mean of the clients' tensors does not give the mean of their weights W', because W' contains
 products of trained tensors. With ``exact=true`` only s_u is trained; then W' is linear in s_u, and
 the mean is exact.

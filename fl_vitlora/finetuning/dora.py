@@ -9,7 +9,7 @@ computed, the norm counts as a constant, as in section 4.3 of the paper, which s
 start B = 0 and m = ‖W‖, so that W' = W.
 
 Source: Liu et al., arXiv 2402.09353. In this module each slice of a layer (for example the query)
-    has its own lengths m.
+has its own lengths m.
 
 n inputs, m outputs of a slice, r rank.
 """

@@ -14,7 +14,7 @@ The statistics are those of the features while the client trains. The predictor 
 features of test images towards these statistics.
 
 Source: BESTTA, arXiv 2311.18270, needs statistics of the training images (the source); the paper
-    does not say how clients measure them, so that is our own choice.
+does not say how clients measure them, so that is our own choice.
 
 B batch, T tokens, of which the first P are no patches, D width.
 """

@@ -47,7 +47,7 @@ def quick_layers(model: nn.Module) -> Iterator[None]:
 
 
 def _quick(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """Returns a faster function that computes the outputs of a layer; None for other layers."""
+    """Returns a faster function for the outputs of a linear layer; None for any other layer."""
     if isinstance(layer, LoRALinear | AdaptedLinear):
         weight, bias = layer.merged_weight(), layer.base.bias
     elif type(layer) is nn.Linear:

@@ -20,7 +20,7 @@ Whether the mean of the clients' tensors gives the mean of their weights depends
 of the method. A client sends L + 1 means, and receives the L duals if they have changed. The server
 needs only means over clients, so secure aggregation works. This part trains nothing besides the
 head, so it is added to another part: ``lora+descent``. In a batch of several clients, every client
-    would need readouts by its own head, so clients are trained one by one.
+would need readouts by its own head, so clients are trained one by one.
 
 The weight of f_l in the sum is λ_l - (1 - α)·λ_{l+1}. If this weight is negative, training meets a
 constraint by making an earlier loss larger (measured: f_0 from 2.6 to 80 with all duals at 1).

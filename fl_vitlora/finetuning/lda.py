@@ -113,7 +113,7 @@ class LDA(Part):
         return LORA
 
     def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Returns what clients do not train: in round 1 all but the statistics, later these."""
+        """Returns what does not change: in round 1 all but the statistics, later the statistics."""
         del memory
         return EVERYTHING if server_round == 1 else self.measured
 

@@ -77,8 +77,10 @@ class LoRAXS(Adapter):
     """The matrices of LoRA-XS for one slice: a pair B, A and a small square matrix R between them.
 
     The product B·R·A is added to the weight. Of the three matrices B, R and A, only R should be
-    trained. A and B are the singular vectors of the pre-trained weight W ≈ B·S·A with the largest
-    singular values (LoRA-XS, arXiv 2405.17604), and R is zero.
+    trained.
+
+    A and B are the singular vectors of the pre-trained weight W ≈ B·S·A with the largest singular
+    values (LoRA-XS, arXiv 2405.17604), and R is zero.
 
     Args:
         weight: The pre-trained weight W of the slice, (m, n).

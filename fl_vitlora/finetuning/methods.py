@@ -1,10 +1,9 @@
 """Functions that attach a fine-tuning method to a model, and read and write its trained tensors.
 
-The method of the paper (Lin, Imaizumi, Kiya, arXiv 2507.11943) is ``lora+patch_embed``. The method
-``lora+patch_embed`` trains LoRA in every block, the patch embedding and the head. The patch
-embedding is trained so that it learns to read encrypted images. A method is a sum of parts: the
-module `method` has the rules for a part, and the module `shelf` makes the parts that a
-configuration names.
+The method of the paper (Lin, Imaizumi, Kiya, arXiv 2507.11943) is ``lora+patch_embed``, which
+trains LoRA in every block, the patch embedding and the head. The patch embedding is trained so that
+it learns to read encrypted images. A method is a sum of parts: the module `method` has the rules
+for a part, and the module `shelf` makes the parts that a configuration names.
 
 A prepared model is a model to which a method is attached. A prepared model stores a description
 (`Prepared`): the method, the names that its tensors have in messages, and the names of the tensors

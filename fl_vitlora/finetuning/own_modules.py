@@ -62,7 +62,7 @@ class OwnModule(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ModulePart(Part):
-    """A part of a fine-tuning method that trains only the parameters of modules that it added."""
+    """A part of a fine-tuning method that trains exactly the parameters of the modules it added."""
 
     stackable = True
 

@@ -26,7 +26,8 @@ def layers_of(model: nn.Module, tuner: str, names: Sequence[str]) -> dict[str, n
         names: The value of the setting `finetuning.targets`.
 
     Raises:
-        UserError: If the model lacks a layer, or if `names` has only one or two of q, k and v.
+        UserError: If the model lacks a layer, or if `names` is not the default of the setting and
+            has only one or two of q, k and v.
     """
     chosen: list[nn.Module] = []
     if tuner == NORMS:
@@ -56,7 +57,8 @@ def _slices(tuner: str, names: Sequence[str]) -> Sequence[str]:
     """Returns the names of the target slices, with all of q, k and v or none of them.
 
     Raises:
-        UserError: If `names` has only one or two of q, k and v.
+        UserError: If `names` is not the default of the setting and has only one or two of q, k and
+            v.
     """
     if note(tuner, names):
         return targets.FUSED

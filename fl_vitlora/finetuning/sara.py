@@ -77,7 +77,7 @@ class SaRAAdapter(SliceAdapter):
         return start + torch.where(stopped, self.values.detach(), self.values)
 
     def adapted(self, weight: Tensor) -> Tensor:
-        """Returns W', which is W with the trained values at the places of M."""
+        """Returns W', which is W with v added at the places of M."""
         return scattered(weight, self.places, self.entries(weight))
 
     def nuclear_norm(self, weight: Tensor) -> Tensor:

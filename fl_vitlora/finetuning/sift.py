@@ -52,7 +52,7 @@ class SIFTAdapter(SliceAdapter):
         share: The share ρ of the entries that are trained after the first round.
 
     Attributes:
-        dense: The change D of all entries, (m, n), zero. The change D is trained only in round 1.
+        dense: The change D of all entries, (m, n), zero; trained only in round 1.
         values: The values v, (k,), zero.
         places: The places I in the flattened slice, (k,), whole numbers. Only the server changes
             the places I. Before the server has chosen places, I holds the numbers 0 to k - 1.

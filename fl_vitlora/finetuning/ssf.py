@@ -5,8 +5,7 @@
 An operation is the patch embedding, a normalisation, or a linear layer of a block (`qkv`, `proj`,
 `fc1`, `fc2`). At the start γ = 1 and β = 0. After training, scales and shifts become part of the
 operation before them: W' = diag(γ)·W, b' = γ∘b + β. A client sends 22·D numbers for a block of
-    width D with an MLP of 4·D, and 2·D numbers each for the patch embedding and the last
-    normalisation.
+width D with an MLP of 4·D, and 2·D numbers each for the patch embedding and the last normalisation.
 
 The mean of the clients' tensors gives exactly the mean of their weights, because W' and b' are
 linear in γ and β. In a sum with a part that trains W or b, the mean is not exact.

@@ -12,7 +12,7 @@ tied starts with a copy of the pairs that it used. Three rules decide about the 
 
 Source: Hay and Wolf, arXiv 2401.12819, which ties whole layers of a language model that is trained
 from scratch, and takes the validation loss. This module ties only the adapters, because pre-trained
-blocks must not be replaced. The reward is the training loss, which is known from sums, so that
+blocks must not be replaced. The reward uses the training loss, which is known from sums, so that
 secure aggregation works. With some twenty rounds, the agent still chooses mostly at random;
 `nearest` is the rule to compare with.
 

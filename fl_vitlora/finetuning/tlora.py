@@ -8,9 +8,9 @@ At the start every matrix Aᵈ[:, :, r, r'] of a core is I / R, so that T = I; B
 random.
 
 A client sends the cores and the pair: R²·Σ n_d² + r·(m + n) numbers for a slice (an adapted part of
-    a layer). The cores have 164·R² numbers if n = 384, and 272·R² if n = 768. The mean of the
-    clients' tensors does not give the mean of their weights, because W' contains products of the
-    cores and of B and A.
+a layer). The cores have 164·R² numbers if n = 384, and 272·R² if n = 768. The mean of the clients'
+tensors does not give the mean of their weights, because W' contains products of the cores and of B
+and A.
 
 One core times c and another divided by c give the same T, so cores of clients can drift apart. A
 penalty on the distance to the start holds them together:

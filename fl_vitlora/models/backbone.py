@@ -46,10 +46,10 @@ BUNDLED: Mapping[str, Mapping[str, Any]] = {
 def normalize(images: Tensor) -> Tensor:
     """Converts uint8 pixels q of any shape into floats in [-1, 1]: (q / 255 - 0.5) / 0.5.
 
-    The constants 0.5 suit encrypted images. The constants 0.5 are the same for all channels,
-    because pixel shuffling mixes the channels. And if a pixel q is inverted to 255 - q, the float
-    only changes its sign. If a model was trained with other constants, `build` changes the patch
-    embedding of the model so that its tokens stay the same.
+    The constants 0.5 suit encrypted images for two reasons: they are the same for all channels,
+    which pixel shuffling mixes; and if a pixel q is inverted to 255 - q, the float only changes its
+    sign. If a model was trained with other constants, `build` changes the patch embedding of the
+    model so that its tokens stay the same.
     """
     return images.to(torch.get_default_dtype()).div_(255).sub_(0.5).div_(0.5)
 
@@ -274,7 +274,8 @@ def patch_embedding(model: nn.Module, name: str) -> Any:
     ciphertext of neighbouring blocks.
 
     Raises:
-        UserError: When the model does not begin with a patch embedding of separate patches.
+        UserError: When the model does not begin with a patch embedding of separate patches, or has
+            no attention after it.
     """
     found = getattr(model, "patch_embed", None)
     if not _is_plain(found) or not _attends(model):

@@ -16,8 +16,8 @@ commands repeat the pre-training:
     python -m fl_vitlora.models.pretraining --out vit_letters_16_plain.safetensors --seed 0 \
         --plain-steps 8500 --rekeyed-steps 0
 
-The second command trains the model for comparison. The second command takes as many steps as the
-first, but all its images are plain.
+The second command trains the model for comparison, with as many steps as the first, but with plain
+images only.
 
 Dimensions: M learners, B images per learner, N = 16 patches, P = 48 patch entries, D width,
 R LoRA rank, C classes.
@@ -204,7 +204,7 @@ def pretrain(recipe: Recipe, characters: str = CHARACTERS) -> VisionTransformer:
 
     Args:
         recipe: All settings, including the seed.
-        characters: The letters in the images. The letters must not contain digits.
+        characters: The letters in the images; digits are not allowed.
 
     Returns:
         The pre-trained ViT, without a head.

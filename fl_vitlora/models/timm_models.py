@@ -1,9 +1,9 @@
 """Builds models of timm by name, and gets their published weights.
 
-A name has one of three forms. A name is the name of a timm model (`NAME` or `NAME.tag`, also
-written `timm/NAME.tag`), a repository of the Hugging Face hub (`hf-hub:owner/name`), or a folder
-with config.json and weights, as in such a repository (`local-dir:PATH`). timm finds and downloads
-the weights. The module `fitting` compares the weights with the model and loads them.
+A name has one of three forms: it is the name of a timm model (`NAME` or `NAME.tag`, also written
+`timm/NAME.tag`), a repository of the Hugging Face hub (`hf-hub:owner/name`), or a folder with
+config.json and weights, as in such a repository (`local-dir:PATH`). timm finds and downloads the
+weights. The module `fitting` compares the weights with the model and loads them.
 """
 
 from __future__ import annotations

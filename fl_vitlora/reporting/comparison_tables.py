@@ -156,7 +156,7 @@ def _target_text(cell: Summary) -> str:
 def has_validation(comparison: Report) -> bool:
     """Returns True if a cell has a validation accuracy.
 
-    Without a validation accuracy, tables omit its column.
+    If no cell has one, tables omit the column of the validation accuracy.
     """
     return any(cell.validation is not None for cell in comparison.summaries)
 
@@ -169,7 +169,7 @@ def heading_of_differences(comparison: Report) -> str:
 def has_errors(comparison: Report) -> bool:
     """Returns True if a cell has an aggregation error.
 
-    Without an aggregation error, tables omit its column.
+    If no cell has one, tables omit the column of the aggregation error.
     """
     return any(cell.aggregation_error is not None for cell in comparison.summaries)
 

@@ -23,8 +23,7 @@ def print_findings(
     """Prints for every rule whether the tested code obeys the rule.
 
     Args:
-        strategy: Lines that describe the tested code. The lines that describe the code are printed
-            first.
+        strategy: Lines that describe the tested code, which are printed first.
         findings: For each rule, a pair: the text of the rule, and the problem that was found. The
             problem is None if the code obeys the rule.
         untried: The number of rules that were not tested.

@@ -53,8 +53,8 @@ class RunFolder:
         path: The path of the folder.
         shards: The folder of the encrypted shards (the files with the images of the clients).
         plots: The folder of the plots.
-        failures: The folder for the reasons of clients' failures. The folder of failures exists
-            only if a client has failed.
+        failures: The folder for the reasons of clients' failures, which exists only if a client has
+            failed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,9 +69,9 @@ class RunFolder:
         """Makes a new folder, and writes the configuration and the environment into it.
 
         Args:
-            config: The configuration of the experiment. The setting `out` of this configuration
-                names the folder. If `out` is empty, the folder gets a name from the time, the data
-                set, the method and the seed.
+            config: The configuration of the experiment, whose setting `out` names the folder. If
+                `out` is empty, the folder gets a name from the time, the data set, the method and
+                the seed.
 
         Returns:
             The new folder, which is locked for this process.
@@ -218,8 +218,8 @@ def find_run(path: Path) -> tuple[Config, dict[str, Any] | None]:
         path: The run folder.
 
     Returns:
-        A pair: the configuration of the experiment, and the content of `result.json`. In place of
-            the content there is None if the run is not finished.
+        A pair: the configuration of the experiment, and the content of `result.json`, or None if
+        the run is not finished.
 
     Raises:
         UserError: If the folder contains no run.

@@ -124,7 +124,7 @@ def read_sealed_metadata(path: Path) -> dict[str, str]:
 
     Returns:
         A dictionary: the metadata without the digest. These metadata may be damaged, because only
-            `read_sealed` checks the digest.
+        `read_sealed` checks the digest.
 
     Raises:
         DamagedFileError: If the file is missing, or if it is not a safetensors file.

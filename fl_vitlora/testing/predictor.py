@@ -100,8 +100,8 @@ def _expect_no_change(
     """Checks that a predictor with `adapts` = False changes no tensor while it answers.
 
     For such predictors a run uses faster layers, which hold copies of the weights. If a predictor
-    changes a weight while it answers, the copies do not change. So the logits of a predictor that
-    changes a weight with the faster layers differ from its logits with the model's own layers.
+    changes a weight while it answers, the copies do not change, and so its logits with the faster
+    layers differ from its logits with the model's own layers.
 
     Args:
         predictor: The predictor that is checked.

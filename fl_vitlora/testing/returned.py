@@ -20,7 +20,7 @@ MERGED = (lowrank.MERGED_A, lowrank.MERGED_B)
 
 
 class ContractError(ValueError):
-    """An error: a strategy's code breaks the contract of strategies.
+    """An error: the tested code, of a strategy or of a method, breaks its contract.
 
     The message says what was expected instead.
     """

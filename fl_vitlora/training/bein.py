@@ -13,7 +13,7 @@ are noisy, so `BatchBeIN` uses the statistics of a whole batch of test images.
 
 The contract of predictors demands equal answers for equal batches. Therefore β and γ start at zero
 for each batch, and are not carried from image to image. The statistics do not depend on the order
-of patches; so a model that is adapted to a key gives the same answers for every key.
+of patches; so the key does not change the answers of a model that is adapted to the key.
 
 Source: Lee et al., "BESTTA", arXiv 2311.18270: one normalisation layer with two trained vectors,
 losses of style and content, single images. All formulas are our interpretation of BESTTA.

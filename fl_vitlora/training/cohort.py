@@ -92,7 +92,7 @@ def why_alone(model: nn.Module, config: TrainingConfig) -> str:
 
     Returns:
         The obstacle: parts of the method that are not stackable, the optimiser, or the model; an
-            empty text if the clients can be trained in one batch.
+        empty text if the clients can be trained in one batch.
     """
     if can_share_a_batch(model, config):
         return ""

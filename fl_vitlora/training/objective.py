@@ -115,7 +115,7 @@ def cross_entropy(
 
     Returns:
         A pair: the loss to minimise, and a tensor (K,) without gradients. Entry k of the tensor is
-            the sum of the losses over the images of client k.
+        the sum of the losses over the images of client k.
 
     Example:
         >>> both = cross_entropy(torch.zeros(3, 2), torch.tensor([0, 1, 0]), 0.0, (1, 2))

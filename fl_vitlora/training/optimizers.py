@@ -172,8 +172,8 @@ def _rate_groups(
 ) -> Groups:
     """Groups tensors by their learning rates.
 
-    Tensors of LoRA get the setting `training.learning_rate`, and other groups get this rate times a
-    factor.
+    Tensors of LoRA get the learning rate of the round, and other groups get this rate times a
+    factor from the settings. The factors of the fine-tuning method (`own`) are multiplied as well.
     """
     factors = {
         methods.PATCH_EMBEDDING: config.patch_embed_rate,

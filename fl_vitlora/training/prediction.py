@@ -99,8 +99,8 @@ def predictor_of(name: str) -> Predictor:
     """Imports the class of a predictor, and returns an instance of the class.
 
     Args:
-        name: A name in the table `PREDICTORS`, or ``package.module:Class``. The class must need no
-            arguments to make an instance.
+        name: A name in the table `PREDICTORS`, or ``package.module:Class``. The class must be
+            callable without arguments.
 
     Raises:
         UserError: If the class cannot be imported, raises an error, or is not a predictor.
@@ -153,8 +153,8 @@ def answering(model: nn.Module, predictor: Predictor, precision: torch.dtype) ->
         model: The model in evaluation mode.
         predictor: The predictor that is called in the block.
         precision: The number format of activations. The layers become faster only in float32. A
-            faster layer computes the weight W + s·B·A only once. In half precision, rounding W +
-            s·B·A would lose the small product B·A.
+            faster layer computes the weight W + s·B·A only once, and in half precision, rounding
+            this sum would lose the small product B·A.
     """
     if predictor.adapts:
         with torch.enable_grad():

@@ -20,8 +20,8 @@ def to_symbols(
     """Rounds scalars to levels, and returns the levels as symbols (numbers from 0).
 
     Args:
-        blocks: The blocks (m, block). A scalar that is larger than the scale of its block is
-            clipped to the scale.
+        blocks: The blocks (m, block). Scalars are clipped to the range from minus to plus the scale
+            of their block.
         scales: The scales (m,); the scale of a block of zeros is 0.
         levels: The number L of levels on each side of zero, at most 127.
         draw: The generator of random numbers for stochastic rounding; None rounds to the nearest

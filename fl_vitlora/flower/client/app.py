@@ -163,9 +163,9 @@ def _drawn(settings: ClientSettings, shard: Shard, order: torch.Generator) -> Sh
     """Returns the images that a client trains on, which is usually its whole shard.
 
     If one batch holds the whole shard, the order of the images does not change the update. But with
-    `settings.fresh_order`, no two trainings may give the same update. With
-    `settings.fresh_order`, a client with a single batch trains on a bootstrap sample: as many
-    images as the shard has, drawn with replacement.
+    `settings.fresh_order`, no two trainings may give the same update. So a client with a single
+    batch then trains on a bootstrap sample: as many images as the shard has, drawn with
+    replacement.
     """
     images = len(shard)
     if not settings.fresh_order or images > settings.config.training.batch_size:

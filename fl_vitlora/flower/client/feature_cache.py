@@ -1,16 +1,16 @@
 """The features that clients keep between rounds, so that a round does not compute the backbone.
 
-Some methods never change the backbone (`finetuning.features`). For a method that never changes the
-backbone, a worker computes the features of a client's images once and writes them to a file in the
-folder ``features`` beside the shards. In later rounds, every worker of the machine finds the file
-in this folder, also after the run is resumed. The file is protected like the shard
-(`data.feature_files`). If an unsealed shard contains ciphertext and the model is adapted to its
-key, no file is written, because such a model computes the same features as from the plain images,
-and these would not be protected. Each worker also keeps in memory the features that it used last.
+Some methods never change the backbone (`finetuning.features`). For such a method, a worker computes
+the features of a client's images once and writes them to a file in the folder ``features`` beside
+the shards. In later rounds, every worker of the machine finds the file in this folder, also after
+the run is resumed. The file is protected like the shard (`data.feature_files`). If an unsealed
+shard contains ciphertext and the model is adapted to its key, no file is written, because such a
+model computes the same features as from the plain images, and these would not be protected. Each
+worker also keeps in memory the features that it used last.
 
 The features have an origin: a digest of the frozen tensors, of the client's patch reader, of the
-images, of the method, and of the settings that change how features are rounded. If one of the
-things in the origin changes, the origin changes too, and the features are computed anew.
+images, of the method, and of the settings that change how features are rounded. If the origin has
+changed, the features are computed anew.
 
 n images.
 """
@@ -84,7 +84,8 @@ class FeatureCache:
             reader: The frozen part of the client's patch embedding and position embedding.
 
         Returns:
-            The features, (n, ...), on the CPU; None if they are too large to be kept.
+            The features, (n, ...), on the CPU; None if the shard is empty or its features are too
+            large to be kept.
         """
         put_reader(self._frozen.model, reader)
         if len(shard) == 0 or not self._fits(shard):

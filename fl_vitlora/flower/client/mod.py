@@ -1,9 +1,9 @@
 """A Flower mod (client plug-in) that decodes and encodes a client's messages.
 
 The mod reads and decodes an instruction before the app gets it, so that the app sees complete
-float32 tensors. After the app, the mod encodes the app's update and writes it into one buffer. The
-client's Flower context keeps the memory of the codecs: the tensors of each stream (a series of
-compressed changes from the server), and the part of the updates that was not sent
+float32 tensors. When the app has answered, the mod encodes the app's update and writes it into one
+buffer. The client's Flower context keeps the memory of the codecs: the tensors of each stream (a
+series of compressed changes from the server), and the part of the updates that was not sent
 (`context_state`).
 """
 

@@ -59,15 +59,15 @@ class ClientSettings:
         shards: The folder of the encrypted shards.
         class_names: The names of the run's classes, in the order of the head's outputs.
         device: The device to compute on, "cpu" or "cuda".
-        config: The configuration of the experiment. The configuration names the file with the
-            client's keys only if clients need the key (`policies.clients_need_key`).
+        config: The configuration of the experiment, which names the file with the client's keys
+            only if clients need the key (`policies.clients_need_key`).
         strategy: The strategy of the run; the worker calls the methods of its client half.
         fresh_order: True if a client draws the order of its images from the system's randomness,
             anew for every training. If `fresh_order` is False, the order follows from the run's
             seed.
-        storage: The keys of shard files that are encrypted on disk as a whole; None if the files
-            are not. The program passes these keys to its workers in memory and never writes them to
-            a file.
+        storage: The keys of shard files that are encrypted on disk as a whole; None if they are not
+            encrypted. The program passes these keys to its workers in memory and never writes them
+            to a file.
         products: The library for matrix products. The program chooses one library for all its
             workers, so that a client has the same bits on every worker. An empty text means that
             the process chooses the library, as a deployed node does.

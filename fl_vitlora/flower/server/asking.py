@@ -118,8 +118,8 @@ class Asker:
         answer in time is not asked again.
 
         Under secure aggregation, a client that has already sent a masked vector is never asked
-        again: two vectors under one mask reveal their difference. Only if a client's app raised an
-            error is it certain that the client has sent no masked vector.
+        again: two vectors under one mask reveal their difference. Only a client whose app raised an
+        error has certainly sent no masked vector.
         """
         answers, refused, apart = self._ask_once(question, question.asked)
         again = {
@@ -153,8 +153,8 @@ class Asker:
         """Asks clients once, and notes which clients received the changes of the model.
 
         Returns:
-            First and second, the content of the usable answers and the failures, both by client.
-            Third, the clients that trained alone because the workers failed on the batch of several
+            Two dictionaries, the content of the usable answers and the failures, both by client;
+            and the clients that trained alone because the workers failed on the batch of several
             clients.
         """
         sealed = dict(zip(asked, self._sealed(question, list(asked.values())), strict=True))

@@ -172,7 +172,7 @@ def ask_for_seeds(
 
     Returns:
         A dictionary: for each client, the seeds that it revealed. A client with an invalid answer
-            is missing in this dictionary, and so counts as dropped, too.
+        is missing in the dictionary, and so counts as dropped, too.
     """
     question, records = fold(masking.ask_for_seeds(roster, dropped), {}, {}), asker.records
     requests = [

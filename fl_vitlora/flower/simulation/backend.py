@@ -1,9 +1,9 @@
 """Flower's Ray backend with workers that outlive a simulation.
 
-At the end of every simulation, Flower ends its actors and Ray. Flower has no option to keep actors
-and Ray. This backend keeps Ray and the actors, so the next simulation finds workers that have
-finished their imports. If a worker dies during a simulation, Flower keeps the dead worker; in this
-backend, a `WorkerPool` replaces the dead worker by a new one.
+At the end of every simulation, Flower ends its actors and Ray, and it has no option to keep them.
+This backend keeps Ray and the actors, so the next simulation finds workers that have finished their
+imports. If a worker dies during a simulation, Flower keeps the dead worker; in this backend, a
+`WorkerPool` replaces the dead worker by a new one.
 
 A simulation can end while actors are still working, because the run was interrupted or the server
 no longer waits for their replies. If a thread asks Ray for a result after Ray was shut down, the

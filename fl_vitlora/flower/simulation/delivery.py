@@ -4,8 +4,8 @@ Ten times a second, Flower's simulation checks for each registered node whether 
 the node. Each check looks through all messages, and every message is given to Ray separately. These
 checks cost up to 0.1 s in every exchange and some milliseconds per message. With ten thousand nodes
 the checks keep a whole thread busy. This module looks through the waiting messages instead of
-through the nodes. This module delivers messages in the order in which they were sent, and several
-messages in one call.
+through the nodes, and delivers messages in the order in which they were sent, several of them in
+one call.
 """
 
 from __future__ import annotations

@@ -14,8 +14,7 @@ LEVELS = ("HF_HUB_VERBOSITY", "DATASETS_VERBOSITY")  # Hugging Face reads them d
 def silence() -> None:
     """Raises the levels of loggers whose messages would disturb the progress bar.
 
-    The import of Ray resets the level of Ray's logger. Call this function again after the import of
-    Ray.
+    Call this function again after the import of Ray, which resets the level of Ray's logger.
     """
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.CRITICAL)

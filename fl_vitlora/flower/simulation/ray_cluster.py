@@ -87,7 +87,7 @@ class Ray:
             workers: The settings of the workers in the next simulation.
 
         Returns:
-            The list of actors. The next simulation keeps the list of actors up to date.
+            The list of actors, which the next simulation keeps up to date.
         """
         if workers != self._actors_serve:
             self.end_actors()

@@ -261,7 +261,7 @@ def persist(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> tup
 def _answers(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> list[Any]:
     """Returns the answers of `ask`.
 
-    If the whole bundle fails, each message gets this error as its answer.
+    If the whole bundle fails, the error is the answer to each message.
     """
     try:
         return ask(bundle)

@@ -154,8 +154,8 @@ def statement(privacy: PrivacyConfig, releases: int) -> dict[str, Any] | None:
         releases: The number T of rounds.
 
     Returns:
-        A dictionary: ε, δ and the noise of the run, by name; None without noise, because such a run
-            has no differential privacy.
+        A dictionary: ε, δ, the settings of the noise and the number of releases, by name; None
+        without noise, because such a run has no differential privacy.
     """
     if not privacy.noise_multiplier:
         return None

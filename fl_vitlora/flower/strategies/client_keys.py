@@ -72,7 +72,7 @@ def understood(
 
     Returns:
         A dictionary: the configuration that the client gets. If the strategy and the server loop
-            both set a key, the value of the strategy is returned.
+        both set a key, the strategy's value counts.
 
     Raises:
         UserError: If clients do not know a key, if a value is not allowed for its key, or if two

@@ -26,7 +26,8 @@ def check_privacy(config: Config, strategy: AnyStrategy) -> None:
         strategy: The strategy of the run, from this project or from Flower.
 
     Raises:
-        UserError: If there are such settings; the message gives the reason and a remedy.
+        UserError: If secure aggregation or differential privacy is impossible; the message gives
+            the reason and a remedy.
     """
     privacy, cohort = config.privacy, cohort_size(config.clients, config.fraction)
     _check_noise(privacy)

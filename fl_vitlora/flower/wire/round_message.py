@@ -64,8 +64,7 @@ class RoundMessage:
         increments: By path, the sum to be added to the pre-trained weight. Increments are sent in
             place of pairs if they need fewer bytes.
         merges: The number of merged rounds that the client already has, and the number after this
-            message. A client that has no merged rounds (first number 0) begins with the pre-trained
-            weights.
+            message. If the first number is 0, the client begins with the pre-trained weights.
         broadcast: The tensors that the strategy sends in addition to the model, in full shape (not
             cut to the client's rank).
         round: The number of the round, from 1.

@@ -33,8 +33,8 @@ def object_bytes(message: Message) -> int:
         message: The message as it is sent, with its metadata set.
 
     Returns:
-        The number of bytes that the objects made by Flower also have; `test_serialised.py` compares
-        the two numbers.
+        The same number as for the objects that Flower makes; `test_serialised.py` compares the two
+        numbers.
     """
     objects = _Objects()
     within = [_of_records(objects, message.content)] if message.has_content() else []
