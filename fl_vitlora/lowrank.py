@@ -186,8 +186,8 @@ def aggregation_error(model: State, updates: Sequence[Update], new: State) -> tu
     Returns:
         A pair of numbers: the error ‖Σ pₖ·Bₖ·Aₖ - (B·A + merged_B·merged_A)‖, and the movement of
         the mean product in the round, ‖Σ pₖ·Bₖ·Aₖ - B₀·A₀‖. B and A are the matrices of `new`, and
-        B₀ and A₀ the matrices of `model`. Both numbers are Frobenius norms over all pairs together,
-        without the factor s.
+        B₀ and A₀ the matrices of `model`. Both numbers are Frobenius norms over all low-rank pairs
+        together. The products are not multiplied by LoRA's factor s = α / r.
     """
     weights = torch.tensor(shares(updates), dtype=torch.float64).view(-1, 1, 1)
     error = movement = 0.0

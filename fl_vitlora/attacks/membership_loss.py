@@ -36,7 +36,7 @@ class MembershipLoss(Attack[UserView, Tensor]):
     goal = "On which images a client has trained, from the loss of the final model."
 
     def lacks(self, view: UserView) -> str:
-        """Returns why the adversary cannot ask the final model."""
+        """Returns why the adversary cannot compute outputs of the final model; empty if it can."""
         if not len(view.labels):
             return "clients keep parts of the model, or the strategy changed its frozen weights"
         few = f"it needs {FEWEST} candidates, and {len(view.labels)} are at hand"

@@ -2,7 +2,7 @@
 
 A part is stratified if every class has the same share in it as in all images, up to rounding.
 
-n images, L classes.
+Letters in shapes: n images, L classes.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ sizes, or by label with one of the partitioners of flwr-datasets (Dirichlet, pat
 In the natural partition each client has the images of its own folder, or of its own value in a
 column.
 
-K clients, n images.
+Letters in shapes: K clients, n images.
 """
 
 from __future__ import annotations

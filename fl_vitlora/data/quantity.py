@@ -2,7 +2,7 @@
 
 The partitioners of flwr-datasets cut images into pieces of given sizes, but none draws the sizes.
 
-K clients, n images.
+Letters in shapes: K clients, n images.
 """
 
 from __future__ import annotations

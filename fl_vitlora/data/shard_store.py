@@ -70,7 +70,7 @@ class ShardStore:
         removed, and none of its files stays in the folder.
 
         Args:
-            recipe: The recipe of the shards.
+            recipe: The text that says from what and how the shards were made (`shard_recipe`).
             key: The key of the store, 32 bytes.
             target: The folder for the shards, which must exist.
 
@@ -100,7 +100,7 @@ class ShardStore:
         """Keeps shards under their recipe, and removes the oldest entries beyond the limit.
 
         Args:
-            recipe: The recipe of the shards.
+            recipe: The text that says from what and how the shards were made (`shard_recipe`).
             key: The key of the store, 32 bytes.
             shards: The paths of the shards.
             keys: The ids of the secrets that encrypt the shards.

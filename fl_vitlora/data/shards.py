@@ -7,7 +7,7 @@ damage is detected (`storage.checksummed`). The metadata of a shard name its par
 (training, validation or testing) and its classes. A run checks party, part and classes when it
 opens the shard.
 
-n images, C channels, H × W pixels.
+Letters in shapes: n images, C channels, H × W pixels.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A `Cipher` has the steps of the setting `encryption.steps` for images of one sha
 `decrypt` are bijections on uint8 images. These ciphers hide what a person could *see* in an image.
 A cipher does not resist cryptanalysis, least of all if one key encrypts many images.
 
-B images, C channels, H × W pixels, N blocks, D entries a block.
+Letters in shapes: B images, C channels, H × W pixels, N blocks, D entries a block.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ and validation. HKDF derives the keys of a party from the secret and a text, whi
 context. The context names the scope or the party, the run's seed and, if every image has its own
 key, the image.
 
-B images, C channels, H × W pixels.
+Letters in shapes: B images, C channels, H × W pixels.
 """
 
 from __future__ import annotations

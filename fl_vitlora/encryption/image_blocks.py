@@ -1,8 +1,8 @@
 """Converts images into blocks and back; the entries are in the order of a ViT's patches.
 
-B images, C channels, H × W pixels, p block size, N = (H/p)·(W/p) blocks, D = C·p² entries a block.
-Blocks are numbered row by row; the entries of a block are ordered (channel, y, x), as in the weight
-of timm's Conv2d patch embedding.
+Letters in shapes: B images, C channels, H × W pixels, p block size, N = (H/p)·(W/p) blocks, D =
+C·p² entries a block. Blocks are numbered row by row; the entries of a block are ordered (channel,
+y, x), as in the weight of timm's Conv2d patch embedding.
 """
 
 from __future__ import annotations

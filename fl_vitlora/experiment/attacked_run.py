@@ -1,6 +1,6 @@
 """Opens a finished run for an audit: its settings, shards, keys, recorded updates and final model.
 
-n images, C channels, H × W pixels.
+Letters in shapes: n images, C channels, H × W pixels.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def prepare_folder(folder: Path, grid: Grid) -> Hold:
 
 
 def is_grid_folder(folder: Path) -> bool:
-    """Returns True if a folder contains a grid, or contains only runs."""
+    """Returns True if a folder is that of a comparison: it has the file of a grid, or only runs."""
     if not folder.is_dir():
         return False
     whole = (folder / GRID).is_file()

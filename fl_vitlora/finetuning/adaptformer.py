@@ -15,7 +15,7 @@ paper uses h = 64 for a model of width 768, which is a twelfth; for the bundled 
 the same share is h = 8. In this module the branch reads the normalised tokens, as the equation
 says.
 
-D width, h numbers inside the bottleneck.
+Letters in shapes: D width, h numbers inside the bottleneck.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ but its right singular vectors depend on the gradient. Therefore the subspaces a
 two sides of the weight, like the iterations of a randomised SVD. The optimiser is new in each
 round, so no moments are carried over.
 
-n inputs, m outputs of a slice, r rank.
+Letters in shapes: n inputs, m outputs of a slice, r rank.
 """
 
 from __future__ import annotations

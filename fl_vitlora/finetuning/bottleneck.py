@@ -11,7 +11,7 @@ are, so parts of a sum do not disturb each other.
 If U has g groups, then each of g equal pieces of the h numbers makes one of g equal pieces of the
 output. With g groups, U has D·h/g numbers and is block-diagonal.
 
-B batch, T tokens, D width, h numbers inside the bottleneck, g groups.
+Letters in shapes: B batch, T tokens, D width, h numbers inside the bottleneck, g groups.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Bottleneck(OwnModule):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns f(x), (B, T, D), for tokens x, (B, T, D)."""
+        """Returns the output f(x) of the bottleneck, (B, T, D), for tokens x, (B, T, D)."""
         low = self.affine(x, self.down, self.down_shift)
         if self.activation is not None:
             low = self.activation(low)

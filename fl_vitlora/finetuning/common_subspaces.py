@@ -8,7 +8,7 @@ Q has orthonormal rows. The first Q is random, from the seed. Every later Q hold
 singular vectors of C of the subspace before. So server and clients compute the same Q from tensors
 that they have, and W' is linear in the C that is trained at present.
 
-n inputs, m outputs of a slice, r rank.
+Letters in shapes: n inputs, m outputs of a slice, r rank.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ start B = 0 and m = ‖W‖, so that W' = W.
 Source: Liu et al., arXiv 2402.09353. In this module each slice of a layer (for example the query)
 has its own lengths m.
 
-n inputs, m outputs of a slice, r rank.
+Letters in shapes: n inputs, m outputs of a slice, r rank.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ the authors' experiments: V is zero, and U and C are drawn like the weights of l
 paper adapts q, k, v, proj, fc1 and fc2; in this module the setting `finetuning.targets` chooses.
 The paper searches s for each data set; the default of this module is s = 1.
 
-n inputs, m outputs of a slice, D width, r rank.
+Letters in shapes: n inputs, m outputs of a slice, D width, r rank.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ A method has features if all its parts declare `Part.frozen_backbone`. At most o
 the two functions; the other parts then train only the classifier. The features are always computed
 in evaluation mode and without gradients.
 
-B images, C channels, H and W height and width.
+Letters in shapes: B images, C channels, H and W height and width.
 """
 
 from __future__ import annotations

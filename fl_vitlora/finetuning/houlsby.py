@@ -15,7 +15,7 @@ that training starts near y' = y. In this module U is zero and A is as large as 
 so that y' = y holds exactly. The paper also trains the normalisation layers; ``houlsby+norm`` does
 that.
 
-D width, h numbers inside the bottleneck.
+Letters in shapes: D width, h numbers inside the bottleneck.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ Transformation", arXiv 2410.22952: the equation and the rank 1 of the pair. The 
 the start at W' = W and the exact variant are our own choices. The paper adapts q, k, v and proj:
 ``--set 'finetuning.targets=[q,k,v,proj]'``.
 
-n inputs, m outputs of a slice, K clients that share a batch.
+Letters in shapes: n inputs, m outputs of a slice, K clients that share a batch.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ Source: arXiv 2601.17257, "A Constrained Optimization Perspective of Unrolled Tr
 in expectation at a geometric rate, primal-dual. Our own choices: the form with the slack, the
 readout by the shared head, the change of the duals once in a round, and all values.
 
-B images of a batch, L blocks.
+Letters in shapes: B images of a batch, L blocks.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ discriminant analysis (1989). Fed3R (Fanì et al., 2024) sums S and M over clien
 regression. We solve for the discriminant because its logits are log-probabilities under the
 model, so that cross-entropy can go on from them without a temperature.
 
-B batch, D width, C classes.
+Letters in shapes: B batch, D width, C classes.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ added to the weight of one slice. In other layers the slice contains all outputs
 
 Source: Hu et al., arXiv 2106.09685; on q and v of a ViT with r = 4, α = 8: MeLo, arXiv 2311.08236.
 
-B batch, T tokens, n inputs, m outputs of a slice, r rank.
+Letters in shapes: B batch, T tokens, n inputs, m outputs of a slice, r rank.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ and low-rank mixers that alternate between channels and tokens. The recurrence, 
 and the class token that passes the frozen norm are our own choices; therefore the method is called
 "LoSA-style".
 
-L blocks, B images, T tokens, S tokens that the classifier reads, D width, r rank.
+Letters in shapes: L blocks, B images, T tokens, S tokens that the classifier reads, D width, r
+rank.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ is small. With the columns G of ∂loss/∂y:
     ∂W_up = G · aᵀ,   ∂d = G · 1,   ∂z = gelu'(z) ∘ (W_upᵀ · G),   ∂W_down = ∂z · Xᵀ,   ∂c = ∂z · 1
     ∂h = W_downᵀ · ∂z,   ∂loss/∂y ← ∂loss/∂y + ∂h
 
-L blocks, T tokens, S tokens of the result, D width, r rank, n size of a mixer, m number of columns,
-K clients that share a batch, b images of a client.
+Letters in shapes: L blocks, T tokens, S tokens of the result, D width, r rank, n size of a mixer, m
+number of columns, K clients that share a batch, b images of a client.
 """
 
 from __future__ import annotations

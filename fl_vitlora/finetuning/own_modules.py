@@ -5,7 +5,7 @@ that owns it, so that two parts of one kind can be told apart. The modules of th
 several clients in one batch: then every trained tensor has a first dimension K, and `OwnModule`
 applies to each image the tensors of the client that the image belongs to.
 
-K clients that share a batch, B images in a batch, T tokens, n inputs, m outputs.
+Letters in shapes: K clients that share a batch, B images in a batch, T tokens, n inputs, m outputs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Readouts: the logits that the head of a model computes from the output of each block.
 
-B images of a batch, L blocks.
+Letters in shapes: B images of a batch, L blocks.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ Source: Luo et al., arXiv 2302.08106. The equation, the places, the groups and t
 paper's, with h = 8 and g = 2; A is drawn from Xavier's uniform distribution. The paper searches s
 for each data set; the default of this module is s = 1.
 
-D width, h numbers inside the bottleneck, g groups.
+Letters in shapes: D width, h numbers inside the bottleneck, g groups.
 """
 
 from __future__ import annotations

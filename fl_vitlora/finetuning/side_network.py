@@ -4,8 +4,8 @@ The network reads the outputs of the transformer's blocks; the transformer does 
 from the network. The module `losa` has the equations and the source. The module `mixing` has the
 computation, for which the tokens come before the images.
 
-L blocks, B images, T tokens, S tokens that the classifier reads, D width, r rank, n size of a
-mixer, K clients that share a batch, b largest number of images of a client.
+Letters in shapes: L blocks, B images, T tokens, S tokens that the classifier reads, D width, r
+rank, n size of a mixer, K clients that share a batch, b largest number of images of a client.
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ together.
 The mean of the clients' tensors gives exactly the mean of their weights, because W' is linear in v
 and in D.
 
-n inputs, m outputs of a slice. For each slice (an adapted part of a layer), a client sends m·n
-numbers in round 1 and k numbers in later rounds; every client receives k places once.
+Letters in shapes: n inputs, m outputs of a slice. For each slice (an adapted part of a layer), a
+client sends m·n numbers in round 1 and k numbers in later rounds; every client receives k places
+once.
 """
 
 from __future__ import annotations

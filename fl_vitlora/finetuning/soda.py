@@ -28,7 +28,7 @@ equation, and the factors 6·8·16 of 768. The Cayley coordinates, the start at 
 variant and the learning rates are our own choices. The paper adapts all layers of the attention:
 ``--set 'finetuning.targets=[q,k,v,proj]'``.
 
-n inputs, m outputs of a slice, k = min(m, n), K clients that share a batch.
+Letters in shapes: n inputs, m outputs of a slice, k = min(m, n), K clients that share a batch.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ Source: Lian et al., arXiv 2210.08823. The equation and the places are the paper
 γ and β near 1 and 0; in this module γ starts at exactly 1 and β at exactly 0. Weight decay would
 pull γ towards 0, so weight decay should be off.
 
-B batch, T tokens, m outputs of an operation, D width.
+Letters in shapes: B batch, T tokens, m outputs of an operation, D width.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ LoRA, by default ten times as large.
 Source: Kopiczko, Blankevoort, Asano, arXiv 2310.11454. The paper uses one pair for all layers of
 its models, which have equal shapes. One pair for each shape of a slice is our own choice.
 
-n inputs, m outputs of a slice, r rank, K clients that share a batch.
+Letters in shapes: n inputs, m outputs of a slice, r rank, K clients that share a batch.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ module is 10. The paper puts the prompts between the class token and the patches
 puts the prompts after the class token; if a model has several prefix tokens, the prompts follow the
 last one.
 
-p prompts, B images in a batch, T tokens, D width.
+Letters in shapes: p prompts, B images in a batch, T tokens, D width.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Both embeddings together are called the patch reader.
 
-B images, C channels, H × W pixels, p patch size, N patches, D = C·p² entries per patch, W width of
-the model.
+Letters in shapes: B images, C channels, H × W pixels, p patch size, N patches, D = C·p² entries per
+patch, W width of the model.
 """
 
 from __future__ import annotations

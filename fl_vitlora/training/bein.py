@@ -18,7 +18,7 @@ of patches; so the key does not change the answers of a model that is adapted to
 Source: Lee et al., "BESTTA", arXiv 2311.18270: one normalisation layer with two trained vectors,
 losses of style and content, single images. All formulas are our interpretation of BESTTA.
 
-B images, N patches, T tokens, D width.
+Letters in shapes: B images, N patches, T tokens, D width.
 """
 
 from __future__ import annotations

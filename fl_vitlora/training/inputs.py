@@ -8,7 +8,7 @@ new features have the same bits on a CPU, because there the features of an image
 the other images of a batch. A model whose method has features stays in evaluation mode, so that
 dropout does not change the features.
 
-B images in a step, n images of a shard.
+Letters in shapes: B images in a step, n images of a shard.
 """
 
 from __future__ import annotations

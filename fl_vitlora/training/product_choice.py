@@ -141,7 +141,8 @@ def cache_file() -> Path:
 def read_choices() -> dict[str, str]:
     """Returns the kept choices by the description of machine and model; none if there is no file.
 
-    A file that cannot be read counts as no file, because a choice can be measured again.
+    A file that cannot be read counts as no file: the program then measures again which library is
+    faster.
     """
     try:
         found = json.loads(cache_file().read_text(encoding="utf-8"))

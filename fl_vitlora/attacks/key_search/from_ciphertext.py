@@ -81,7 +81,8 @@ def most_likely(
     """Chooses the common sign and the orders of entries and of blocks by their likelihood.
 
     Args:
-        plain: Blocks without their signs, except for one common sign, (n, N, G).
+        plain: Blocks whose inverted entries are turned back, (n, N, G). One sign, which is common
+            to all entries, is still unknown.
         orders: Orders of entries; their mirror images are tried as well.
         prior: The attacker's prior, from plain images.
 
@@ -104,7 +105,7 @@ def order_of_blocks(plain: Blocks, entries: Indices, prior: Prior) -> Indices:
     """Assigns each block to the place where plain images are most like it.
 
     Args:
-        plain: Blocks without their signs, (n, N, G).
+        plain: Blocks whose inverted entries are turned back, (n, N, G).
         entries: For each entry, the place within the block from which it comes.
         prior: The attacker's prior, from plain images.
 
@@ -122,7 +123,7 @@ def improved(
     """Improves the orders of entries and of blocks by exchanging pairs.
 
     Args:
-        plain: Blocks without their signs, (n, N, G).
+        plain: Blocks whose inverted entries are turned back, (n, N, G).
         entries: For each entry, the place within the block from which it comes.
         places: For each block, the place from which it comes.
         prior: The attacker's prior, from plain images.

@@ -3,7 +3,7 @@
 A step is a module with the five pure functions of the protocol `Step`. A step only moves the
 entries of uint8 blocks, or halves of entries, and flips their bits.
 
-B images, N blocks, D entries a block.
+Letters in shapes: B images, N blocks, D entries a block.
 """
 
 from __future__ import annotations

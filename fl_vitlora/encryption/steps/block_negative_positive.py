@@ -4,7 +4,7 @@ The key is one bit for each block, so there are 2^N keys. The step `negative_pos
 chosen entries instead of whole blocks, and the same entries in all blocks.
 Source: the EtC scheme; arXiv 2408.05737 compares its key space with those of the other steps.
 
-B images, N blocks, D entries a block.
+Letters in shapes: B images, N blocks, D entries a block.
 """
 
 from __future__ import annotations

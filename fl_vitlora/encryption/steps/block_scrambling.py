@@ -3,7 +3,7 @@
 The key is one permutation of the N block positions. There are N! keys.
 Source: the encryption of images for vision transformers in arXiv 2309.02556 and 2507.11943.
 
-B images, N blocks, D entries a block.
+Letters in shapes: B images, N blocks, D entries a block.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The key is one of the C! orders of channels for each block, drawn independently.
 keys, which is 2.585 bits per block for C = 3.
 Source: the EtC scheme; arXiv 2408.05737 compares its key space with those of the other steps.
 
-B images, N blocks, D = C·p² entries a block, C channels.
+Letters in shapes: B images, N blocks, D = C·p² entries a block, C channels.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A key that is the same for all blocks has shape (D,). A key that differs from block to block has
 shape (N, D).
 
-B images, N blocks, D entries a block, W width of the model.
+Letters in shapes: B images, N blocks, D entries a block, W width of the model.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ every block has its own bits (`Geometry.per_block`). There are 2^D keys, or 2^(N
 has its own bits. Source: the encryption of images for vision transformers in arXiv 2309.02556 and
 2507.11943 (called "bit flipping" when pixels are written in bits).
 
-B images, N blocks, D entries a block.
+Letters in shapes: B images, N blocks, D entries a block.
 """
 
 from __future__ import annotations

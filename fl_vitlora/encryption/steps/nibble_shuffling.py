@@ -12,7 +12,7 @@ only (2D)! keys, which is 498.3 bits for blocks of 4 × 4 × 3. In this module, 
 independent.
 Source: LE, Tanaka 2018 (arXiv 1804.00490).
 
-B images, N blocks, D entries a block.
+Letters in shapes: B images, N blocks, D entries a block.
 """
 
 from __future__ import annotations

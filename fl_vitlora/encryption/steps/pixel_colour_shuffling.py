@@ -4,7 +4,7 @@ The key is one of the C! orders of channels for each pixel, drawn independently.
 (C!)^(N·p²) keys.
 Source: pixel-based encryption (PE), Sirichotedumrong et al. 2019 (arXiv 1905.01827).
 
-B images, N blocks, D = C·p² entries a block, C channels, p block size.
+Letters in shapes: B images, N blocks, D = C·p² entries a block, C channels, p block size.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ permutation, or every block has its own permutation (`Geometry.per_block`). Ther
 (D!)^N if every block has its own permutation. Source: the encryption of images for vision
 transformers in arXiv 2309.02556 and 2507.11943.
 
-B images, N blocks, D entries a block.
+Letters in shapes: B images, N blocks, D entries a block.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The key is one of the eight symmetries of the square for each block, drawn indep
 rotations, each with or without a mirror image. There are 8^N keys, which is 3 bits per block.
 Source: the EtC scheme; arXiv 2408.05737 compares its key space with those of the other steps.
 
-B images, N blocks, D = C·p² entries a block, p block size.
+Letters in shapes: B images, N blocks, D = C·p² entries a block, p block size.
 """
 
 from __future__ import annotations

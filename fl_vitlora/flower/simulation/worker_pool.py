@@ -193,7 +193,7 @@ class WorkerPool:
             self._change.notify_all()
 
     def _replace(self, worker: Any) -> WorkerState:
-        """Starts a new worker in place of a lost worker, and returns the state of the lost worker.
+        """Starts a worker in place of a lost one, and returns what the pool knew of the lost one.
 
         This method always kills the lost worker. After some errors of Ray, a lost worker is still
         alive and would occupy the CPU core or the share of a GPU that the new worker needs.
