@@ -6,8 +6,8 @@ A scalar x is rounded to the level q, in steps of Δ. The step depends on the ro
 of the block, not on the largest scalar, so long blocks lose little accuracy. Of the scalars that
 are rounded to one level, more are below the level than above. The shortfall δ of a level is its
 distance from the mean of the scalars that are rounded to it. The levels ±1 share one shortfall δ,
-the levels ±2 to ±6 another one, and the last levels ±7 have none. Scalars beyond the last level are
-clipped; error feedback sends the clipped rest in later rounds.
+and the levels ±2 to ±7 another one, which is measured on the levels ±2 to ±6. Scalars beyond the
+last level are clipped; error feedback sends the clipped rest in later rounds.
 
 Sources: Gish, Pierce, "Asymptotically Efficient Quantizing", IEEE Trans. Inf. Theory 14 (1968), for
 equal steps with entropy coding; Lloyd, "Least Squares Quantization in PCM", IEEE Trans. Inf. Theory
