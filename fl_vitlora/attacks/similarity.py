@@ -1,0 +1,65 @@
+"""How alike two images look: the structural similarity.
+
+B images, C channels, H × W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+WHITE = 255.0
+WINDOW, SPREAD = 11, 1.5  # side and standard deviation of the Gaussian window, in pixels
+C1, C2 = (0.01 * WHITE) ** 2, (0.03 * WHITE) ** 2
+
+
+def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
+    """Returns the mean structural similarity (SSIM) of pairs of images.
+
+    With the means m, the variances v and the covariance c of two images within a window,
+
+        SSIM = (2·m₁·m₂ + C₁)·(2·c + C₂) / ((m₁² + m₂² + C₁)·(v₁ + v₂ + C₂)).
+
+    It is averaged over all windows that lie within the image, and over the channels.
+
+    Source: Wang et al., IEEE Transactions on Image Processing 13 (2004), with its window and
+    constants. An image that is smaller than the window has a window of its own smaller side.
+
+    Args:
+        first: Images with values from 0 to 255, (B, C, H, W).
+        second: As many images of the same shape.
+
+    Returns:
+        The similarity of each pair, float64 (B,). It is at most 1, and 1 for equal images.
+
+    Example:
+        >>> image = torch.arange(256).view(1, 1, 16, 16)
+        >>> structural_similarity(image, image).tolist()
+        [1.0]
+        >>> structural_similarity(image, 255 - image).item() < 0
+        True
+    """
+    x, y = first.double(), second.double()
+    weights = _window(min(WINDOW, *x.shape[-2:]))
+    mean_x, mean_y = _blurred(x, weights), _blurred(y, weights)
+    variance_x = _blurred(x * x, weights) - mean_x**2
+    variance_y = _blurred(y * y, weights) - mean_y**2
+    covariance = _blurred(x * y, weights) - mean_x * mean_y
+    brightness = (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
+    structure = (2 * covariance + C2) / (variance_x + variance_y + C2)
+    return (brightness * structure).flatten(1).mean(dim=1)
+
+
+def _window(side: int) -> Tensor:
+    """Returns a Gaussian window of a given side; its weights add up to 1."""
+    places = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
+    weights = torch.exp(-(places**2) / (2 * SPREAD**2))
+    return torch.outer(weights, weights) / weights.sum() ** 2
+
+
+def _blurred(images: Tensor, weights: Tensor) -> Tensor:
+    """Returns the weighted means of images within all windows, (B, C, H', W')."""
+    channels = images.shape[1]
+    kernels = weights.expand(channels, 1, *weights.shape)
+    return F.conv2d(images, kernels, groups=channels)
