@@ -1,6 +1,7 @@
 """Attacks on the key of the default job; prints the share of the key that each attack finds.
 
 python -m benchmarks.attacks ciphertext    from n ciphertexts, with other plain digits known
+python -m benchmarks.attacks pairs         from n pairs of a known digit and its ciphertext
 python -m benchmarks.attacks embedding     from the aggregated patch embedding of trained models
 python -m benchmarks.attacks uploads       from the updates of one client, if each has its own key
 python -m benchmarks.attacks image         labels read from images that have a key each
@@ -35,7 +36,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("attack", choices=["ciphertext", "embedding", "uploads", "image"])
+    parser.add_argument("attack", choices=["ciphertext", "pairs", "embedding", "uploads", "image"])
     parser.add_argument("--keys", type=int, help="number of keys (10; 3 if a key needs a run)")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 3, 5, 10, 100, 360])
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 5, 19])
@@ -45,6 +46,8 @@ def main() -> None:
     seeds = range(arguments.keys or (3 if runs else 10))
     if arguments.attack == "ciphertext":
         show("n", [trials.from_ciphertext(arguments.images, seed) for seed in seeds])
+    elif arguments.attack == "pairs":
+        show("pairs", [trials.from_pairs(arguments.images, seed) for seed in seeds])
     elif arguments.attack == "image":
         show("scope", [{"image": trials.with_key_per_image()} for _ in seeds])
     else:

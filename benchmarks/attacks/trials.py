@@ -25,6 +25,7 @@ from fl_vitlora import config as configuration
 from fl_vitlora.attacks.key_search import measures
 from fl_vitlora.attacks.key_search.from_changes import key_from_embedding
 from fl_vitlora.attacks.key_search.from_ciphertext import key_from_ciphertext
+from fl_vitlora.attacks.key_search.from_pairs import key_from_pairs
 from fl_vitlora.attacks.key_search.prior import Prior
 from fl_vitlora.config import Config
 from fl_vitlora.data import sources
@@ -87,6 +88,35 @@ def from_ciphertext(counts: list[int], seed: int) -> dict[int, Shares]:
             "blocks": measures.share_of_blocks(guess, truth),
             "test images bit-exact": float(exact),
             "labels read": float(reader.score(decrypted.flatten(1).numpy(), test.labels)),
+        }
+    return found
+
+
+def from_pairs(counts: list[int], seed: int) -> dict[int, Shares]:
+    """Attacks one new key of the default job from known images and their ciphertext.
+
+    The key that is found decrypts the encrypted test images.
+
+    Args:
+        counts: Numbers of pairs to try.
+        seed: Seed that chooses the known images among the training images.
+
+    Returns:
+        For each number of pairs, the shares of the mask and of test images that are found.
+    """
+    train, test = sources.load(Config().data)
+    order = np.random.default_rng(seed).permutation(len(train))
+    holder, there = fresh_holder(Config()), pixels(test)
+    found = {}
+    for count in counts:
+        plain = pixels(train, order[:count])
+        guess = key_from_pairs(plain, holder.encrypt(plain, TEST), BLOCK)
+        decrypted = holder.cipher.decrypt(holder.encrypt(there, TEST), guess)
+        exact = (decrypted == there).flatten(1).all(dim=1).double()
+        found[count] = {
+            "mask": measures.share_of_mask(guess, holder.key(TEST)),
+            "test images bit-exact": float(exact.mean()),
+            "keys that decrypt all test images": float(exact.min()),
         }
     return found
 

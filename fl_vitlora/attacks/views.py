@@ -1,9 +1,11 @@
 """What each adversary has: the values that attacks are handed, one class for each adversary.
 
-No view has a key, a plain image of an owner, or the seed of the run. These belong to `truth.Truth`,
-which no attack is handed before it has made its guess.
+No view has a key or the seed of the run. These belong to `truth.Truth`, which no attack is handed
+before it has made its guess. One view has plain images of an owner, because its adversary is
+assumed to know them: `InsiderView`.
 
-M images, C channels, H × W pixels, L classes, N patches, D entries of a patch, W width.
+M images, Q known images, C channels, H × W pixels, L classes, N patches, D entries of a patch, W
+width.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fl_vitlora.config import Config
+from fl_vitlora.encryption.cipher import Cipher
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.federation.observer import Sight
 from fl_vitlora.models.reading import WEIGHT
@@ -30,9 +33,11 @@ class Public:
         rates: The learning rate of each round.
         classes: The number L of classes.
         patch_size: The side p of a patch in pixels.
+        cipher: The cipher of the run, which has no key.
         reader: The patch reader (patch and position embedding) of the public, pre-trained model.
         images: Plain images of the same kind as those of the owners, uint8 (M, C, H, W). No client
             trains on them.
+        labels: The labels of these images, int64 (M,); None if they are not known.
         no_common_order: The reason why there is no order and no signs of the entries of a block
             that all blocks of a client's images have in common. The text is empty if there is one.
     """
@@ -41,8 +46,10 @@ class Public:
     rates: tuple[float, ...]
     classes: int
     patch_size: int
+    cipher: Cipher
     reader: PatchReader
     images: Tensor
+    labels: Tensor | None = None
     no_common_order: str = ""
 
     @property
@@ -154,6 +161,22 @@ class ThiefView(ShardView):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InsiderView(ShardView):
+    """A worker that is assumed to know a few of the images in plain.
+
+    It may have contributed these images, or they may be public.
+
+    Attributes:
+        known: The first Q images of the client in plain, uint8 (Q, C, H, W). The plain image
+            ``known[i]`` and the ciphertext ``images[i]`` are a pair.
+    """
+
+    adversary: ClassVar[str] = "insider"
+
+    known: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class UserView(View):
     """A user of the final model, who asks it about candidate images and knows their labels.
 
@@ -169,4 +192,11 @@ class UserView(View):
     labels: Tensor
 
 
-ADVERSARIES: tuple[type[View], ...] = (ServerView, WorkerView, ThiefView, OutsiderView, UserView)
+ADVERSARIES: tuple[type[View], ...] = (
+    ServerView,
+    WorkerView,
+    ThiefView,
+    InsiderView,
+    OutsiderView,
+    UserView,
+)

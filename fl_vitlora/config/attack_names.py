@@ -17,6 +17,7 @@ ATTACKS: Mapping[str, str] = {
     "key_columns": "fl_vitlora.attacks.key_columns:KeyColumns",
     "key_correlations": "fl_vitlora.attacks.key_correlations:KeyCorrelations",
     "second_order": "fl_vitlora.attacks.second_order:SecondOrder",
+    "known_plaintext": "fl_vitlora.attacks.known_plaintext:KnownPlaintext",
     "span": "fl_vitlora.attacks.span:PatchSpan",
     "membership_loss": "fl_vitlora.attacks.membership_loss:MembershipLoss",
 }

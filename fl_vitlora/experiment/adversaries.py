@@ -18,6 +18,7 @@ from fl_vitlora.adaptation import policies
 from fl_vitlora.attacks.key_search.three_steps import three_steps
 from fl_vitlora.attacks.truth import Opened, Owned, Truth
 from fl_vitlora.attacks.views import (
+    InsiderView,
     OutsiderView,
     Public,
     ServerView,
@@ -39,6 +40,7 @@ from fl_vitlora.training.local import scheduled_rate
 
 ATTACKED = 3  # number of clients whose shards are attacked; the figures are means over them
 CANDIDATES = 1000  # most members, and most other images, about which the final model is asked
+PAIRS = 20  # most images of a client that an insider knows, and at most every other one
 OTHERS = 200  # images under the key of each client on which no client trains
 BATCH = 64  # images
 SEALED = "the shards are sealed on the disk (encryption.at_rest)"
@@ -83,6 +85,7 @@ class Adversaries:
             OutsiderView: lambda: [self._outsider()],
             WorkerView: lambda: [self._worker(client) for client in self._attacked],
             ThiefView: lambda: [self._thief(client) for client in self._attacked],
+            InsiderView: lambda: [self._insider(client) for client in self._attacked],
             UserView: lambda: [self._user()],
         }
         return makers[kind]()
@@ -99,8 +102,10 @@ class Adversaries:
             ),
             classes=len(self.run.class_names),
             patch_size=self.run.backbone.patch_size,
+            cipher=self.run.holder.cipher,
             reader=self.run.origin,
             images=self.run.known.images,
+            labels=self.run.known.labels,
             no_common_order=self._no_common_order,
         )
 
@@ -148,6 +153,17 @@ class Adversaries:
             images=None if shard is None else shard.images,
             labels=None if shard is None else shard.labels,
             sealed=SEALED if sealed else "",
+        )
+
+    def _insider(self, client: int) -> InsiderView:
+        shard = self.run.shard(client)
+        return InsiderView(
+            public=self.public,
+            reader=self._reader_of(client),
+            client=client,
+            images=shard.images,
+            labels=shard.labels,
+            known=self.run.plain(client)[: min(PAIRS, len(shard) // 2)],
         )
 
     def _user(self) -> UserView:

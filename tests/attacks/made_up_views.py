@@ -69,7 +69,9 @@ def holder(config: Config, number: int = 0) -> KeyHolder:
     )
 
 
-def public(config: Config, known: Tensor, reader: PatchReader = READER) -> Public:
+def public(
+    config: Config, known: Tensor, reader: PatchReader = READER, labels: Tensor | None = None
+) -> Public:
     """Returns what everyone knows of a run whose learning rate is the same in all rounds."""
     key = three_steps(holder(config), client_party(0))
     return Public(
@@ -77,8 +79,10 @@ def public(config: Config, known: Tensor, reader: PatchReader = READER) -> Publi
         rates=(config.training.learning_rate,) * config.rounds,
         classes=CLASSES,
         patch_size=BLOCK,
+        cipher=holder(config).cipher,
         reader=reader,
         images=known,
+        labels=labels,
         no_common_order=key if isinstance(key, str) else "",
     )
 

@@ -1,0 +1,174 @@
+"""Finds a key that does the same to all blocks, in pairs of a plain image and its ciphertext.
+
+The ciphertext is y[n, j] = x[k(n), e(j)], inverted where m(j). The method is exact elimination. A
+block of ciphertext can come only from a plain block with the same values in some order, perhaps
+inverted. An entry can come only from an entry with the same values over all blocks, perhaps
+inverted. What is known of entries tells more blocks apart, and what is known of blocks tells more
+entries apart (colour refinement). Where nothing more follows, one block is guessed, and the
+elimination goes on.
+
+Blocks or entries that are equal in all pairs cannot be told apart; their order is arbitrary.
+
+Q pairs, N blocks, D entries of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fl_vitlora.attacks.key_search.block_statistics import Indices
+from fl_vitlora.encryption.cipher import CipherKey
+from fl_vitlora.encryption.image_blocks import to_blocks
+
+Bytes = NDArray[np.uint8]
+Flags = NDArray[np.bool_]
+Both = tuple[Indices, Indices]  # of the plain images, and of their ciphertext
+WHITE = np.uint8(255)
+
+
+def key_from_pairs(plain: Tensor, ciphertext: Tensor, block_size: int) -> CipherKey:
+    """Finds a key that does the same to all blocks.
+
+    Args:
+        plain: Plain images, uint8 (Q, C, H, W).
+        ciphertext: The same images under one key.
+        block_size: The side of a block in pixels.
+
+    Returns:
+        A key of the three steps (`three_steps`). It encrypts all pairs rightly, if there is such a
+        key.
+    """
+    cells = _numbered(*(to_blocks(images, block_size).numpy() for images in (plain, ciphertext)))
+    blocks = _nothing(len(cells[0][0])), _nothing(len(cells[1][0]))
+    blocks, entries, turned = _refined(cells, blocks)
+    while (unsettled := _unsettled(cells[0][0], blocks[0])) is not None:
+        if unsettled not in blocks[1]:
+            break  # there is no such key
+        for colours in blocks:
+            colours[int(np.argmax(colours == unsettled))] = colours.max() + 1
+        blocks, entries, turned = _refined(cells, blocks)
+    order = matched(*entries)
+    return {
+        "block_scrambling": torch.from_numpy(matched(*blocks)),
+        "pixel_shuffling": torch.from_numpy(order),
+        "negative_positive": torch.from_numpy(turned[0][order] != turned[1]),
+    }
+
+
+def matched(plain: Indices, ciphertext: Indices) -> Indices:
+    """Matches the members of two groups that have the same colour, in their order.
+
+    Args:
+        plain: The colour of each plain member.
+        ciphertext: The colour of each member of the ciphertext, as many.
+
+    Returns:
+        For each member of the ciphertext a plain one, all different. What has no partner of its
+        colour is matched with what is left.
+
+    Example:
+        >>> matched(np.array([7, 5, 5, 2]), np.array([5, 2, 5, 5])).tolist()
+        [1, 3, 2, 0]
+    """
+    waiting: dict[int, list[int]] = {}
+    for place in reversed(range(len(plain))):
+        waiting.setdefault(int(plain[place]), []).append(place)
+    found = [(waiting.get(int(colour)) or [-1]).pop() for colour in ciphertext]
+    left = iter(sorted(set(range(len(plain))) - set(found)))
+    return np.array([place if place >= 0 else next(left) for place in found], dtype=np.int64)
+
+
+def _numbered(plain: Bytes, ciphertext: Bytes) -> tuple[Both, Both]:
+    """Numbers what the cells (entries of blocks) have in all pairs.
+
+    Args:
+        plain: Blocks, (Q, N, D).
+        ciphertext: Blocks of the ciphertext, (Q, N, D).
+
+    Returns:
+        The numbers of the plain cells as they are and inverted, each (N, D); and those of the
+        ciphertext.
+    """
+    pairs, blocks, entries = plain.shape
+    both = np.stack([plain, ciphertext]).transpose(0, 2, 3, 1).reshape(-1, pairs)
+    _, numbers = np.unique(np.concatenate([both, WHITE - both]), axis=0, return_inverse=True)
+    upright, inverted = numbers.reshape(2, 2, blocks, entries).astype(np.int64)
+    return (upright[0], inverted[0]), (upright[1], inverted[1])
+
+
+def _refined(cells: tuple[Both, Both], blocks: Both) -> tuple[Both, Both, tuple[Flags, Flags]]:
+    """Tells blocks and entries apart, until nothing more follows.
+
+    Args:
+        cells: What `_numbered` returns.
+        blocks: The colours of the blocks: blocks of two colours are not the same.
+
+    Returns:
+        The colours of the blocks, the colours of the entries, and which entries are turned so that
+        entries of one colour are the same way up.
+    """
+    count = 0
+    while True:
+        views = [_entries(*own, colours) for own, colours in zip(cells, blocks, strict=True)]
+        entries = common_colours(views[0][0], views[1][0])
+        turned = views[0][1], views[1][1]
+        told = [
+            _blocks(*own, colours, view[1], view[2])
+            for own, colours, view in zip(cells, entries, views, strict=True)
+        ]
+        blocks = common_colours(
+            *(np.column_stack([c, t]) for c, t in zip(blocks, told, strict=True))
+        )
+        reached = len(np.unique(blocks[0])) + len(np.unique(entries[0]))
+        if reached <= count:
+            return blocks, entries, turned
+        count = reached
+
+
+def _entries(upright: Indices, inverted: Indices, blocks: Indices) -> tuple[Indices, Flags, Flags]:
+    """Returns what each entry has over all blocks, (D, N), if it is turned, and if that is open."""
+    width = max(upright.max(), inverted.max()) + 1
+    as_is, other = (np.sort((blocks[:, None] * width + c).T, axis=1) for c in (upright, inverted))
+    differs = as_is != other
+    first = differs.argmax(axis=1)[:, None]
+    turned = np.take_along_axis(other < as_is, first, axis=1)[:, 0]
+    return np.where(turned[:, None], other, as_is), turned, ~differs.any(axis=1)
+
+
+def _blocks(
+    upright: Indices, inverted: Indices, entries: Indices, turned: Flags, both_ways: Flags
+) -> Indices:
+    """Returns what each block has in entries of each colour, (N, D)."""
+    width = max(upright.max(), inverted.max()) + 1
+    seen = np.where(turned, inverted, upright)
+    seen = np.where(both_ways, np.minimum(upright, inverted), seen)
+    return np.sort(entries * width + seen, axis=1)
+
+
+def _unsettled(cells: Indices, blocks: Indices) -> int | None:
+    """Returns a colour that different plain blocks share; None if there is none."""
+    for colour, members in _groups(blocks):
+        if (cells[members] != cells[members[0]]).any():
+            return colour
+    return None
+
+
+def _groups(colours: Indices) -> Iterator[tuple[int, Indices]]:
+    for colour in np.unique(colours):
+        yield int(colour), np.flatnonzero(colours == colour)
+
+
+def common_colours(plain: Indices | Bytes, ciphertext: Indices | Bytes) -> Both:
+    """Numbers the different rows of two matrices; equal rows have equal numbers."""
+    rows = np.concatenate([plain, ciphertext])
+    numbers = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    return numbers[: len(plain)], numbers[len(plain) :]
+
+
+def _nothing(length: int) -> Indices:
+    return np.zeros(length, dtype=np.int64)
