@@ -35,7 +35,7 @@ ALLOWED = {
     ],
     "matplotlib": ["fl_vitlora/reporting/", "fl_vitlora/models/glyphs.py"],
     "rich": ["fl_vitlora/reporting/"],
-    "sklearn": ["fl_vitlora/data/"],
+    "sklearn": ["fl_vitlora/data/", "fl_vitlora/attacks/label_reading.py"],
     "datasets": ["fl_vitlora/data/"],
     "flwr_datasets": ["fl_vitlora/data/"],
     "pyarrow": ["fl_vitlora/data/"],

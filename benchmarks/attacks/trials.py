@@ -20,8 +20,8 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from benchmarks.attacks.curious_server import CuriousFedAvg
-from benchmarks.attacks.single_image import mask_of, table_of_features
 from fl_vitlora import config as configuration
+from fl_vitlora.attacks.invariants import features, masks_of
 from fl_vitlora.attacks.key_search import measures
 from fl_vitlora.attacks.key_search.from_changes import key_from_embedding
 from fl_vitlora.attacks.key_search.from_ciphertext import key_from_ciphertext
@@ -195,7 +195,7 @@ def observed(
 def with_key_per_image() -> Shares:
     """Reads labels from ciphertext in which every image has its own key.
 
-    The classifier is a support vector machine on `single_image.features`. It is trained on the
+    The classifier is a support vector machine on `invariants.features`. It is trained on the
     ciphertext of the training images, whose labels are public, and predicts the labels of the test
     images.
     """
@@ -206,14 +206,11 @@ def with_key_per_image() -> Shares:
         holder.encrypt(pixels(train), client_party(0)),
         holder.encrypt(pixels(test), TEST, "test"),
     ]
-    learnt, read = (table_of_features(some, BLOCK) for some in images)
+    learnt, read = (features(some, BLOCK) for some in images)
     classifier = make_pipeline(StandardScaler(), SVC(C=10)).fit(learnt, train.labels)
     black = to_blocks(holder.encrypt(torch.zeros_like(images[1]), TEST, "test"), BLOCK)
-    masks = [
-        torch.equal(mask_of(image, BLOCK), truth[0] > 0)
-        for image, truth in zip(images[1], black, strict=True)
-    ]
+    masks = (masks_of(images[1], BLOCK) == (black[:, 0] > 0)).all(dim=1).double()
     return {
         "labels read": float(classifier.score(read, test.labels)),
-        "whole masks found": float(np.mean(masks)),
+        "whole masks found": float(masks.mean()),
     }

@@ -18,6 +18,7 @@ ATTACKS: Mapping[str, str] = {
     "key_correlations": "fl_vitlora.attacks.key_correlations:KeyCorrelations",
     "second_order": "fl_vitlora.attacks.second_order:SecondOrder",
     "known_plaintext": "fl_vitlora.attacks.known_plaintext:KnownPlaintext",
+    "label_reading": "fl_vitlora.attacks.label_reading:LabelReading",
     "span": "fl_vitlora.attacks.span:PatchSpan",
     "membership_loss": "fl_vitlora.attacks.membership_loss:MembershipLoss",
 }

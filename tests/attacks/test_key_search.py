@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.attacks.__main__ import show
 from benchmarks.attacks.curious_server import CuriousFedAvg
-from benchmarks.attacks.single_image import mask_of, table_of_features
+from fl_vitlora.attacks.invariants import features, masks_of
 from fl_vitlora.attacks.key_search import measures
 from fl_vitlora.attacks.key_search.block_statistics import Matrix, correlations, signs
 from fl_vitlora.attacks.key_search.from_changes import key_from_embedding
@@ -123,24 +123,23 @@ def test_a_change_that_is_noise_gives_what_chance_gives():
 def test_one_ciphertext_shows_its_mask_where_the_background_is_dark(digits: Images):
     plain, keyed = pixels(digits, 0, 100), holder(0, "image")
     truth = to_blocks(keyed.encrypt(torch.zeros_like(plain), TEST), BLOCK)[:, 0] > 0
-    guesses = torch.stack([mask_of(image, BLOCK) for image in keyed.encrypt(plain, TEST)])
+    guesses = masks_of(keyed.encrypt(plain, TEST), BLOCK)
     assert (guesses == truth).all(dim=1).double().mean() > 0.9
 
 
 def test_labels_are_read_far_above_chance_though_every_image_has_a_key(digits: Images):
     ciphertext = holder(0, "image").encrypt(pixels(digits, 0, 600), TEST)
-    table, labels = table_of_features(ciphertext, BLOCK), digits.labels[:600]
+    table, labels = features(ciphertext, BLOCK), digits.labels[:600]
     classifier = make_pipeline(StandardScaler(), SVC(C=10)).fit(table[:400], labels[:400])
     assert classifier.score(table[400:], labels[400:]) > 0.4
 
 
-def test_no_order_of_pixels_and_blocks_changes_the_features(digits: Images):
-    plain = pixels(digits, 0, 5)
-    cipher = Cipher(
-        steps=("block_scrambling", "pixel_shuffling"), block_size=BLOCK, image_shape=(3, 16, 16)
-    )
-    shuffled = cipher.encrypt(plain, cipher.key(bytes(32), "a key"))
-    assert np.allclose(table_of_features(plain, BLOCK), table_of_features(shuffled, BLOCK))
+def test_no_key_of_the_three_steps_changes_the_features(images: Tensor, digits: Images):
+    for plain in (pixels(digits, 0, 5), images):
+        first, second = (
+            features(holder(number, "image").encrypt(plain, TEST), BLOCK) for number in (0, 1)
+        )
+        assert np.allclose(first, second, atol=1e-5)
 
 
 def test_an_order_is_found_of_matrices_of_any_kind():
