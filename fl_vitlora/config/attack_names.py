@@ -19,6 +19,7 @@ ATTACKS: Mapping[str, str] = {
     "second_order": "fl_vitlora.attacks.second_order:SecondOrder",
     "known_plaintext": "fl_vitlora.attacks.known_plaintext:KnownPlaintext",
     "label_reading": "fl_vitlora.attacks.label_reading:LabelReading",
+    "brightness_flip": "fl_vitlora.attacks.brightness_flip:BrightnessFlip",
     "span": "fl_vitlora.attacks.span:PatchSpan",
     "membership_loss": "fl_vitlora.attacks.membership_loss:MembershipLoss",
 }

@@ -1,0 +1,92 @@
+"""Removes inversions from single ciphertexts: every value above 127 is inverted.
+
+What is left of a value q is min(q, 255 - q), whether the key inverts it or not. Where pixels keep
+their places, as in the scheme PE, this shows the outlines of an image without any key. Channels may
+have changed places, so that their mean is looked at. Each ciphertext is attacked by itself, so that
+a key for every image does not help. Moving pixels or blocks does.
+
+Source: the feature reconstruction attack of Chang & Case (arXiv 2004.13263), as Sirichotedumrong &
+Kiya describe it (arXiv 2010.06198).
+
+n images, C channels, H × W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fl_vitlora.attacks.contract import Attack
+from fl_vitlora.attacks.results import Figure
+from fl_vitlora.attacks.similarity import WHITE, structural_similarity
+from fl_vitlora.attacks.truth import Truth
+from fl_vitlora.attacks.views import ThiefView, WorkerView
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrightnessFlip(Attack[WorkerView | ThiefView, tuple[int, Tensor]]):
+    """The attack on `images` ciphertexts. Its guess has the client and the images that it shows."""
+
+    adversaries = (WorkerView, ThiefView)
+    goal = "What images show, from single ciphertexts whose bright values are inverted."
+    figures = ("similarity to the plain image", "similarity to the plain image, folded alike")
+
+    def lacks(self, view: WorkerView | ThiefView) -> str:
+        """Returns why the adversary has no ciphertext."""
+        if view.sealed:
+            return view.sealed
+        return "" if view.public.cipher.steps else "the images are not encrypted"
+
+    def guess(self, view: WorkerView | ThiefView) -> tuple[int, Tensor]:
+        """Returns the client, and what is left of its first images, (n, 1, H, W)."""
+        assert view.images is not None
+        return view.client, folded(view.images[: self.images])
+
+    def score(self, guess: tuple[int, Tensor], truth: Truth) -> Sequence[Figure]:
+        """Returns the structural similarity to the plain images, and to what is left of those.
+
+        By chance one shows another image of the kind.
+        """
+        client, shown = guess
+        owned = truth.owned[client]
+        plain = owned.plain[: len(shown)]
+        others = owned.others[torch.arange(len(shown)) % len(owned.others)]
+        brightness, other = (some.double().mean(dim=1, keepdim=True) for some in (plain, others))
+        found = torch.maximum(
+            structural_similarity(shown, brightness),
+            structural_similarity(WHITE - shown, brightness),
+        )
+        of_plain, of_folded = self.figures
+        return [
+            _figure(of_plain, found, structural_similarity(other, brightness)),
+            _figure(
+                of_folded,
+                structural_similarity(shown, folded(plain)),
+                structural_similarity(folded(others), folded(plain)),
+            ),
+        ]
+
+
+def folded(images: Tensor) -> Tensor:
+    """Returns min(q, 255 - q) of all values q, as a mean over the channels.
+
+    Args:
+        images: Images, uint8 (n, C, H, W).
+
+    Returns:
+        Values from 0 to 127, float64 (n, 1, H, W).
+
+    Example:
+        >>> folded(torch.tensor([[[[10]], [[245]], [[127]]]], dtype=torch.uint8)).tolist()
+        [[[[49.0]]]]
+    """
+    values = images.double()
+    return torch.minimum(values, WHITE - values).mean(dim=1, keepdim=True)
+
+
+def _figure(name: str, found: Tensor, chance: Tensor) -> Figure:
+    value, floor = (100 * float(one.mean()) for one in (found, chance))
+    return Figure(name=name, value=value, floor=floor, ceiling=100)
