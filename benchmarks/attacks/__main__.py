@@ -4,6 +4,7 @@ python -m benchmarks.attacks ciphertext    from n ciphertexts, with other plain 
 python -m benchmarks.attacks pairs         from n pairs of a known digit and its ciphertext
 python -m benchmarks.attacks embedding     from the aggregated patch embedding of trained models
 python -m benchmarks.attacks uploads       from the updates of one client, if each has its own key
+python -m benchmarks.attacks blocks        from the scrambled blocks of single natural images
 python -m benchmarks.attacks image         labels read from images that have a key each
 
 The program prints the mean over keys ± the standard deviation, in percent. Every key is newly
@@ -17,11 +18,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.attacks import trials
+from benchmarks.attacks import photographs, trials
 from benchmarks.attacks.trials import BLOCK, SHAPE, Shares
 from fl_vitlora.attacks.key_search import measures
 from fl_vitlora.flower.simulation.engine import Engine
 
+PIECES = ((32, 4), (112, 16))  # sides of natural images, and of their blocks
 RUNS: dict[str, dict[str, Any]] = {
     "default": {},
     "secure sums": {"privacy.secure_aggregation": True},
@@ -36,7 +38,9 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("attack", choices=["ciphertext", "pairs", "embedding", "uploads", "image"])
+    parser.add_argument(
+        "attack", choices=["ciphertext", "pairs", "embedding", "uploads", "blocks", "image"]
+    )
     parser.add_argument("--keys", type=int, help="number of keys (10; 3 if a key needs a run)")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 3, 5, 10, 100, 360])
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 5, 19])
@@ -48,6 +52,10 @@ def main() -> None:
         show("n", [trials.from_ciphertext(arguments.images, seed) for seed in seeds])
     elif arguments.attack == "pairs":
         show("pairs", [trials.from_pairs(arguments.images, seed) for seed in seeds])
+    elif arguments.attack == "blocks":
+        for side, block in PIECES:
+            name = f"{side} pixels, blocks of {block}"
+            show("pieces", [{name: photographs.from_blocks(side, block, s)} for s in seeds])
     elif arguments.attack == "image":
         show("scope", [{"image": trials.with_key_per_image()} for _ in seeds])
     else:

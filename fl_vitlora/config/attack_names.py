@@ -20,6 +20,7 @@ ATTACKS: Mapping[str, str] = {
     "known_plaintext": "fl_vitlora.attacks.known_plaintext:KnownPlaintext",
     "label_reading": "fl_vitlora.attacks.label_reading:LabelReading",
     "brightness_flip": "fl_vitlora.attacks.brightness_flip:BrightnessFlip",
+    "block_jigsaw": "fl_vitlora.attacks.block_jigsaw:BlockJigsaw",
     "span": "fl_vitlora.attacks.span:PatchSpan",
     "membership_loss": "fl_vitlora.attacks.membership_loss:MembershipLoss",
 }

@@ -13,7 +13,14 @@ import torch
 import strategies
 from fl_vitlora.attacks.label_counts import BIAS
 from fl_vitlora.attacks.results import RULE
-from fl_vitlora.attacks.views import ServerView, ThiefView, UserView, WorkerView
+from fl_vitlora.attacks.views import (
+    InsiderView,
+    OutsiderView,
+    ServerView,
+    ThiefView,
+    UserView,
+    WorkerView,
+)
 from fl_vitlora.config import Config
 from fl_vitlora.config.attack_names import ATTACKS
 from fl_vitlora.encryption.holder import client_party
@@ -57,6 +64,8 @@ def test_every_attack_is_carried_out_or_refused_with_a_reason(recorded: Path):
         assert all(f["unit"] in ("%", "") for f in one["figures"])
     assert found["second_order", "thief"]["reason"] == SEALED
     assert found["second_order", "worker"]["verdict"] == "recovered"
+    assert found["known_plaintext", "insider"]["verdict"] == "recovered"
+    assert found["label_reading", "worker"]["figures"]
     assert found["key_correlations", "server"]["verdict"] in ("recovered", "partly")
     assert found["key_columns", "outsider"]["reason"] == "the model is not adapted to a key"
 
@@ -99,6 +108,18 @@ def test_an_adversary_has_its_own_part_of_the_run_and_no_secret(recorded: Path):
     assert (told.seed, told.out) == (0, None)
     assert told.encryption.key_file == Config().encryption.key_file
     assert run.config.seed == 7
+
+
+def test_an_insider_alone_knows_images_in_plain_and_few_of_them(recorded: Path):
+    run = opened(recorded)
+    made = Adversaries(run=run)
+    for client, insider in enumerate(made.views(InsiderView)):
+        assert isinstance(insider, InsiderView)
+        assert insider.images is not None
+        assert 0 < len(insider.known) <= len(insider.images) // 2
+        assert torch.equal(insider.known, run.plain(client)[: len(insider.known)])
+    others = (ServerView, WorkerView, ThiefView, OutsiderView, UserView)
+    assert not any(hasattr(view, "known") for kind in others for view in made.views(kind))
 
 
 def test_the_truth_is_what_the_owner_has(recorded: Path):
