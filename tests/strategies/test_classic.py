@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from fl_vitlora.state import State
 from fl_vitlora.strategy import LocalWork, Update
 from tests.strategies.problems import (
     Quadratics,
@@ -172,7 +173,8 @@ def test_scaffold_knows_every_tensor_although_one_rests_in_a_round():
     """A plan or a fine-tuning method may let tensors rest, in the first round or in a later one."""
     strategy = load("scaffold")
     model = {"a": torch.zeros(2), "b": torch.zeros(3)}
-    memory, state = {}, {}
+    memory: State = {}
+    state: State = {}
     for trained in ({"a"}, {"b"}, {"a", "b"}):
         broadcast = strategy.broadcast(state)
         assert not state or broadcast.keys() == model.keys()
