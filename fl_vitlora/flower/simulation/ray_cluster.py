@@ -16,6 +16,7 @@ from fl_vitlora.flower.simulation.ray_environment import (
     job_with_own_path,
     let_workers_import_this_package,
     loopback_alone,
+    patient_start,
     sigterm_as_before,
 )
 from fl_vitlora.flower.simulation.workers import Workers
@@ -132,7 +133,7 @@ class Ray:
             if self._ended.is_set():
                 return  # `stop` was called during the import
             place = contextlib.nullcontext() if self.workers.address else loopback_alone()
-            with place, sigterm_as_before(), hangup_blocked():
+            with place, patient_start(), sigterm_as_before(), hangup_blocked():
                 ray.init(
                     configure_logging=self._verbose,
                     log_to_driver=self._verbose,

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from fl_vitlora.errors import UserError
 
 SECONDS_TO_CONNECT = 5.0
+SECONDS_TO_START = 180.0
 # Ray speaks gRPC, which is HTTP/2 (RFC 9113): each side begins with its settings, frame type 4.
 HTTP2_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HTTP2_SETTINGS
@@ -63,6 +65,34 @@ def loopback_alone() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def patient_start() -> Iterator[None]:
+    """Lets a Ray that starts inside the block take `SECONDS_TO_START` for it.
+
+    Ray gives up if its own processes do not know of each other after 30 seconds. On a machine with
+    many other busy programs they need longer.
+    """
+    from ray._private import services
+
+    ask = services.get_node
+
+    def ask_until_known(*args: Any, **named: Any) -> Any:
+        deadline = time.monotonic() + SECONDS_TO_START
+        while True:
+            try:
+                return ask(*args, **named)
+            except RuntimeError:  # not known yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = ask_until_known
+    try:
+        yield
+    finally:
+        services.get_node = ask
 
 
 @contextmanager
