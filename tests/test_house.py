@@ -113,6 +113,7 @@ ALLOWED = {
 ROOMS = {
     "command_line/": [
         "__version__",
+        "attacks",  # whether the outcome of an audit breaks a user's bound
         "checkpoints",
         "config",
         "errors",

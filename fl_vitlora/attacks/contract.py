@@ -13,6 +13,7 @@ This complete attack guesses which class is the most common one of each client:
     ... class CommonestClass(Attack[ServerView, dict[int, int]]):
     ...     adversaries = (ServerView,)
     ...     goal = "The most common class of each client."
+    ...     figures = ("clients whose class is found",)
     ...     def lacks(self, view):
     ...         return view.lacks_single_updates()
     ...     def guess(self, view):
@@ -50,11 +51,14 @@ class Attack(ABC, Generic[Seen, Guess]):
     Attributes:
         adversaries: The views of the adversaries that can carry out the attack.
         goal: What the attack looks for, as one sentence.
+        figures: The names of all figures that `score` can return. A user may set bounds on them
+            (``--fail-if``).
         images: The number of encrypted images that the attack may use, for attacks on ciphertext.
     """
 
     adversaries: ClassVar[tuple[type[View], ...]]
     goal: ClassVar[str]
+    figures: ClassVar[tuple[str, ...]] = ()
 
     images: int = 8
 
@@ -90,5 +94,5 @@ class Attack(ABC, Generic[Seen, Guess]):
             truth: The owners' secrets.
 
         Returns:
-            The figures. Their names and their number are the same for every guess.
+            The figures. Their names are among `figures`, and the same for all victims of a run.
         """

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fl_vitlora.attacks.contract import Attack
-from fl_vitlora.attacks.key_figures import Guesses, key_figures
+from fl_vitlora.attacks.key_figures import FIGURES, Guesses, key_figures
 from fl_vitlora.attacks.key_search.from_columns import key_from_columns
 from fl_vitlora.attacks.results import Figure
 from fl_vitlora.attacks.truth import Truth
@@ -32,6 +32,7 @@ class KeyColumns(Attack[View, tuple[Guesses, int]]):
 
     adversaries = (ServerView, WorkerView, ThiefView, OutsiderView)
     goal = "The key, from the order of the columns of an adapted patch embedding."
+    figures = FIGURES
 
     def lacks(self, view: View) -> str:
         """Returns why the adversary has no patch embedding that it can match."""

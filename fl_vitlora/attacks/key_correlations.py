@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fl_vitlora.attacks.contract import Attack
-from fl_vitlora.attacks.key_figures import Guesses, key_figures_up_to_symmetry
+from fl_vitlora.attacks.key_figures import SYMMETRIC, Guesses, key_figures_up_to_symmetry
 from fl_vitlora.attacks.key_search.from_changes import key_from_embedding
 from fl_vitlora.attacks.results import Figure
 from fl_vitlora.attacks.truth import Truth
@@ -32,6 +32,7 @@ class KeyCorrelations(Attack[ServerView | OutsiderView, tuple[Guesses, int]]):
 
     adversaries = (ServerView, OutsiderView)
     goal = "Inverted entries and their order, from how the columns of updates are correlated."
+    figures = SYMMETRIC
 
     def lacks(self, view: ServerView | OutsiderView) -> str:
         """Returns why the adversary has no change of a patch embedding that it can use."""

@@ -15,6 +15,8 @@ from fl_vitlora.encryption.cipher import CipherKey
 
 Guesses = Mapping[int, CipherKey]  # the guessed key of each attacked client
 BLOCKS = "block_scrambling"
+FIGURES = ("inverted entries told", "entries put in their place", "blocks put in their place")
+SYMMETRIC = ("inverted entries told, up to one bit", "entries put in their place, up to mirroring")
 
 
 def key_figures(guesses: Guesses, truth: Truth, patch_size: int) -> list[Figure]:
@@ -27,9 +29,9 @@ def key_figures(guesses: Guesses, truth: Truth, patch_size: int) -> list[Figure]
     """
     key = truth.keys[next(iter(guesses))]
     figures = [
-        _figure("inverted entries told", measures.share_of_mask, guesses, truth, 0.5),
+        _figure(FIGURES[0], measures.share_of_mask, guesses, truth, 0.5),
         _figure(
-            "entries put in their place",
+            FIGURES[1],
             lambda guess, true: measures.share_of_places(guess, true, patch_size),
             guesses,
             truth,
@@ -39,7 +41,7 @@ def key_figures(guesses: Guesses, truth: Truth, patch_size: int) -> list[Figure]
     if all(BLOCKS in guess for guess in guesses.values()):
         chance = 1 / len(key[BLOCKS])
         share = measures.share_of_blocks
-        figures.append(_figure("blocks put in their place", share, guesses, truth, chance))
+        figures.append(_figure(FIGURES[2], share, guesses, truth, chance))
     return figures
 
 
@@ -51,14 +53,14 @@ def key_figures_up_to_symmetry(guesses: Guesses, truth: Truth, patch_size: int) 
     key = truth.keys[next(iter(guesses))]
     return [
         _figure(
-            "inverted entries told, up to one bit",
+            SYMMETRIC[0],
             lambda guess, true: measures.share_of_mask(guess, true, up_to_all=True),
             guesses,
             truth,
             measures.chance_of_mask(len(key["negative_positive"])),
         ),
         _figure(
-            "entries put in their place, up to mirroring",
+            SYMMETRIC[1],
             lambda guess, true: measures.share_of_places(
                 guess, true, patch_size, up_to_mirrored=True
             ),

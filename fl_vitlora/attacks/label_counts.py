@@ -33,6 +33,8 @@ from fl_vitlora.strategy import Update
 
 BIAS = "head.bias"
 SHARES = exchanged_name(MEANS, LORA)
+RIGHT, PRESENT = "images counted in their class", "presence of a class told"
+EXACT = "clients counted exactly"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class LabelCounts(Attack[ServerView, Mapping[int, Tensor]]):
 
     adversaries = (ServerView,)
     goal = "How many images of each class a client has, from its first update of the head."
+    figures = (RIGHT, PRESENT, EXACT)
 
     def lacks(self, view: ServerView) -> str:
         """Returns why the server has no update of a single client with a bias of the head."""
@@ -72,9 +75,9 @@ class LabelCounts(Attack[ServerView, Mapping[int, Tensor]]):
             exact.append(float((counts == true).all()))
         often = mean(usual)
         return [
-            _figure("images counted in their class", right, mean(chance)),
-            _figure("presence of a class told", present, max(often, 1 - often)),
-            Figure(name="clients counted exactly", value=100 * mean(exact)),
+            _figure(RIGHT, right, mean(chance)),
+            _figure(PRESENT, present, max(often, 1 - often)),
+            Figure(name=EXACT, value=100 * mean(exact)),
         ]
 
 

@@ -25,6 +25,10 @@ from fl_vitlora.attacks.truth import Truth
 from fl_vitlora.attacks.views import UserView
 
 FALSE_POSITIVES = (0.01, 0.001)
+FIGURES = (
+    "area under the curve",
+    *(f"true positives at {100 * rate:g} % false ones" for rate in FALSE_POSITIVES),
+)
 FEWEST = 200  # candidates; with fewer, chance alone finds many
 
 
@@ -34,6 +38,7 @@ class MembershipLoss(Attack[UserView, Tensor]):
 
     adversaries = (UserView,)
     goal = "On which images a client has trained, from the loss of the final model."
+    figures = FIGURES
 
     def lacks(self, view: UserView) -> str:
         """Returns why the adversary cannot compute outputs of the final model; empty if it can."""
@@ -52,15 +57,15 @@ class MembershipLoss(Attack[UserView, Tensor]):
         members, others = guess[trained_on], guess[~trained_on]
         area = 100 * area_under_curve(members, others)
         return [
-            Figure(name="area under the curve", value=area, floor=50, ceiling=100),
+            Figure(name=FIGURES[0], value=area, floor=50, ceiling=100),
             *(
                 Figure(
-                    name=f"true positives at {100 * rate:g} % false ones",
+                    name=name,
                     value=100 * true_positives(members, others, rate),
                     floor=100 * chance_of(rate, len(others)),
                     ceiling=100,
                 )
-                for rate in FALSE_POSITIVES
+                for name, rate in zip(FIGURES[1:], FALSE_POSITIVES, strict=True)
             ),
         ]
 

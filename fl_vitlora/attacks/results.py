@@ -51,6 +51,18 @@ class Figure:
         way = self.ceiling - self.floor
         return (self.value - self.floor) / way if way else 0.0
 
+    def shown(self, number: float | None) -> str:
+        """Returns one of the three numbers with its unit, or a dash for None.
+
+        Example:
+            >>> rank, share = Figure(name="rank", value=48, unit=""), Figure(name="told", value=50)
+            >>> rank.shown(48), share.shown(12.34), share.shown(None)
+            ('48', '12.3 %', '-')
+        """
+        if number is None:
+            return "-"
+        return f"{number:.1f} {self.unit}" if self.unit else f"{number:.3g}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:

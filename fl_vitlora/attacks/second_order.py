@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fl_vitlora.attacks.contract import Attack
-from fl_vitlora.attacks.key_figures import Guesses, key_figures
+from fl_vitlora.attacks.key_figures import FIGURES, Guesses, key_figures
 from fl_vitlora.attacks.key_search.from_ciphertext import key_from_ciphertext
 from fl_vitlora.attacks.key_search.prior import Prior
 from fl_vitlora.attacks.results import Figure
@@ -22,6 +22,7 @@ from fl_vitlora.attacks.truth import Truth
 from fl_vitlora.attacks.views import ThiefView, WorkerView
 from fl_vitlora.encryption.cipher import Cipher, CipherKey
 
+DECRYPTED = "images decrypted bit for bit"
 THREE_STEPS = ("block_scrambling", "pixel_shuffling", "negative_positive")
 MOST_PIXELS = 1024  # different pixel values of an image; the search compares all pairs of them
 FEWEST_KNOWN = 100  # plain images from which the statistics of images are known
@@ -53,6 +54,7 @@ class SecondOrder(Attack[WorkerView | ThiefView, Decrypting]):
 
     adversaries = (WorkerView, ThiefView)
     goal = "The whole key, from a few ciphertexts under it and plain images of the same kind."
+    figures = (*FIGURES, DECRYPTED)
 
     def lacks(self, view: WorkerView | ThiefView) -> str:
         """Returns why the adversary has no ciphertext that it can attack."""
@@ -82,5 +84,5 @@ class SecondOrder(Attack[WorkerView | ThiefView, Decrypting]):
         exact = 100 * float(same.double().mean())
         return [
             *key_figures(guesses, truth, guess.patch_size),
-            Figure(name="images decrypted bit for bit", value=exact, floor=0, ceiling=100),
+            Figure(name=DECRYPTED, value=exact, floor=0, ceiling=100),
         ]

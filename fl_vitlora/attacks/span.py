@@ -30,6 +30,9 @@ from fl_vitlora.models.backbone import normalize
 
 SMALLEST = 1e-4  # smallest singular value that counts, as a share of the largest
 OUTSIDE = 0.02  # least length of a patch outside of a span, as a share of its length
+TOLD = "patches told to be the client's or not"
+INSIDE, OTHERS = "patches of the client in the span", "other patches in the span"
+RANK, WHOLE_RANK = "rank of an update", "rank of all patches of the kind"
 JUDGED = 64  # images of a client whose patches are looked for
 
 
@@ -60,6 +63,7 @@ class PatchSpan(Attack[ServerView, Spans]):
 
     adversaries = (ServerView,)
     goal = "Which patches a client has, from the span of its update."
+    figures = (TOLD, INSIDE, OTHERS, RANK, WHOLE_RANK)
 
     def lacks(self, view: ServerView) -> str:
         """Returns why the server has no update of a single client with one patch embedding."""
@@ -98,13 +102,11 @@ class PatchSpan(Attack[ServerView, Spans]):
         rank = mean(basis.shape[1] for basis in guess.bases.values())
         told = 50 * (mean(own) + 1 - mean(others))
         return [
-            Figure(
-                name="patches told to be the client's or not", value=told, floor=50, ceiling=100
-            ),
-            Figure(name="patches of the client in the span", value=100 * mean(own)),
-            Figure(name="other patches in the span", value=100 * mean(others)),
-            Figure(name="rank of an update", value=rank, unit=""),
-            Figure(name="rank of all patches of the kind", value=mean(ranks), unit=""),
+            Figure(name=TOLD, value=told, floor=50, ceiling=100),
+            Figure(name=INSIDE, value=100 * mean(own)),
+            Figure(name=OTHERS, value=100 * mean(others)),
+            Figure(name=RANK, value=rank, unit=""),
+            Figure(name=WHOLE_RANK, value=mean(ranks), unit=""),
         ]
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from fl_vitlora import config
 from fl_vitlora.command_line.arguments import confirmed_by, read_overrides
+from fl_vitlora.command_line.exits import BOUND_BROKEN, tell
+from fl_vitlora.config.attack_bounds import read_bounds
 from fl_vitlora.config.attack_names import read_attacks
 from fl_vitlora.errors import UserError
 
@@ -21,10 +23,12 @@ def attack(arguments: argparse.Namespace) -> None:
         arguments: The parsed command line.
 
     Raises:
-        UserError: If the run cannot be audited, an attack is unknown, or a setting is given that
-            does not name a file.
+        UserError: If the run cannot be audited, an attack or a figure is unknown, or a setting is
+            given that does not name a file.
+        SystemExit: If an outcome breaks a bound of `--fail-if`; the exit code is 1.
     """
     names, images = read_attacks(arguments.only), read_images(arguments.images)
+    bounds = read_bounds(arguments.fail_if, names)
     folder: Path = arguments.attack
     overrides = read_overrides(arguments)
     for path in overrides.keys() - set(MAY_NAME):
@@ -33,14 +37,19 @@ def attack(arguments: argparse.Namespace) -> None:
             f"(you may set: {', '.join(MAY_NAME)})"
         )
     import strategies
+    from fl_vitlora.attacks.bounds import broken
     from fl_vitlora.experiment.attacked_run import settings_of
     from fl_vitlora.experiment.attacking import attack_run
     from fl_vitlora.reporting.attack_table import print_attacks
 
     settings = config.resolve(config.to_mapping(settings_of(folder)), overrides)
     strategy = strategies.load_for(settings, confirmed_by(arguments))
-    outcomes = list(attack_run(folder, settings, strategy, names, images))
+    outcomes = list(attack_run(folder, settings, strategy, names, images, bounds=bounds))
     print_attacks(outcomes, str(folder))
+    if lines := broken(bounds, outcomes):
+        for line in lines:
+            tell(line)
+        raise SystemExit(BOUND_BROKEN)
 
 
 def read_images(text: str | None) -> int:

@@ -6,23 +6,32 @@ import sys
 from typing import NoReturn
 
 LONGEST_LINE = 1000  # the largest number of characters of an error message
-USER_MISTAKE, RUN_FAILED, RULE_BROKEN, INTERRUPTED = 2, 1, 1, 130
+USER_MISTAKE, RUN_FAILED, RULE_BROKEN, BOUND_BROKEN, INTERRUPTED = 2, 1, 1, 1, 130
 
 
 def fail(message: str, code: int) -> NoReturn:
     """Prints an error message as one line and ends the program.
 
     Args:
-        message: A description of the error. Line breaks become spaces, and characters that cannot
-            be printed are escaped. If the message has more than `LONGEST_LINE` characters, three
-            dots replace its middle.
+        message: A description of the error, as `tell` prints it.
         code: The exit code of the program.
 
     Raises:
         SystemExit: Always, because this function ends the program.
     """
+    tell(message)
+    raise SystemExit(code)
+
+
+def tell(message: str) -> None:
+    """Prints an error message as one line on standard error.
+
+    Args:
+        message: A description of the error. Line breaks become spaces, and characters that cannot
+            be printed are escaped. If the message has more than `LONGEST_LINE` characters, three
+            dots replace its middle.
+    """
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
     if len(line) > LONGEST_LINE:
         line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
     print(f"simulate.py: {line}", file=sys.stderr)
-    raise SystemExit(code)

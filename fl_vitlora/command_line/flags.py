@@ -174,6 +174,15 @@ OTHER_FLAGS = {
         {},
         "The default is 8.",
     ),
+    "--fail-if": OtherFlag(
+        "BOUND",
+        "End --attack with exit code 1 if this is true; may be repeated",
+        {"action": "append"},
+        "BOUND is 'ATTACK.FIGURE>NUMBER', 'ATTACK/ADVERSARY.FIGURE>NUMBER' or 'verdict>=partly'. "
+        "FIGURE is the name of a figure as it is printed, or verdict. The comparison may also be "
+        ">=, < or <=. Verdicts are, in this order, 'not applicable', not, partly and recovered. "
+        "One line is printed for each bound that is broken, after attacks.json is written.",
+    ),
     "--check-strategy": OtherFlag(
         "NAME",
         "Test your strategy against the rules for strategies",

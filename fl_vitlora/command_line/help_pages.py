@@ -63,6 +63,9 @@ EXAMPLES = """examples:
 
   python simulate.py --attack runs/NAME --only label_counts,second_order
       audit a finished run by two attacks
+  python simulate.py --attack runs/NAME --fail-if 'verdict>=partly' \\
+    --fail-if 'membership_loss.area under the curve>60'
+      audit it, and end with exit code 1 if an attack finds more than that
 
   python simulate.py --rotate-key runs/NAME/shards
       for the data owner: draw a new secret and encrypt all shards with it

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fl_vitlora.attacks.audit import audit
+from fl_vitlora.attacks.bounds import check_bounds
 from fl_vitlora.attacks.results import RULE, Outcome
 from fl_vitlora.attacks.shelf import attack_of
 from fl_vitlora.config import Config
+from fl_vitlora.config.attack_bounds import Bound
 from fl_vitlora.experiment.adversaries import Adversaries
 from fl_vitlora.experiment.attacked_run import open_run
 from fl_vitlora.reporting.run_folder import RunFolder
@@ -19,7 +21,13 @@ ATTACKS = "attacks.json"
 
 
 def attack_run(
-    folder: Path, config: Config, strategy: object, names: Sequence[str], images: int
+    folder: Path,
+    config: Config,
+    strategy: object,
+    names: Sequence[str],
+    images: int,
+    *,
+    bounds: Sequence[Bound] = (),
 ) -> Iterator[Outcome]:
     """Carries out attacks on a finished run, and writes their outcomes into its folder.
 
@@ -29,14 +37,18 @@ def attack_run(
         strategy: The strategy of the run.
         names: The names of the attacks, as `config.attack_names.read_attacks` returns them.
         images: The number of encrypted images that an attack on ciphertext may use.
+        bounds: Bounds on the outcomes. Only their names are checked here; `attacks.bounds.broken`
+            says which ones the outcomes break.
 
     Yields:
         Each outcome, as soon as it is known. After the last one, `attacks.json` is written.
 
     Raises:
-        UserError: If an attack cannot be imported, or the run cannot be audited.
+        UserError: If an attack cannot be imported, a bound names what no attack has, or the run
+            cannot be audited.
     """
     attacks = {name: attack_of(name, images) for name in names}
+    check_bounds(bounds, attacks)
     adversaries = Adversaries(run=open_run(folder, config, strategy))
     outcomes = []
     for outcome in audit(attacks, adversaries.views, adversaries.truth):

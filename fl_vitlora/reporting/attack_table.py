@@ -47,16 +47,4 @@ def _rows(outcome: Outcome) -> list[list[str]]:
 
 def _row(figure: Figure) -> list[str]:
     numbers = (figure.value, figure.floor, figure.ceiling)
-    return [f"  {figure.name}", *(_shown(number, figure.unit) for number in numbers)]
-
-
-def _shown(number: float | None, unit: str) -> str:
-    """Returns a number with its unit, or a dash.
-
-    Example:
-        >>> _shown(12.34, "%"), _shown(48, ""), _shown(None, "%")
-        ('12.3 %', '48', '-')
-    """
-    if number is None:
-        return "-"
-    return f"{number:.1f} {unit}" if unit else f"{number:.3g}"
+    return [f"  {figure.name}", *map(figure.shown, numbers)]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import simulate
 import strategies
 from fl_vitlora.attacks.label_counts import BIAS
 from fl_vitlora.attacks.results import RULE
@@ -185,6 +186,27 @@ def test_a_run_without_recorded_updates_is_audited_without_them(tmp_path: Path, 
     assert "--record-updates" in found["label_counts", "server"]["reason"]
     assert found["second_order", "worker"]["figures"]
     assert stat.S_IMODE((done.folder / "attacks.json").stat().st_mode) & 0o022 == 0
+
+
+def test_a_broken_bound_is_told_and_ends_the_audit_with_its_own_exit_code(
+    recorded: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["--attack", str(recorded), "--only", "label_counts", "--fail-if"]
+    simulate.main([*words, "label_counts.clients counted exactly>100"])
+    (recorded / "attacks.json").unlink()
+    capsys.readouterr()
+    bounds = ["label_counts.presence of a class told>=0", "--fail-if", "verdict>=not applicable"]
+    with pytest.raises(SystemExit) as exit_:
+        simulate.main([*words, *bounds])
+    told = capsys.readouterr().err.splitlines()
+    assert exit_.value.code == 1
+    assert (recorded / "attacks.json").is_file()
+    assert len(told) == 2
+    assert "label_counts, server: presence of a class told is" in told[0]
+    with pytest.raises(SystemExit) as exit_:
+        simulate.main([*words, "label_counts.presence of clas told>0"])
+    assert exit_.value.code == 2
+    assert "did you mean 'presence of a class told'" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_audited_is_refused(recorded: Path, tmp_path: Path):
