@@ -184,8 +184,11 @@ ROOMS = {
         "training",
     ],
     "testing/": [
+        "attacks",
         "communication",
         "config",
+        "data",  # the type of a shard
+        "encryption",  # the key of a made-up run that is attacked
         "errors",
         "federation",
         "finetuning",

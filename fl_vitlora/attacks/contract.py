@@ -25,7 +25,8 @@ This complete attack guesses which class is the most common one of each client:
     ...         return [Figure(name="clients whose class is found", value=share, ceiling=100)]
 
 An attack of your own is named by its module and class: ``--only package.module:Class``. An attack
-of this project has a line in the table `fl_vitlora.config.attack_names`.
+of this project has a line in the table `fl_vitlora.config.attack_names`. `testing.attack` checks an
+attack against this contract (``--check-attack``).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Commands that test a user's own strategy, fine-tuning method, predictor or observer.
+"""Commands that test a user's own strategy, fine-tuning method, predictor, observer or attack.
 
-A contract is the set of rules for one of the four kinds of code that these commands test.
+A contract is the set of rules for one of the five kinds of code that these commands test.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from fl_vitlora.command_line.arguments import confirmed_by, read_overrides, read
 from fl_vitlora.command_line.exits import RULE_BROKEN
 from fl_vitlora.config import confirmation
 
-CHECKS = ("check_strategy", "check_method", "check_predictor", "check_observer")
+CHECKS = ("check_strategy", "check_method", "check_predictor", "check_observer", "check_attack")
 """The flags that start a test, as the attributes of the parsed command line."""
 
 
 def check_contract(arguments: argparse.Namespace) -> None:
-    """Tests the code that a flag names: a strategy, fine-tuning method, predictor or observer."""
+    """Tests the code that a flag names, for example a strategy or a fine-tuning method."""
     if arguments.check_method is not None:
         check_method(arguments)
     elif arguments.check_predictor is not None:
         check_predictor(arguments.check_predictor)
     elif arguments.check_observer is not None:
         check_observer(arguments.check_observer)
+    elif arguments.check_attack is not None:
+        check_attack(arguments.check_attack)
     else:
         chosen = read_strategy(arguments)
         check_strategy(chosen, confirmed_by(arguments), verbose=arguments.verbose)
@@ -95,6 +97,36 @@ def check_observer(name: str) -> None:
     kind = class_named(name, flag, lambda kind: hasattr(kind, "observe"), "class with `observe`")
     own = made(kind, flag, name)
     _report(kind, "keeps the contract of an observer", lambda: observer.check_observer(own))
+
+
+def check_attack(name: str) -> None:
+    """Tests whether an attack obeys every rule for attacks, and prints the result.
+
+    Args:
+        name: A name in the table `ATTACKS`, the path of a Python file, or
+            ``package.module:Class``.
+
+    Raises:
+        SystemExit: If the checked code breaks a rule.
+        UserError: If the attack cannot be loaded.
+    """
+    from fl_vitlora.attacks.contract import Attack
+    from fl_vitlora.config.attack_names import ATTACKS
+    from fl_vitlora.reporting.findings import print_findings
+    from fl_vitlora.testing.attack import RULES, findings
+    from fl_vitlora.testing.own_file import class_named
+
+    kind = class_named(
+        ATTACKS.get(name, name),
+        "--check-attack",
+        lambda kind: issubclass(kind, Attack) and kind is not Attack,
+        "class derived from Attack",
+    )
+    found = findings(kind)
+    told = [f"{kind.__module__}:{kind.__qualname__}", str(getattr(kind, "goal", ""))]
+    print_findings(told, found, untried=len(RULES) - len(found))
+    if any(finding.problem for finding in found):
+        raise SystemExit(RULE_BROKEN)
 
 
 def _report(kind: type[Any], rule: str, check: Callable[[], None]) -> None:

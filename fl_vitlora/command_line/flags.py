@@ -212,6 +212,13 @@ OTHER_FLAGS = {
         "Python file, or package.module:Class. The command gives made-up rounds to the observer "
         "and runs no experiment.",
     ),
+    "--check-attack": OtherFlag(
+        "NAME",
+        "Test your attack against the rules for attacks",
+        {},
+        "NAME is the path of a Python file, or package.module:Class. The command carries out the "
+        "attack on small made-up runs, and runs no experiment.",
+    ),
     "--rotate-key": OtherFlag(
         "PLACE",
         "Draw a new secret and encrypt shards again with this secret",

@@ -15,7 +15,7 @@ when clients are missing. This command runs the same tests and prints a result f
 `made_up` makes the model and the deltas (a client's tensors after training minus before). `play`
 runs the rounds with made-up clients. `rules` has the rules. `declared` checks a class, and
 `returned` checks what its methods return. `understood` describes a strategy to its author.
-`method`, `predictor` and `observer` test the other kinds of code.
+`method`, `predictor`, `observer` and `attack` test the other kinds of code.
 """
 
 from __future__ import annotations

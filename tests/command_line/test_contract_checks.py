@@ -1,4 +1,4 @@
-"""The checks of an author's own predictor and observer, from the command line."""
+"""The checks of an author's own predictor, observer and attack, from the command line."""
 
 from __future__ import annotations
 
@@ -21,6 +21,26 @@ class Counts:
 
     def observe(self, sight):
         self.seen += len(sight.updates)
+"""
+ATTACK = """
+from dataclasses import dataclass
+
+from fl_vitlora.attacks.contract import Attack
+from fl_vitlora.attacks.results import Figure
+from fl_vitlora.attacks.views import UserView
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certainty(Attack):
+    adversaries = (UserView,)
+    goal = "How certain a model is."
+    figures = ("certainty",)
+
+    def guess(self, view):
+        return float(view.logits.double().softmax(-1).amax(-1).sum())
+
+    def score(self, guess, truth):
+        return [Figure(name="certainty", value=guess, unit="")]
 """
 BAD = """
 class Sharp:
@@ -68,6 +88,22 @@ def test_a_file_is_checked_and_told_what_it_breaks(
         found, text = told(capsys, flag, str(file))
         assert found == code, text
         assert part in text
+
+
+def test_an_attack_is_checked_and_told_what_it_breaks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "mine.py"
+    file.write_text(ATTACK, encoding="utf-8")
+    code, text = told(capsys, "--check-attack", str(file))
+    assert code == 0, text
+    assert "checked_mine:Certainty" in text
+    assert "1 rules were not tested" in text  # it attacks no ciphertext
+    file.write_text(ATTACK.replace("a model is.", "a model is"), encoding="utf-8")
+    code, text = told(capsys, "--check-attack", str(file))
+    assert code == 1
+    assert "`goal` must be one sentence" in text
+    assert told(capsys, "--check-attack", "fl_vitlora.attacks.contract:Attack")[0] == 2
 
 
 def test_a_shipped_class_is_checked_by_its_name(capsys: pytest.CaptureFixture[str]):

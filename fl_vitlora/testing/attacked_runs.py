@@ -1,0 +1,218 @@
+"""Small made-up runs, and what each adversary has of them, on which an attack is checked.
+
+The images are smooth grey patterns, of another frequency for each class. Clients really train on
+their ciphertext, with the bundled architecture and random weights. So nothing is downloaded, and
+the key of the owners is made up.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fl_vitlora import config as configuration
+from fl_vitlora.attacks.key_search.three_steps import three_steps
+from fl_vitlora.attacks.truth import Owned, Truth
+from fl_vitlora.attacks.views import (
+    OutsiderView,
+    Public,
+    ServerView,
+    ThiefView,
+    UserView,
+    View,
+    WorkerView,
+)
+from fl_vitlora.config import Config
+from fl_vitlora.data.shards import Shard
+from fl_vitlora.encryption.cipher import Cipher
+from fl_vitlora.encryption.holder import KeyHolder, client_party
+from fl_vitlora.federation.observer import Sight
+from fl_vitlora.finetuning import methods
+from fl_vitlora.models import backbone
+from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.models.reading import reader_of
+from fl_vitlora.rng import generator
+from fl_vitlora.state import mean, subtract
+from fl_vitlora.strategy import SEVERAL, Update, averaged
+from fl_vitlora.training.local import LocalTask, train
+
+CLIENTS, CLASSES, OWN, KNOWN = 5, 4, 8, 120  # images of a client, images that everyone has
+SIDE, BLOCK, CANDIDATES = 16, 4, 240
+VICTIMS = 2  # clients whose worker and thief attack them
+NO_SEED = 0  # views have settings without the seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackedRun:
+    """A made-up run.
+
+    Attributes:
+        name: What is special about the run, for messages.
+        views: What the adversaries of each kind have.
+        truth: The owners' secrets.
+    """
+
+    name: str
+    views: Mapping[type[View], Sequence[View]]
+    truth: Truth
+
+
+@functools.cache
+def attacked_runs() -> tuple[AttackedRun, ...]:
+    """Returns the made-up runs: the usual one, and those in which adversaries have more or less."""
+    usual = _run("the default settings", OWN, {})
+    return (
+        usual,
+        _run("an adapted model", OWN, {"encryption.adapt": True}),
+        _run("secure sums", OWN, {"privacy.secure_aggregation": True}),
+        _run("one image for each client", 1, {"finetuning.method": "full", **ONE_STEP}),
+        _bare(usual),
+    )
+
+
+ONE_STEP = {"training.optimizer": "sgd", "training.clip_norm": None}
+
+
+def made_up_images(count: int, first: int = 0) -> Shard:
+    """Returns smooth grey images with their labels.
+
+    Args:
+        count: The number n of images.
+        first: The number of the first image; images of different numbers differ.
+
+    Returns:
+        The images, uint8 (n, 3, 16, 16), and labels.
+    """
+    labels = torch.arange(first, first + count) % CLASSES
+    y, x = torch.meshgrid(*[torch.arange(SIDE) / SIDE] * 2, indexing="ij")
+    images = []
+    for number, label in zip(range(first, first + count), labels.tolist(), strict=True):
+        phases = 2 * math.pi * torch.rand(4, generator=generator(0, "image", number))
+        waves = (1 + label / 2) * math.pi * torch.stack([x, y, x + y, x - y])
+        images.append(torch.cos(waves + phases[:, None, None]).mean(dim=0))
+    grey = (127.5 + 127.5 * torch.stack(images)).round().to(torch.uint8)
+    return Shard(images=grey.unsqueeze(1).expand(-1, 3, -1, -1).clone(), labels=labels)
+
+
+def _run(name: str, own: int, given: Mapping[str, Any]) -> AttackedRun:
+    """Makes a run, by training.
+
+    Args:
+        name: What is special about the run.
+        own: The number of images of each client.
+        given: Settings of the run by their dotted paths.
+    """
+    usual = {"clients": CLIENTS, "rounds": 2, "seed": NO_SEED, "training.epochs": 1}
+    config = configuration.load(None, {**usual, **given})
+    cipher = Cipher(steps=config.encryption.steps, block_size=BLOCK, image_shape=(3, SIDE, SIDE))
+    holder = KeyHolder(cipher=cipher, secret=bytes(range(32)))
+    built = backbone.build(replace(config.model, weights="random"), CLASSES, NO_SEED)
+    methods.prepare(built.model, config.finetuning, NO_SEED)
+    origin, known = reader_of(built), made_up_images(KNOWN)
+    plain = [made_up_images(own, KNOWN + client * own) for client in range(CLIENTS)]
+    shards = [
+        replace(shard, images=holder.encrypt(shard.images, client_party(client)))
+        for client, shard in enumerate(plain)
+    ]
+    reader = holder.adapt(origin, "server") if config.encryption.adapt else origin
+    public = Public(
+        settings=config,
+        rates=(config.training.learning_rate,) * config.rounds,
+        classes=CLASSES,
+        patch_size=BLOCK,
+        reader=origin,
+        images=known.images,
+    )
+    labels = torch.arange(CANDIDATES) % CLASSES
+    logits = torch.randn(CANDIDATES, CLASSES, generator=generator(0, "answers"))
+    views: dict[type[View], Sequence[View]] = {
+        ServerView: [
+            ServerView(public=public, reader=reader, rounds=_rounds(config, built, shards))
+        ],
+        OutsiderView: [OutsiderView(public=public, reader=reader)],
+        UserView: [UserView(public=public, logits=logits, labels=labels)],
+        **{
+            kind: [
+                kind(
+                    public=public,
+                    reader=reader,
+                    client=client,
+                    images=shard.images,
+                    labels=shard.labels,
+                )
+                for client, shard in enumerate(shards[: VICTIMS if not given else 1])
+            ]
+            for kind in (WorkerView, ThiefView)
+        },
+    }
+    return AttackedRun(name=name, views=views, truth=_truth(holder, plain, known.images))
+
+
+def _rounds(config: Config, built: Backbone, shards: Sequence[Shard]) -> list[Sight]:
+    """Lets all clients train, and returns what the server sees in each round."""
+    task = LocalTask(learning_rate=config.training.learning_rate)
+    model, rounds = methods.export_state(built.model), []
+    for number in range(1, config.rounds + 1):
+        updates = []
+        for client, shard in enumerate(shards):
+            draw = generator(0, "batches", number, client)
+            done = train(built, model, shard, config=config.training, task=task, generator=draw)
+            updates.append(
+                Update(
+                    client=client,
+                    samples=len(shard),
+                    loss=done.loss,
+                    steps=done.steps,
+                    delta=subtract(done.state, model),
+                )
+            )
+        if config.privacy.secure_aggregation:
+            delta = mean([u.delta for u in updates], [u.samples for u in updates])
+            updates = [replace(updates[0], client=SEVERAL, members=CLIENTS, delta=delta)]
+        rounds.append(Sight(round=number, model=model, updates=tuple(updates)))
+        model = averaged(model, updates)
+    return rounds
+
+
+def _truth(holder: KeyHolder, plain: Sequence[Shard], known: Tensor) -> Truth:
+    """Returns the secrets of the owners of a made-up run."""
+    parties = {client: client_party(client) for client in range(CLIENTS)}
+    keys = {client: three_steps(holder, party) for client, party in parties.items()}
+    return Truth(
+        keys={client: key for client, key in keys.items() if not isinstance(key, str)},
+        labels={client: plain[client].labels for client in parties},
+        owned={
+            client: Owned(
+                plain=plain[client].images,
+                ciphertext=holder.encrypt(plain[client].images, party),
+                others=known,
+                others_ciphertext=holder.encrypt(known, party, "test"),
+            )
+            for client, party in parties.items()
+        },
+        members=lambda: torch.arange(CANDIDATES) < CANDIDATES // 2,
+    )
+
+
+def _bare(usual: AttackedRun) -> AttackedRun:
+    """Returns the usual run with as little as an adversary can have."""
+    views: dict[type[View], Sequence[View]] = {
+        kind: [_emptied(view) for view in views] for kind, views in usual.views.items()
+    }
+    return replace(usual, name="a run of which adversaries have little", views=views)
+
+
+def _emptied(view: View) -> View:
+    if isinstance(view, ServerView):
+        return replace(view, reader=None, rounds=())
+    if isinstance(view, ThiefView):
+        return replace(view, reader=None, images=None, labels=None, sealed="the shard is sealed")
+    if isinstance(view, UserView):
+        return replace(view, logits=view.logits[:0], labels=view.labels[:0])
+    return view
