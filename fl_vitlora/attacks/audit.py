@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from fl_vitlora.attacks.clock import Clock, OutOfTimeError
 from fl_vitlora.attacks.contract import Attack
 from fl_vitlora.attacks.results import Outcome, averaged
 from fl_vitlora.attacks.truth import Truth
 from fl_vitlora.attacks.views import View
 
 Views = Callable[[type[View]], Sequence[View]]
+Began = Callable[[str, str], None]
 
 
-def audit(attacks: Mapping[str, Attack[Any, Any]], views: Views, truth: Truth) -> Iterator[Outcome]:
+def audit(
+    attacks: Mapping[str, Attack[Any, Any]],
+    views: Views,
+    truth: Truth,
+    *,
+    seconds: float = math.inf,
+    began: Began = lambda attack, adversary: None,
+) -> Iterator[Outcome]:
     """Carries out each attack by each of its adversaries.
 
     Args:
@@ -22,13 +33,22 @@ def audit(attacks: Mapping[str, Attack[Any, Any]], views: Views, truth: Truth) -
         views: A function that returns what all adversaries of a kind have, for example what each of
             several workers has.
         truth: The owners' secrets. They are handed to the scoring only.
+        seconds: The time budget of each attack, for all of its adversaries together, in seconds.
+        began: A function that is called with the names of an attack and its adversary before the
+            attack is carried out.
 
     Yields:
         The outcomes, in the order of the attacks and of their adversaries.
     """
     for name, attack in attacks.items():
+        clock = Clock.of(seconds)
         for kind in attack.adversaries:
-            yield carry_out(name, attack, views(kind), truth)
+            began(name, kind.adversary)
+            outcome = carry_out(
+                name, attack, [replace(view, clock=clock) for view in views(kind)], truth
+            )
+            late = f"its budget of {seconds:g} s ended (--attack-seconds)"
+            yield replace(outcome, reason=late) if outcome.out_of_time else outcome
 
 
 def carry_out(name: str, attack: Attack[Any, Any], views: Sequence[View], truth: Truth) -> Outcome:
@@ -41,14 +61,25 @@ def carry_out(name: str, attack: Attack[Any, Any], views: Sequence[View], truth:
         truth: The owners' secrets.
 
     Returns:
-        The outcome. If one of the adversaries lacks something, the attack is not carried out.
+        The outcome. If one of the adversaries lacks something, the attack is not carried out. If
+        the time is up before all have guessed, there are no figures.
     """
-    adversary = views[0].adversary
+    adversary, started, guesses = views[0].adversary, time.perf_counter(), list[Any]()
     for view in views:
         if reason := attack.lacks(view):
             return Outcome(attack=name, adversary=adversary, reason=reason)
-    started = time.perf_counter()
-    guesses = [attack.guess(view) for view in views]
+    try:
+        for view in views:
+            view.clock.check()
+            guesses.append(attack.guess(view))
+    except OutOfTimeError:
+        return Outcome(
+            attack=name,
+            adversary=adversary,
+            seconds=time.perf_counter() - started,
+            reason="its time was up",
+            out_of_time=True,
+        )
     seconds = time.perf_counter() - started
     figures = averaged([attack.score(guess, truth) for guess in guesses])
     return Outcome(

@@ -43,8 +43,9 @@ def broken(bounds: Sequence[Bound], outcomes: Sequence[Outcome]) -> list[str]:
     """Returns one line for each bound and each outcome that breaks it.
 
     An attack that its adversary cannot carry out has the verdict "not applicable", and breaks no
-    bound on a figure. An attack that has been carried out without the figure of a bound breaks
-    the bound, because the bound cannot be judged.
+    bound on a figure. An attack that ran out of time breaks all bounds on it. An attack that has
+    been carried out without the figure of a bound breaks the bound, because the bound cannot be
+    judged.
 
     Args:
         bounds: The bounds, as `check_bounds` found them right.
@@ -68,6 +69,9 @@ def broken(bounds: Sequence[Bound], outcomes: Sequence[Outcome]) -> list[str]:
 
 def _broken_by(bound: Bound, outcome: Outcome) -> Iterator[str]:
     """Yields in words what an outcome has beyond a bound, if it breaks the bound."""
+    if outcome.out_of_time:
+        yield f"not judged, because {outcome.reason}"
+        return
     if bound.figure == VERDICT:
         if bound.is_broken_by(VERDICTS.index(outcome.verdict)):
             yield f"the verdict is {outcome.verdict}"

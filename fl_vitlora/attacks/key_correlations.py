@@ -53,7 +53,9 @@ class KeyCorrelations(Attack[ServerView | OutsiderView, tuple[Guesses, int]]):
         """Finds signs and order of the entries for each client, or once for all."""
         public = view.public
         found = {
-            client: key_from_embedding(changes, public.patch_size, grey=public.grey)
+            client: key_from_embedding(
+                changes, public.patch_size, grey=public.grey, check=view.clock.check
+            )
             for client, changes in _changes(view).items()
         }
         if SEVERAL in found:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Literal
 
-Verdict = Literal["recovered", "partly", "not", "not applicable"]
+Verdict = Literal["recovered", "partly", "not", "not applicable", "out of time"]
 WHOLE, PART = 0.95, 0.25
 RULE = (
     "The gain of a figure is (found - chance) / (best - chance). The verdict is recovered if the "
@@ -73,7 +73,9 @@ class Outcome:
         adversary: The name of the adversary.
         figures: The figures; empty if the adversary cannot carry out the attack.
         seconds: How long the attack took, without scoring.
-        reason: Why the adversary cannot carry out the attack; empty if it can.
+        reason: Why the adversary cannot carry out the attack, or that its time was up; empty if
+            it was carried out.
+        out_of_time: True if the time budget of the attack ended it.
         victims: The number of adversaries of this kind, each with the shard of another client, over
             which the figures are means; 1 if there is one adversary.
     """
@@ -84,6 +86,7 @@ class Outcome:
     seconds: float = 0.0
     reason: str = ""
     victims: int = 1
+    out_of_time: bool = False
 
     @property
     def verdict(self) -> Verdict:
@@ -94,6 +97,8 @@ class Outcome:
             >>> Outcome(attack="guess", adversary="server", figures=[half]).verdict
             'partly'
         """
+        if self.out_of_time:
+            return "out of time"
         if self.reason:
             return "not applicable"
         gains = [figure.gain for figure in self.figures if figure.gain is not None]

@@ -72,7 +72,7 @@ class SecondOrder(Attack[WorkerView | ThiefView, Decrypting]):
         """Finds the key that makes the images most like plain images."""
         assert view.images is not None
         prior = Prior.of(view.public.images, view.public.patch_size)
-        key = key_from_ciphertext(view.images[: self.images], prior)
+        key = key_from_ciphertext(view.images[: self.images], prior, check=view.clock.check)
         return Decrypting(keys={view.client: key}, patch_size=view.public.patch_size)
 
     def score(self, guess: Decrypting, truth: Truth) -> Sequence[Figure]:

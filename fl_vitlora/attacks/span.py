@@ -76,6 +76,7 @@ class PatchSpan(Attack[ServerView, Spans]):
         """Returns the smallest span that an update of each client has."""
         found: dict[int, Tensor] = {}
         for client, change in view.patch_embedding_changes():
+            view.clock.check()
             basis = row_space(change)
             known = found.get(client)
             if basis.shape[1] and (known is None or basis.shape[1] < known.shape[1]):

@@ -11,11 +11,12 @@ width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
 
+from fl_vitlora.attacks.clock import UNLIMITED, Clock
 from fl_vitlora.config import Config
 from fl_vitlora.encryption.cipher import Cipher
 from fl_vitlora.encryption.patch_reader import PatchReader
@@ -71,12 +72,15 @@ class View:
         adversary: The name of the adversary.
         public: What everyone knows.
         reader: The patch reader of the last model that the adversary has; None if it has none.
+        clock: The clock with the time budget of the attack. An attack that takes long calls its
+            method `check` between two steps.
     """
 
     adversary: ClassVar[str]
 
     public: Public
     reader: PatchReader | None = None
+    clock: Clock = field(default=UNLIMITED, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

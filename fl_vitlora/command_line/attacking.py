@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from fl_vitlora import config
@@ -13,6 +14,7 @@ from fl_vitlora.config.attack_names import read_attacks
 from fl_vitlora.errors import UserError
 
 IMAGES = 8  # encrypted images that an attack on ciphertext uses by default
+SECONDS = 120.0  # time budget of an attack by default
 MAY_NAME = ("encryption.key_file", "model.weights", "data.name")  # files may have moved
 
 
@@ -28,7 +30,7 @@ def attack(arguments: argparse.Namespace) -> None:
         SystemExit: If an outcome breaks a bound of `--fail-if`; the exit code is 1.
     """
     names, images = read_attacks(arguments.only), read_images(arguments.images)
-    bounds = read_bounds(arguments.fail_if, names)
+    bounds, seconds = read_bounds(arguments.fail_if, names), read_seconds(arguments.attack_seconds)
     folder: Path = arguments.attack
     overrides = read_overrides(arguments)
     for path in overrides.keys() - set(MAY_NAME):
@@ -40,11 +42,23 @@ def attack(arguments: argparse.Namespace) -> None:
     from fl_vitlora.attacks.bounds import broken
     from fl_vitlora.experiment.attacked_run import settings_of
     from fl_vitlora.experiment.attacking import attack_run
+    from fl_vitlora.reporting.attack_progress import AttackProgress
     from fl_vitlora.reporting.attack_table import print_attacks
 
     settings = config.resolve(config.to_mapping(settings_of(folder)), overrides)
     strategy = strategies.load_for(settings, confirmed_by(arguments))
-    outcomes = list(attack_run(folder, settings, strategy, names, images, bounds=bounds))
+    with AttackProgress(len(names)) as progress:
+        found = attack_run(
+            folder,
+            settings,
+            strategy,
+            names,
+            images,
+            bounds=bounds,
+            seconds=seconds,
+            began=progress.began,
+        )
+        outcomes = list(found)
     print_attacks(outcomes, str(folder))
     if lines := broken(bounds, outcomes):
         for line in lines:
@@ -67,3 +81,24 @@ def read_images(text: str | None) -> int:
     if not text.isdecimal() or not int(text):
         raise UserError(f"--images {text}: expected a whole number of at least 1")
     return int(text)
+
+
+def read_seconds(text: str | None) -> float:
+    """Reads the time budget that ``--attack-seconds`` gives.
+
+    Raises:
+        UserError: If it is not a positive number.
+
+    Example:
+        >>> read_seconds(None), read_seconds("0.5")
+        (120.0, 0.5)
+    """
+    if text is None:
+        return SECONDS
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise UserError(f"--attack-seconds {text}: expected a positive number of seconds")
+    return seconds

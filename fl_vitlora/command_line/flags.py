@@ -174,6 +174,14 @@ OTHER_FLAGS = {
         {},
         "The default is 8.",
     ),
+    "--attack-seconds": OtherFlag(
+        "SECONDS",
+        "Time budget of each attack of --attack",
+        {},
+        "The default is 120. The budget is for all adversaries of an attack together. An attack "
+        "that does not end in time has no figures, and its outcome says so. A step of an attack "
+        "that has begun is not interrupted.",
+    ),
     "--fail-if": OtherFlag(
         "BOUND",
         "End --attack with exit code 1 if this is true; may be repeated",

@@ -98,7 +98,7 @@ def check_flags(given: Mapping[str, Any]) -> None:
         if given[one] is not None and others:
             flags = [f"--{name.replace('_', '-')}" for name in (one, others[0])]
             fail(f"{flags[0]} {reason}, so remove {flags[1]}", USER_MISTAKE)
-    for name in ("only", "images", "fail_if"):
+    for name in ("only", "images", "fail_if", "attack_seconds"):
         if given[name] is not None and given["attack"] is None:
             flag = f"--{name.replace('_', '-')}"
             fail(f"{flag} belongs to --attack RUN; add it, or remove {flag}", USER_MISTAKE)

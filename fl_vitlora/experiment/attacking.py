@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fl_vitlora.attacks.audit import audit
+from fl_vitlora.attacks.audit import Began, audit
 from fl_vitlora.attacks.bounds import check_bounds
 from fl_vitlora.attacks.results import RULE, Outcome
 from fl_vitlora.attacks.shelf import attack_of
@@ -28,6 +29,8 @@ def attack_run(
     images: int,
     *,
     bounds: Sequence[Bound] = (),
+    seconds: float = math.inf,
+    began: Began = lambda attack, adversary: None,
 ) -> Iterator[Outcome]:
     """Carries out attacks on a finished run, and writes their outcomes into its folder.
 
@@ -39,6 +42,9 @@ def attack_run(
         images: The number of encrypted images that an attack on ciphertext may use.
         bounds: Bounds on the outcomes. Only their names are checked here; `attacks.bounds.broken`
             says which ones the outcomes break.
+        seconds: The time budget of each attack in seconds.
+        began: A function that is called with the names of an attack and its adversary before the
+            attack is carried out.
 
     Yields:
         Each outcome, as soon as it is known. After the last one, `attacks.json` is written.
@@ -51,7 +57,9 @@ def attack_run(
     check_bounds(bounds, attacks)
     adversaries = Adversaries(run=open_run(folder, config, strategy))
     outcomes = []
-    for outcome in audit(attacks, adversaries.views, adversaries.truth):
+    for outcome in audit(
+        attacks, adversaries.views, adversaries.truth, seconds=seconds, began=began
+    ):
         outcomes.append(outcome)
         yield outcome
     content = {"images": images, "rule": RULE, "attacks": [described(o) for o in outcomes]}

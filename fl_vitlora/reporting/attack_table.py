@@ -26,11 +26,13 @@ def print_attacks(outcomes: Sequence[Outcome], folder: str, console: Console | N
     tried = [outcome for outcome in outcomes if not outcome.reason]
     if tried:
         print_table(console, [HEAD, *(row for o in tried for row in _rows(o))], texts=1)
-    reasons = {_named(o): Text(o.reason) for o in outcomes if o.reason}
-    if reasons:
-        console.print("\nnot applicable" if tried else "not applicable", style="bold")
-        print_named(console, {f"{name}  ": reason for name, reason in reasons.items()})
-    console.print()
+        console.print()
+    for title in ("not applicable", "out of time"):
+        reasons = {f"{_named(o)}  ": Text(o.reason) for o in outcomes if o.verdict == title}
+        if reasons:
+            console.print(title, style="bold")
+            print_named(console, reasons)
+            console.print()
     print_named(console, {"attacks": Text(f"{folder}/attacks.json, with the rule of the verdicts")})
 
 

@@ -31,7 +31,7 @@ def lines(bound: str, *outcomes: Outcome) -> list[str]:
 
 
 def test_every_verdict_has_a_place_in_the_order():
-    assert set(VERDICTS) == set(typing.get_args(Verdict))
+    assert {*VERDICTS, "out of time"} == set(typing.get_args(Verdict))
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,15 @@ def test_what_cannot_be_judged_breaks_a_bound():
     assert "is nan" in lines(bound, outcome(math.nan))[0]
     bare = Outcome(attack="second_order", adversary="worker", figures=[])
     assert "has no figure blocks put in their place in this run" in lines(bound, bare)[0]
+
+
+def test_an_attack_that_ran_out_of_time_breaks_every_bound_on_it():
+    late = Outcome(
+        attack="second_order", adversary="worker", reason="its budget ended", out_of_time=True
+    )
+    for bound in ("second_order.blocks put in their place>50", "verdict>recovered"):
+        assert "not judged, because its budget ended" in lines(bound, late)[0]
+    assert lines("span.verdict>=partly", late) == []
 
 
 def test_names_with_dots_and_percents_are_read():

@@ -67,7 +67,7 @@ class Aimless(Sizes):
 
 
 class Silent(Sizes):
-    figures = ()
+    figures = ()  # type: ignore[assignment]
 
 
 class Unboundable(Sizes):
@@ -107,7 +107,8 @@ class Writing(Sizes):
 
 class Greedy(Sizes):
     def guess(self, view: View) -> float:
-        return float(view.images.double().sum()) if isinstance(view, WorkerView) else 8.0
+        images = view.images if isinstance(view, WorkerView) else None
+        return 8.0 if images is None else float(images.double().sum())
 
 
 class Stumbling(Sizes):

@@ -10,6 +10,7 @@ from rich.console import Console
 
 import simulate
 from fl_vitlora.attacks.results import Figure, Outcome
+from fl_vitlora.reporting.attack_progress import AttackProgress
 from fl_vitlora.reporting.attack_table import print_attacks
 
 
@@ -29,6 +30,9 @@ from fl_vitlora.reporting.attack_table import print_attacks
         ("--attack used --only span --fail-if=label_counts.verdict>not", "--only leaves out label"),
         ("--attack used --fail-if=span.a>many", "expected a number after the comparison"),
         ("--attack used --fail-if=span.a>nan", "expected a number after the comparison"),
+        ("--attack used --attack-seconds 0", "expected a positive number of seconds"),
+        ("--attack used --attack-seconds soon", "expected a positive number of seconds"),
+        ("--attack-seconds 3", "--attack-seconds belongs to --attack"),
         ("--fail-if=verdict>not", "--fail-if belongs to --attack"),
         ("--only span", "--only belongs to --attack"),
         ("--images 3", "--images belongs to --attack"),
@@ -63,6 +67,7 @@ def test_the_table_has_the_verdicts_the_figures_and_the_reasons():
             ],
         ),
         Outcome(attack="span", adversary="server", reason="the server has only sums"),
+        Outcome(attack="slow", adversary="server", reason="its budget ended", out_of_time=True),
     ]
     console = Console(width=80, record=True, file=io.StringIO())
     print_attacks(outcomes, "runs/one", console)
@@ -76,5 +81,22 @@ def test_the_table_has_the_verdicts_the_figures_and_the_reasons():
         "not applicable",
         "span, server    the server has only sums",
         "",
+        "out of time",
+        "slow, server    its budget ended",
+        "",
         "attacks  runs/one/attacks.json, with the rule of the verdicts",
     ]
+
+
+def test_a_terminal_shows_which_attack_is_carried_out():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with AttackProgress(2, console) as progress:
+        for adversary in ("server", "worker"):
+            progress.began("span", adversary)
+        progress.began("slow", "server")
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "attack 2 of 2: slow, server" in told
+    silent = Console(file=io.StringIO())
+    with AttackProgress(1, silent) as progress:
+        progress.began("span", "server")
+    assert silent.file.getvalue() == ""  # type: ignore[attr-defined]

@@ -14,12 +14,13 @@ W width of the model, D = C·p² entries of a patch, p patch size, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fl_vitlora.attacks.clock import unhurried
 from fl_vitlora.attacks.key_search.block_statistics import (
     Indices,
     Matrix,
@@ -65,7 +66,12 @@ def nearness(block_size: int, channels: int) -> Matrix:
 
 
 def key_from_embedding(
-    steps: Sequence[Tensor], block_size: int, *, grey: bool, seed: int = 0
+    steps: Sequence[Tensor],
+    block_size: int,
+    *,
+    grey: bool,
+    seed: int = 0,
+    check: Callable[[], None] = unhurried,
 ) -> CipherKey:
     """Finds the signs and the order of entries from changes of the patch embedding.
 
@@ -74,6 +80,7 @@ def key_from_embedding(
         block_size: Block size p.
         grey: True if the images are known to have three equal channels.
         seed: Seed of the random starts.
+        check: A function that is called at times, and raises an error to end the search.
 
     Returns:
         A guess of the keys of pixel shuffling and of the negative-positive transformation, in the
@@ -89,7 +96,7 @@ def key_from_embedding(
     first = np.array([group[0] for group in groups])
     known = nearness(block_size, channels // alike)
     generator = np.random.default_rng(seed)
-    order = best_orders(seen[np.ix_(first, first)], known, generator)[0]
+    order = best_orders(seen[np.ix_(first, first)], known, generator, check=check)[0]
     origins = [_entries_of(origin, places, alike) for origin in range(len(known))]
     return {
         "pixel_shuffling": torch.from_numpy(entry_order(groups, origins, order)),

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl_vitlora.attacks.clock import unhurried
 from fl_vitlora.attacks.key_search.block_statistics import (
     Indices,
     Matrix,
@@ -46,13 +47,16 @@ ENOUGH = 40  # number of images from which the likelihood of a key is computed
 TRIED = 12  # number of the most likely orders of entries that are improved further
 
 
-def key_from_ciphertext(images: Tensor, prior: Prior, seed: int = 0) -> CipherKey:
+def key_from_ciphertext(
+    images: Tensor, prior: Prior, seed: int = 0, *, check: Callable[[], None] = unhurried
+) -> CipherKey:
     """Finds the key of the three steps from ciphertext alone.
 
     Args:
         images: Ciphertext under one key, uint8 (n, C, H, W).
         prior: Prior from other plain images of the same kind.
         seed: Seed of the random starts.
+        check: A function that is called at times, and raises an error to end the search.
 
     Returns:
         A guess of the key, in the format of `Cipher.decrypt` for the three steps in the default
@@ -65,9 +69,9 @@ def key_from_ciphertext(images: Tensor, prior: Prior, seed: int = 0) -> CipherKe
     groups = nearest_entries(seen, [len(group) for group in prior.groups])
     first = first_of(groups)
     generator = np.random.default_rng(seed)
-    orders = best_orders(seen[np.ix_(first, first)], prior.correlation, generator)
+    orders = best_orders(seen[np.ix_(first, first)], prior.correlation, generator, check=check)
     plain = (blocks * flips)[:ENOUGH, :, first]
-    sign, entries, places = most_likely(plain, orders, prior)
+    sign, entries, places = most_likely(plain, orders, prior, check)
     return {
         "block_scrambling": torch.from_numpy(places),
         "pixel_shuffling": torch.from_numpy(entry_order(groups, prior.groups, entries)),
@@ -76,7 +80,10 @@ def key_from_ciphertext(images: Tensor, prior: Prior, seed: int = 0) -> CipherKe
 
 
 def most_likely(
-    plain: Blocks, orders: Sequence[Indices], prior: Prior
+    plain: Blocks,
+    orders: Sequence[Indices],
+    prior: Prior,
+    check: Callable[[], None] = unhurried,
 ) -> tuple[int, Indices, Indices]:
     """Chooses the common sign and the orders of entries and of blocks by their likelihood.
 
@@ -85,6 +92,7 @@ def most_likely(
             to all entries, is still unknown.
         orders: Orders of entries; their mirror images are tried as well.
         prior: The attacker's prior, from plain images.
+        check: A function that is called at times, and raises an error to end the search.
 
     Returns:
         The sign, the order of entries, and the order of blocks.
@@ -92,11 +100,12 @@ def most_likely(
     begun = []
     for sign in (1, -1):
         for order in {tuple(image[order]) for order in orders for image in prior.mirrored()}:
+            check()
             entries = np.array(order)
             places = order_of_blocks(sign * plain, entries, prior)
             begun.append((_likelihood(sign * plain, entries, places, prior), sign, entries, places))
     begun.sort(key=lambda one: -one[0])
-    found = [(sign, *improved(sign * plain, e, p, prior)) for _, sign, e, p in begun[:TRIED]]
+    found = [(sign, *improved(sign * plain, e, p, prior, check)) for _, sign, e, p in begun[:TRIED]]
     sign, entries, places, _ = max(found, key=lambda one: one[-1])
     return sign, entries, places
 
@@ -118,7 +127,11 @@ def order_of_blocks(plain: Blocks, entries: Indices, prior: Prior) -> Indices:
 
 
 def improved(
-    plain: Blocks, entries: Indices, places: Indices, prior: Prior
+    plain: Blocks,
+    entries: Indices,
+    places: Indices,
+    prior: Prior,
+    check: Callable[[], None] = unhurried,
 ) -> tuple[Indices, Indices, float]:
     """Improves the orders of entries and of blocks by exchanging pairs.
 
@@ -127,16 +140,20 @@ def improved(
         entries: For each entry, the place within the block from which it comes.
         places: For each block, the place from which it comes.
         prior: The attacker's prior, from plain images.
+        check: A function that is called before each exchange, and raises an error to end the
+            search.
 
     Returns:
         The order of entries, the order of blocks, and the log-likelihood.
     """
 
     def of_places(orders: Indices) -> Matrix:
+        check()
         there = plain[:, :, np.argsort(entries)]
         return _likelihoods([there[:, np.argsort(order)] for order in orders], prior)
 
     def of_entries(orders: Indices) -> Matrix:
+        check()
         there = plain[:, np.argsort(places)]
         return _likelihoods([there[:, :, np.argsort(order)] for order in orders], prior)
 

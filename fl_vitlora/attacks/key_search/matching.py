@@ -5,18 +5,24 @@ D entries, C channels, p block size, N blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment, quadratic_assignment
 
+from fl_vitlora.attacks.clock import unhurried
 from fl_vitlora.attacks.key_search.block_statistics import Indices, Matrix
 
 STARTS = 20  # random starts, in addition to the barycentre
 
 
 def best_orders(
-    seen: Matrix, known: Matrix, generator: np.random.Generator, starts: int = STARTS
+    seen: Matrix,
+    known: Matrix,
+    generator: np.random.Generator,
+    starts: int = STARTS,
+    *,
+    check: Callable[[], None] = unhurried,
 ) -> list[Indices]:
     """Finds orders o for which seen ≈ known[o][:, o].
 
@@ -30,6 +36,7 @@ def best_orders(
         known: Correlation matrix of plain images, (D, D), symmetric.
         generator: Generator of the random starts.
         starts: Number of random starts, in addition to the barycentre.
+        check: A function that is called before each start, and raises an error to end the search.
 
     Returns:
         Different orders, sorted by their squared error, the least first. Each order gives for every
@@ -37,6 +44,7 @@ def best_orders(
     """
     found: dict[tuple[int, ...], float] = {}
     for start in ["barycenter"] + ["randomized"] * starts:
+        check()
         options = {"maximize": True, "rng": generator}
         coarse = quadratic_assignment(seen, known, method="faq", options=options | {"P0": start})
         pairs = np.stack([np.arange(len(seen)), coarse.col_ind], axis=1)

@@ -1,0 +1,46 @@
+"""Shows on a terminal which attack of an audit is being carried out, and since when."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+class AttackProgress:
+    """A line that is visible inside a `with` block. Nothing is shown without a terminal.
+
+    Args:
+        attacks: The number of attacks.
+        console: The console that shows the line; None for standard error.
+    """
+
+    def __init__(self, attacks: int, console: Console | None = None) -> None:
+        console = console or Console(stderr=True)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        self._bar = Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        )
+        self._line = self._bar.add_task("opening the run", total=None)
+        self._attacks, self._names = attacks, list[str]()
+
+    def began(self, attack: str, adversary: str) -> None:
+        """Shows that an attack by an adversary begins."""
+        if attack not in self._names:
+            self._names.append(attack)
+        place = f"{len(self._names)} of {self._attacks}"
+        self._bar.update(self._line, description=f"attack {place}: {attack}, {adversary}")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
