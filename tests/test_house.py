@@ -144,6 +144,7 @@ ROOMS = {
         "federation",  # the type of what the server sees
         "finetuning",  # names of tensors
         "models",  # names of tensors, and how the model reads pixels
+        "state",
         "strategy",
     ],
     "population/": ["config", "errors", "finetuning", "rng", "state", "training"],

@@ -66,6 +66,23 @@ def start_is_adapted(config: Config) -> bool:
     return adapts(config) and common_key(config) and not aligns(config)
 
 
+def computes_on_plain(config: Config) -> bool:
+    """Returns True if the server's model on plain images computes what clients' models compute.
+
+    It does if each client adapts the server's model to its own key (`coordinates`).
+    """
+    return adapts(config) and (aligns(config) or not common_key(config))
+
+
+def needs_key_to_compute(config: Config) -> bool:
+    """Returns True if only someone with the key can compute what clients' models compute.
+
+    With ``aligned`` and a model that is not adapted, the public patch embedding reads ciphertext,
+    and its change is that of plain images.
+    """
+    return aligns(config) and not adapts(config)
+
+
 def server_needs_reader(config: Config) -> bool:
     """Returns True if a server without a key needs the file of its patch embedding.
 

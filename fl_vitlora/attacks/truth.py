@@ -48,8 +48,8 @@ class Truth:
             (`key_search.three_steps`). It is empty if a client has no such key.
         labels: The labels of the training images of each client, int64 (n,).
         owned: What each client alone has.
-        members: A function that returns True for the candidates of a `UserView` on which a client
-            has trained, bool (M,).
+        members: A function that returns True for the candidates of a `UserView`, and of an
+            `InformedServerView`, on which a client has trained, bool (M,).
     """
 
     keys: Mapping[int, CipherKey] = field(default_factory=dict, repr=False)

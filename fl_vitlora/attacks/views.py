@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl_vitlora.attacks.clock import UNLIMITED, Clock
 from fl_vitlora.config import Config
@@ -127,6 +127,26 @@ class ServerView(View):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InformedServerView(ServerView):
+    """A server that also has candidate images of each client, with their labels.
+
+    Attributes:
+        model: The public model with the tensors of the fine-tuning method and the patch reader with
+            which the server began; None if the server cannot compute what clients' models answer.
+        images: The candidates as this model reads them, uint8 (M, C, H, W).
+        labels: The labels of the candidates, int64 (M,).
+        owners: For each candidate, the client that may have trained on it, int64 (M,).
+    """
+
+    adversary: ClassVar[str] = "informed server"
+
+    model: nn.Module | None = field(repr=False)
+    images: Tensor
+    labels: Tensor
+    owners: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutsiderView(View):
     """An outsider: it has the final model with its patch reader, and nothing of the training."""
 
@@ -201,6 +221,9 @@ ADVERSARIES: tuple[type[View], ...] = (
     WorkerView,
     ThiefView,
     InsiderView,
+    InformedServerView,
+    WorkerView,
+    ThiefView,
     OutsiderView,
     UserView,
 )

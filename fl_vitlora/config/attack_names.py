@@ -23,6 +23,7 @@ ATTACKS: Mapping[str, str] = {
     "block_jigsaw": "fl_vitlora.attacks.block_jigsaw:BlockJigsaw",
     "span": "fl_vitlora.attacks.span:PatchSpan",
     "membership_loss": "fl_vitlora.attacks.membership_loss:MembershipLoss",
+    "membership_rounds": "fl_vitlora.attacks.membership_rounds:MembershipRounds",
 }
 
 

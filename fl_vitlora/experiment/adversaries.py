@@ -6,6 +6,7 @@ could see reads this file. It also makes the truth, which is handed to the scori
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from fl_vitlora.attacks.key_search.three_steps import three_steps
 from fl_vitlora.attacks.truth import Opened, Owned, Truth
 from fl_vitlora.attacks.views import (
     InsiderView,
+    InformedServerView,
     OutsiderView,
     Public,
     ServerView,
@@ -52,12 +54,16 @@ class Candidates:
 
     Attributes:
         logits: The answers of the model, (M, L).
+        images: The images as a model in the coordinates of the server reads them.
         labels: The labels, int64 (M,).
+        owners: For each image, the client that it is about, int64 (M,).
         members: True for the images on which a client has trained, bool (M,).
     """
 
     logits: Tensor
+    images: Tensor
     labels: Tensor
+    owners: Tensor
     members: Tensor
 
 
@@ -82,6 +88,7 @@ class Adversaries:
         """
         makers: Mapping[type[View], Callable[[], Sequence[View]]] = {
             ServerView: lambda: [self._server()],
+            InformedServerView: lambda: [self._informed_server()],
             OutsiderView: lambda: [self._outsider()],
             WorkerView: lambda: [self._worker(client) for client in self._attacked],
             ThiefView: lambda: [self._thief(client) for client in self._attacked],
@@ -128,6 +135,23 @@ class Adversaries:
             public=self.public,
             reader=self.run.final_reader() if seen else None,
             rounds=self.run.rounds,
+        )
+
+    def _informed_server(self) -> InformedServerView:
+        server, found = self._server(), self._candidates
+        model = None
+        if not policies.needs_key_to_compute(self.run.config):
+            plain = policies.computes_on_plain(self.run.config)
+            model = copy.deepcopy(self.run.backbone.model)
+            put_reader(model, self.run.origin if plain else self.run.start)
+        return InformedServerView(
+            public=server.public,
+            reader=server.reader,
+            rounds=server.rounds,
+            model=model,
+            images=found.images,
+            labels=found.labels,
+            owners=found.owners,
         )
 
     def _outsider(self) -> OutsiderView:
@@ -230,9 +254,14 @@ def candidates_of(run: AttackedRun) -> Candidates:
     if set(methods.trainable(model)) != set(run.final):
         nothing = torch.empty(0, dtype=torch.int64)
         return Candidates(
-            logits=torch.empty(0, len(run.class_names)), labels=nothing, members=nothing.bool()
+            logits=torch.empty(0, len(run.class_names)),
+            images=run.known.images[:0],
+            labels=nothing,
+            owners=nothing,
+            members=nothing.bool(),
         )
-    logits, labels, members = [], [], []
+    logits, images, labels, owners, members = [], list[Tensor](), [], [], []
+    plain = policies.computes_on_plain(run.config)
     most = math.ceil(CANDIDATES / run.config.clients)
     for client in range(run.config.clients):
         own, party = run.shard(client), client_party(client)
@@ -244,12 +273,20 @@ def candidates_of(run: AttackedRun) -> Candidates:
         methods.load_state(model, coordinates.to_client(run.final))
         # all are encrypted, because with a key for every image the place of an image matters
         encrypted = replace(run.known, images=run.holder.encrypt(run.known.images, party, "test"))
+        if plain:
+            images += [run.plain(client)[ours], run.known.images[theirs]]
         for shard, member in ((own.take(ours), True), (encrypted.take(theirs), False)):
+            images += [] if plain else [shard.images]
+            owners.append(torch.full((len(shard),), client))
             logits.append(_answers(model, shard.images))
             labels.append(shard.labels)
             members.append(torch.full((len(shard),), member))
     return Candidates(
-        logits=torch.cat(logits), labels=torch.cat(labels), members=torch.cat(members)
+        logits=torch.cat(logits),
+        images=torch.cat(images),
+        labels=torch.cat(labels),
+        owners=torch.cat(owners),
+        members=torch.cat(members),
     )
 
 

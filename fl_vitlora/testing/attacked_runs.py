@@ -20,6 +20,7 @@ from fl_vitlora import config as configuration
 from fl_vitlora.attacks.key_search.three_steps import three_steps
 from fl_vitlora.attacks.truth import Owned, Truth
 from fl_vitlora.attacks.views import (
+    InformedServerView,
     OutsiderView,
     Public,
     ServerView,
@@ -129,11 +130,21 @@ def _run(name: str, own: int, given: Mapping[str, Any]) -> AttackedRun:
         reader=origin,
         images=known.images,
     )
+    rounds = _rounds(config, built, shards)
     labels = torch.arange(CANDIDATES) % CLASSES
     logits = torch.randn(CANDIDATES, CLASSES, generator=generator(0, "answers"))
     views: dict[type[View], Sequence[View]] = {
-        ServerView: [
-            ServerView(public=public, reader=reader, rounds=_rounds(config, built, shards))
+        ServerView: [ServerView(public=public, reader=reader, rounds=rounds)],
+        InformedServerView: [
+            InformedServerView(
+                public=public,
+                reader=reader,
+                rounds=rounds,
+                model=built.model,
+                images=made_up_images(CANDIDATES, KNOWN).images,
+                labels=labels,
+                owners=torch.arange(CANDIDATES) % CLIENTS,
+            )
         ],
         OutsiderView: [OutsiderView(public=public, reader=reader)],
         UserView: [UserView(public=public, logits=logits, labels=labels)],

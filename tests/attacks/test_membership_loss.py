@@ -6,12 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fl_vitlora.attacks.membership_loss import (
-    MembershipLoss,
-    area_under_curve,
-    chance_of,
-    true_positives,
-)
+from fl_vitlora.attacks.membership_figures import area_under_curve, chance_of, true_positives
+from fl_vitlora.attacks.membership_loss import MembershipLoss
 from fl_vitlora.attacks.results import Outcome
 from fl_vitlora.attacks.truth import Truth
 from fl_vitlora.attacks.views import UserView
