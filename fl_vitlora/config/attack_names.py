@@ -24,6 +24,7 @@ ATTACKS: Mapping[str, str] = {
     "span": "fl_vitlora.attacks.span:PatchSpan",
     "membership_loss": "fl_vitlora.attacks.membership_loss:MembershipLoss",
     "membership_rounds": "fl_vitlora.attacks.membership_rounds:MembershipRounds",
+    "class_presence": "fl_vitlora.attacks.class_presence:ClassPresence",
 }
 
 

@@ -1,0 +1,120 @@
+"""Tells which classes a client has, from the updates of the head of all its rounds.
+
+The gradient of the head's bias of class c is the mean of softmax_c - onehot_c over the images of a
+client. So the bias of a class rises if the client has images of it, and falls otherwise. How far it
+moves depends on the model, which is the same for all clients of a round. So the change of a class
+is compared with its mean over all clients of the round, in standard deviations. The sum over all
+rounds is the score of the pair of client and class. The weight of class c moves in a similar way,
+along the features of images. So its change along the mean change of all clients is used as well.
+
+This is property inference in the sense of Melis et al., S&P 2019. The attack `label_counts` counts
+images by the first update of a client alone.
+
+K clients of a round, L classes, W width of the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fl_vitlora.attacks.contract import Attack
+from fl_vitlora.attacks.membership_figures import area_under_curve
+from fl_vitlora.attacks.results import Figure
+from fl_vitlora.attacks.truth import Truth
+from fl_vitlora.attacks.views import ServerView
+from fl_vitlora.federation.observer import Sight
+
+BIAS, WEIGHT = "head.bias", "head.weight"
+FEWEST_CLIENTS = 2  # of a round; a client is compared with the mean over all
+AREA, ABSENT = "area under the curve", "pairs of client and class that are absent"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassPresence(Attack[ServerView, Mapping[int, Tensor]]):
+    """The attack. Its guess has a score of each class for each client, (L,)."""
+
+    adversaries = (ServerView,)
+    goal = "Which classes a client has, from its updates of the head in all rounds."
+    figures = (AREA, ABSENT)
+
+    def lacks(self, view: ServerView) -> str:
+        """Returns why the server has no updates of a head that it can compare."""
+        if reason := view.lacks_single_updates():
+            return reason
+        if not any(_usable(sight) for sight in view.rounds):
+            return f"no round has {FEWEST_CLIENTS} clients that send {BIAS}"
+        return ""
+
+    def guess(self, view: ServerView) -> Mapping[int, Tensor]:
+        """Returns the score of each class for each client; classes that it has are larger."""
+        found: dict[int, Tensor] = {}
+        for sight in filter(_usable, view.rounds):
+            view.clock.check()
+            updates = [update for update in sight.updates if BIAS in update.delta]
+            evidence = standardised(torch.stack([update.delta[BIAS] for update in updates]))
+            if all(WEIGHT in update.delta for update in updates):
+                rows = torch.stack([update.delta[WEIGHT] for update in updates])
+                evidence = evidence + standardised(along_the_mean(rows))
+            for update, scores in zip(updates, evidence, strict=True):
+                found[update.client] = found.get(update.client, 0) + scores
+        return found
+
+    def score(self, guess: Mapping[int, Tensor], truth: Truth) -> Sequence[Figure]:
+        """Returns how well scores tell classes that a client has from those that it has not."""
+        present = torch.cat(
+            [
+                torch.bincount(truth.labels[client], minlength=len(scores)) > 0
+                for client, scores in guess.items()
+            ]
+        )
+        scores = torch.cat(list(guess.values()))
+        told = bool(present.any() and not present.all())  # otherwise there is nothing to tell
+        area = 100 * area_under_curve(scores[present], scores[~present]) if told else 50.0
+        return [
+            Figure(name=AREA, value=area, floor=50, ceiling=100),
+            Figure(name=ABSENT, value=int((~present).sum()), unit=""),
+        ]
+
+
+def _usable(sight: Sight) -> bool:
+    return sum(BIAS in update.delta for update in sight.updates) >= FEWEST_CLIENTS
+
+
+def standardised(changes: Tensor) -> Tensor:
+    """Returns how far each client is from the mean of a class, in standard deviations.
+
+    The standard deviation is over all clients and classes.
+
+    Args:
+        changes: A number for each client and class, (K, L).
+
+    Example:
+        >>> standardised(torch.tensor([[3.0, 3.0], [1.0, 1.0]])).tolist()
+        [[1.0, 1.0], [-1.0, -1.0]]
+    """
+    away = changes.double() - changes.double().mean(dim=0)
+    spread = away.square().mean().sqrt()
+    return away / spread if spread > 0 else away
+
+
+def along_the_mean(rows: Tensor) -> Tensor:
+    """Returns how far each client moved the weight of a class in the direction of all clients.
+
+    The direction of a class is the mean change of its row over all clients, minus the mean over all
+    classes. A client with images of the class moves further along it than a client without.
+
+    Args:
+        rows: The changes of the head's weight, (K, L, W).
+
+    Returns:
+        The lengths, float64 (K, L).
+    """
+    centred = rows.double() - rows.double().mean(dim=1, keepdim=True)
+    direction = centred.mean(dim=0)
+    unit = direction / direction.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    lengths: Tensor = (centred * unit).sum(dim=2)
+    return lengths
