@@ -25,6 +25,7 @@ ATTACKS: Mapping[str, str] = {
     "membership_loss": "fl_vitlora.attacks.membership_loss:MembershipLoss",
     "membership_rounds": "fl_vitlora.attacks.membership_rounds:MembershipRounds",
     "class_presence": "fl_vitlora.attacks.class_presence:ClassPresence",
+    "position_closed_form": "fl_vitlora.attacks.position_closed_form:PositionClosedForm",
 }
 
 
