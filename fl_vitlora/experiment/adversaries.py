@@ -252,14 +252,7 @@ def candidates_of(run: AttackedRun) -> Candidates:
     """
     model = run.backbone.model
     if set(methods.trainable(model)) != set(run.final):
-        nothing = torch.empty(0, dtype=torch.int64)
-        return Candidates(
-            logits=torch.empty(0, len(run.class_names)),
-            images=run.known.images[:0],
-            labels=nothing,
-            owners=nothing,
-            members=nothing.bool(),
-        )
+        return _no_candidates(run)
     logits, images, labels, owners, members = [], list[Tensor](), [], [], []
     plain = policies.computes_on_plain(run.config)
     most = math.ceil(CANDIDATES / run.config.clients)
@@ -287,6 +280,17 @@ def candidates_of(run: AttackedRun) -> Candidates:
         labels=torch.cat(labels),
         owners=torch.cat(owners),
         members=torch.cat(members),
+    )
+
+
+def _no_candidates(run: AttackedRun) -> Candidates:
+    nothing = torch.empty(0, dtype=torch.int64)
+    return Candidates(
+        logits=torch.empty(0, len(run.class_names)),
+        images=run.known.images[:0],
+        labels=nothing,
+        owners=nothing,
+        members=nothing.bool(),
     )
 
 

@@ -33,6 +33,7 @@ from fl_vitlora.config import Config
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.encryption.cipher import Cipher
 from fl_vitlora.encryption.holder import KeyHolder, client_party
+from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.federation.observer import Sight
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models import backbone
@@ -130,24 +131,8 @@ def _run(name: str, own: int, given: Mapping[str, Any]) -> AttackedRun:
         reader=origin,
         images=known.images,
     )
-    rounds = _rounds(config, built, shards)
-    labels = torch.arange(CANDIDATES) % CLASSES
-    logits = torch.randn(CANDIDATES, CLASSES, generator=generator(0, "answers"))
     views: dict[type[View], Sequence[View]] = {
-        ServerView: [ServerView(public=public, reader=reader, rounds=rounds)],
-        InformedServerView: [
-            InformedServerView(
-                public=public,
-                reader=reader,
-                rounds=rounds,
-                model=built.model,
-                images=made_up_images(CANDIDATES, KNOWN).images,
-                labels=labels,
-                owners=torch.arange(CANDIDATES) % CLIENTS,
-            )
-        ],
-        OutsiderView: [OutsiderView(public=public, reader=reader)],
-        UserView: [UserView(public=public, logits=logits, labels=labels)],
+        **_views_of_the_model(public, reader, built, _rounds(config, built, shards)),
         **{
             kind: [
                 kind(
@@ -163,6 +148,30 @@ def _run(name: str, own: int, given: Mapping[str, Any]) -> AttackedRun:
         },
     }
     return AttackedRun(name=name, views=views, truth=_truth(holder, plain, known.images))
+
+
+def _views_of_the_model(
+    public: Public, reader: PatchReader, built: Backbone, rounds: Sequence[Sight]
+) -> dict[type[View], Sequence[View]]:
+    """Returns what those adversaries have that see models and updates, but no shard."""
+    labels = torch.arange(CANDIDATES) % CLASSES
+    logits = torch.randn(CANDIDATES, CLASSES, generator=generator(0, "answers"))
+    return {
+        ServerView: [ServerView(public=public, reader=reader, rounds=rounds)],
+        InformedServerView: [
+            InformedServerView(
+                public=public,
+                reader=reader,
+                rounds=rounds,
+                model=built.model,
+                images=made_up_images(CANDIDATES, KNOWN).images,
+                labels=labels,
+                owners=torch.arange(CANDIDATES) % CLIENTS,
+            )
+        ],
+        OutsiderView: [OutsiderView(public=public, reader=reader)],
+        UserView: [UserView(public=public, logits=logits, labels=labels)],
+    }
 
 
 def _rounds(config: Config, built: Backbone, shards: Sequence[Shard]) -> list[Sight]:
