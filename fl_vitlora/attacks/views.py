@@ -218,12 +218,10 @@ class UserView(View):
 
 ADVERSARIES: tuple[type[View], ...] = (
     ServerView,
-    WorkerView,
-    ThiefView,
-    InsiderView,
     InformedServerView,
     WorkerView,
     ThiefView,
+    InsiderView,
     OutsiderView,
     UserView,
 )

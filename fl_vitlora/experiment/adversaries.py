@@ -19,8 +19,8 @@ from fl_vitlora.adaptation import policies
 from fl_vitlora.attacks.key_search.three_steps import three_steps
 from fl_vitlora.attacks.truth import Opened, Owned, Truth
 from fl_vitlora.attacks.views import (
-    InsiderView,
     InformedServerView,
+    InsiderView,
     OutsiderView,
     Public,
     ServerView,

@@ -307,7 +307,7 @@ def _views(kind: Kind) -> Iterator[tuple[AttackedRun, View]]:
     """Yields each made-up run with a copy of the view of each adversary of the attack."""
     for run in attacked_runs():
         for adversary in kind.adversaries:
-            for view in run.views[adversary]:
+            for view in run.views.get(adversary, ()):
                 yield run, copy.deepcopy(view)
 
 

@@ -21,6 +21,7 @@ from fl_vitlora.attacks.key_search.three_steps import three_steps
 from fl_vitlora.attacks.truth import Owned, Truth
 from fl_vitlora.attacks.views import (
     InformedServerView,
+    InsiderView,
     OutsiderView,
     Public,
     ServerView,
@@ -46,6 +47,7 @@ from fl_vitlora.training.local import LocalTask, train
 
 CLIENTS, CLASSES, OWN, KNOWN = 5, 4, 8, 120  # images of a client, images that everyone has
 SIDE, BLOCK, CANDIDATES = 16, 4, 240
+INSIDE = 4  # images of a client that an insider knows
 VICTIMS = 2  # clients whose worker and thief attack them
 NO_SEED = 0  # views have settings without the seed
 
@@ -146,6 +148,16 @@ def _run(name: str, own: int, given: Mapping[str, Any]) -> AttackedRun:
             ]
             for kind in (WorkerView, ThiefView)
         },
+        InsiderView: [
+            InsiderView(
+                public=public,
+                reader=reader,
+                client=0,
+                images=shards[0].images,
+                labels=shards[0].labels,
+                known=plain[0].images[:INSIDE],
+            )
+        ],
     }
     return AttackedRun(name=name, views=views, truth=_truth(holder, plain, known.images))
 
