@@ -131,6 +131,7 @@ def _run(name: str, own: int, given: Mapping[str, Any]) -> AttackedRun:
         classes=CLASSES,
         patch_size=BLOCK,
         reader=origin,
+        cipher=cipher,
         images=known.images,
     )
     views: dict[type[View], Sequence[View]] = {
