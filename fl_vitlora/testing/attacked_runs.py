@@ -47,7 +47,7 @@ from fl_vitlora.training.local import LocalTask, train
 
 CLIENTS, CLASSES, OWN, KNOWN = 5, 4, 8, 120  # images of a client, images that everyone has
 SIDE, BLOCK, CANDIDATES = 16, 4, 240
-INSIDE = 4  # images of a client that an insider knows
+INSIDE = 6  # images of a client that an insider knows
 VICTIMS = 2  # clients whose worker and thief attack them
 NO_SEED = 0  # views have settings without the seed
 
@@ -133,6 +133,7 @@ def _run(name: str, own: int, given: Mapping[str, Any]) -> AttackedRun:
         reader=origin,
         cipher=cipher,
         images=known.images,
+        labels=known.labels,
     )
     views: dict[type[View], Sequence[View]] = {
         **_views_of_the_model(public, reader, built, _rounds(config, built, shards)),
