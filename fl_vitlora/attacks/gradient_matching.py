@@ -7,8 +7,9 @@ that give the same gradient, in three ways: least squares within the span of the
 takes the one whose gradient is nearest. The images are ciphertext; they are plain where updates are
 sent in plain coordinates (``finetuning.patch_embedding=aligned``).
 
-A batch of many images has more unknowns than the gradient tells. An update of more than `LARGEST`
-images is attacked as if it were that of one image of the commonest class.
+A batch of many images has more unknowns than the gradient tells. If all updates have more than
+`LARGEST` images, only one of them is attacked, as if it were that of one image of its commonest
+class, and the search is short.
 
 B images, C channels, H × W pixels.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import mean
 
@@ -28,7 +29,7 @@ from fl_vitlora.attacks.contract import Attack
 from fl_vitlora.attacks.inversion.comparison import likeness, of_same_classes
 from fl_vitlora.attacks.inversion.distances import residuals
 from fl_vitlora.attacks.inversion.first_order import Variant, match
-from fl_vitlora.attacks.inversion.in_span import SpanProblem, reconstruct
+from fl_vitlora.attacks.inversion.in_span import POINTS, SpanProblem, reconstruct
 from fl_vitlora.attacks.inversion.observed import Observed, most_telling
 from fl_vitlora.attacks.inversion.similarity import WINDOW
 from fl_vitlora.attacks.inversion.simulated import simulated
@@ -38,6 +39,7 @@ from fl_vitlora.attacks.views import Public, ServerView
 from fl_vitlora.finetuning import methods
 
 LARGEST = 8  # images that are reconstructed together
+SHORT = 20  # steps of the published ways in a short search
 DRAWS = 10  # other images with which a guess is compared
 PARAMETERS, PATCHES = 5_000_000, 64  # of the largest model that is attacked
 SPAN = "least squares"
@@ -82,7 +84,7 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
         seconds: How long the search lasts at most, in seconds. Clients that have not had their turn
             by then are left out, and a search that lasts until then ends where it is. So a slower
             machine may find less.
-        steps: The largest number of steps of least squares with all unknowns.
+        steps: The largest number of steps of least squares with all unknowns; 0 for a short search.
         published_steps: The number of steps of each of the two published ways.
     """
 
@@ -114,9 +116,11 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
         for observed in most_telling(view.rounds, view.public, methods.rates(view.model)):
             problem = problem_of(view.model, observed, view.public)
             tried += len(problem.classes)
-            if found and (tried > self.images or time.monotonic() >= end):
+            large = len(observed.classes) > LARGEST
+            if found and (large or tried > self.images or time.monotonic() >= end):
                 break
-            found.append(self._reconstructed(problem, observed.client, shape, end))
+            search = replace(self, steps=0, published_steps=SHORT) if large else self
+            found.append(search._reconstructed(problem, observed.client, shape, end))
         plain = view.public.settings.finetuning.patch_embedding == "aligned"
         return Reconstructions(found, plain)
 
@@ -157,7 +161,8 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
         for way in PUBLISHED:
             until = partial(_before, time.monotonic() + share)
             found[way] = match(problem, size, way, self.published_steps, until)
-        found[SPAN], _ = reconstruct(problem, self.steps, partial(_before, end))
+        points = POINTS if self.steps else 1
+        found[SPAN], _ = reconstruct(problem, self.steps, points, partial(_before, end))
         costs = {way: mismatch(problem, images) for way, images in found.items()}
         return Reconstruction(
             client=client,

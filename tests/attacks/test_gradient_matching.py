@@ -65,7 +65,7 @@ def test_one_step_of_descent_on_one_image_gives_the_image():
 
 
 def test_an_update_of_many_images_gives_none():
-    found = outcome(*observed(40), published_steps=5, steps=1)
+    found = outcome(*observed(40))
     assert found.verdict == "not"
 
 

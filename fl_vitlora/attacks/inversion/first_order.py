@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fl_vitlora.attacks.inversion.distances import cosine_distance, residuals
 from fl_vitlora.attacks.inversion.in_span import SpanProblem
+from fl_vitlora.attacks.inversion.least_squares import always
 from fl_vitlora.attacks.inversion.priors import seams, total_variation
 
 Variant = Literal["inverting gradients", "GradViT"]
@@ -30,16 +31,12 @@ FALLS = (3 / 8, 5 / 8, 7 / 8)
 VARIATION, SEAMS = 1e-2, 1e-2  # weights of the priors
 
 
-def _always() -> bool:
-    return True
-
-
 def match(
     problem: SpanProblem,
     shape: tuple[int, int, int],
     variant: Variant,
     steps: int,
-    may_go_on: Callable[[], bool] = _always,
+    may_go_on: Callable[[], bool] = always,
 ) -> Tensor:
     """Reconstructs images from a gradient, from a start of noise that is always the same.
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fl_vitlora.attacks.inversion.distances import residuals
-from fl_vitlora.attacks.inversion.least_squares import levenberg_marquardt
+from fl_vitlora.attacks.inversion.least_squares import always, levenberg_marquardt
 from fl_vitlora.attacks.inversion.simulated import Simulated
 from fl_vitlora.attacks.span import row_space
 from fl_vitlora.encryption.image_blocks import from_blocks
@@ -42,10 +42,6 @@ FINER = ((6, 10), (8, 8), (10, 6), (12, 6))  # dimensions and steps; all dimensi
 UNKNOWNS = 2048  # with more, the last dimensions of the span are left out
 
 GoOn = Callable[[], bool]
-
-
-def _always() -> bool:
-    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +91,15 @@ class SpanProblem:
 
 
 def reconstruct(
-    problem: SpanProblem, steps: int, may_go_on: GoOn = _always
+    problem: SpanProblem, steps: int, points: int = POINTS, may_go_on: GoOn = always
 ) -> tuple[Tensor, float]:
     """Reconstructs images from a gradient.
 
     Args:
         problem: The problem.
-        steps: The largest number of steps with all dimensions of the span.
+        steps: The largest number of steps with all dimensions of the span. With 0 the search ends
+            with the first `COARSE` dimensions.
+        points: The largest number of random points from which the search begins.
         may_go_on: A function that is asked before every step; the search ends if it returns False.
 
     Returns:
@@ -109,8 +107,8 @@ def reconstruct(
     """
     whole = row_space(problem.target[WEIGHT].flatten(1)).to(problem.target[WEIGHT].dtype)
     basis = whole[:, : max(1, UNKNOWNS // problem.patches)]
-    coefficients, cost = coarse(problem, basis[:, :COARSE], may_go_on)
-    finer = [(k, n) for k, n in FINER if k < basis.shape[1]]
+    coefficients, cost = coarse(problem, basis[:, :COARSE], points, may_go_on)
+    finer = [(k, n) for k, n in FINER if steps and k < basis.shape[1]]
     for dimensions, most in [*finer, (basis.shape[1], steps)]:
         rows = coefficients.reshape(problem.patches, -1)
         missing = rows.new_zeros(len(rows), dimensions - rows.shape[1])
@@ -119,19 +117,22 @@ def reconstruct(
     return problem.images(coefficients, basis).clamp(-1, 1), cost
 
 
-def coarse(problem: SpanProblem, basis: Tensor, may_go_on: GoOn = _always) -> tuple[Tensor, float]:
+def coarse(
+    problem: SpanProblem, basis: Tensor, points: int, may_go_on: GoOn = always
+) -> tuple[Tensor, float]:
     """Searches from random points, with few dimensions, until the least cost is found twice.
 
     Args:
         problem: The problem.
         basis: The dimensions, (D, k).
+        points: The largest number of random points.
         may_go_on: A function that is asked before every step.
 
     Returns:
         A pair: the best coefficients, (B·N·k,), and their sum of squares.
     """
     best, least = basis.new_zeros(problem.patches * basis.shape[1]), float("inf")
-    for number in range(POINTS):
+    for number in range(points):
         draw = torch.Generator().manual_seed(number)
         point = DEVIATION * torch.randn(len(best), generator=draw).to(basis)
         point, cost = problem.solve(point, basis, COARSE_STEPS, may_go_on)
@@ -149,7 +150,7 @@ def moved(
     basis: Tensor,
     found: tuple[Tensor, float],
     draw: torch.Generator,
-    may_go_on: GoOn = _always,
+    may_go_on: GoOn = always,
 ) -> tuple[Tensor, float]:
     """Leaves local minima: makes patches equal or swaps them, and searches on from there.
 

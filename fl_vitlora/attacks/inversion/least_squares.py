@@ -23,7 +23,8 @@ START, LEAST_RATIO, TRIALS, PATIENCE = 1e-2, 1e-4, 8, 2
 FLOOR = 1e-3  # smallest entry of D, as a share of its largest
 
 
-def _always() -> bool:
+def always() -> bool:
+    """Returns True: a search with this function ends by itself."""
     return True
 
 
@@ -35,7 +36,7 @@ def levenberg_marquardt(
     enough: float = 1e-8,
     slow: float = 0.0,
     columns: int = 64,
-    may_go_on: Callable[[], bool] = _always,
+    may_go_on: Callable[[], bool] = always,
 ) -> tuple[Tensor, float]:
     """Minimises the sum of the squares of residuals.
 
@@ -86,7 +87,7 @@ def levenberg_marquardt(
 
 
 def derivatives(
-    residuals: Residuals, point: Tensor, columns: int, may_go_on: Callable[[], bool] = _always
+    residuals: Residuals, point: Tensor, columns: int, may_go_on: Callable[[], bool] = always
 ) -> Tensor | None:
     """Returns the derivatives J of residuals at a point, (m, n).
 
