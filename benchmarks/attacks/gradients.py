@@ -2,11 +2,12 @@
 
 python -m benchmarks.attacks.gradients --cases "1 image" int4 --trials 3
 
-Every trial draws a new key and other digits. A federation of one client trains the bundled model
-for an epoch on 200 encrypted digits, so that head and LoRA are not zero. Then another client with
-the same key takes its steps on its own images, and the server attacks its update. The program
-prints one row for each case, with means over the trials. The floor is what other digits of the same
-class find under the same key. Nothing is downloaded.
+Every trial draws a new key and other digits. In a first round, eight clients take one step of plain
+descent on one image each, and their updates are averaged, so that the head is not zero. In the
+second round the server attacks the update of one client. In the case "trained" the first round is
+instead an epoch with the default settings on 200 images. The program prints one row for each case,
+with means over the trials. In brackets is what other digits of the same class find under the same
+key. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -49,19 +50,21 @@ from fl_vitlora.strategy import Update
 from fl_vitlora.training.local import LocalTask, train
 
 SHAPE, BLOCK, CLASSES = (3, 16, 16), 4, 10
+CLIENTS = 8  # in the first round
 BEFORE, OTHERS = 200, 200  # images of the round before, and images that give the floor
 STEP: Mapping[str, Any] = {
     "training.optimizer": "sgd",
     "training.learning_rate": 0.1,
     "training.batch_size": 100,
 }
-IMAGES, CODEC = "images", "codec"  # settings of a case that are no settings of a run
+IMAGES, CODEC, TRAINED = "images", "codec", "trained"  # not settings of a run, but of a case
 CASES: Mapping[str, Mapping[str, Any]] = {
     "1 image": {},
     "2 images": {IMAGES: 2},
     "4 images": {IMAGES: 4},
     "8 images": {IMAGES: 8},
     "72 images": {IMAGES: 72},
+    "trained": {TRAINED: True},
     "2 steps": {"training.epochs": 2},
     "4 steps": {"training.epochs": 4},
     "AdamW": {"training.optimizer": "adamw", "training.learning_rate": 0.02},
@@ -113,7 +116,7 @@ def trial(case: Given, attack: GradientMatching, number: int) -> list[Figure]:
         attack: The attack.
         number: The number of the trial, which decides which images are used.
     """
-    given = {path: value for path, value in case.items() if path not in (IMAGES, CODEC)}
+    given = {path: value for path, value in case.items() if path not in (IMAGES, CODEC, TRAINED)}
     config = configuration.load(None, {"clients": 1, "rounds": 2, **STEP, **given})
     keys = key_holder(
         config, patch_size=BLOCK, image_shape=SHAPE, secret=secrets.token_bytes(SECRET_BYTES)
@@ -132,7 +135,8 @@ def trial(case: Given, attack: GradientMatching, number: int) -> list[Figure]:
 
     backbone = prepare_model(config, CLASSES, "cpu")
     reader = reader_of(backbone)
-    start = warmed(backbone, encrypted(before))
+    first = after_defaults if case.get(TRAINED) else after_single_images
+    start = first(backbone, encrypted(before))
     sight = updated(config, backbone, start, encrypted(own), case.get(CODEC))
     known = Public(
         settings=config,
@@ -155,8 +159,23 @@ def trial(case: Given, attack: GradientMatching, number: int) -> list[Figure]:
     return list(attack.score(attack.guess(view), truth))
 
 
-def warmed(backbone: Backbone, shard: Shard) -> State:
-    """Returns the tensors of a model that has trained for an epoch with the default settings."""
+def after_single_images(backbone: Backbone, shard: Shard) -> State:
+    """Returns the tensors after a round of clients with one image each."""
+    config = configuration.load(None, {"clients": CLIENTS, **STEP})
+    start = methods.export_state(backbone.model)
+    sights = [
+        updated(config, backbone, start, shard.take(torch.tensor([n])), None)
+        for n in range(CLIENTS)
+    ]
+    changes = [sight.updates[0].delta for sight in sights]
+    return {
+        name: tensor + torch.stack([change[name] for change in changes]).mean(dim=0)
+        for name, tensor in start.items()
+    }
+
+
+def after_defaults(backbone: Backbone, shard: Shard) -> State:
+    """Returns the tensors after an epoch with the default settings."""
     config = configuration.load(None, {}).training
     start = methods.export_state(backbone.model)
     return train(

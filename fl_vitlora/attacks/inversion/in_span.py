@@ -9,7 +9,8 @@ begins with few of them, and goes on with more:
 
 Pixels outside of [-1, 1] are residuals, too. The least squares have local minima, in which some
 patches are wrong. So the search tries moves: one patch becomes equal to another one, or two patches
-change places. It begins at several random points, until the least sum of squares is reached twice.
+change places. It begins at several random points, until the least sum of squares is small, or is
+reached twice.
 
 B images, N patches, D entries of a patch, r dimensions of the span.
 """
@@ -34,6 +35,7 @@ from fl_vitlora.models.reading import WEIGHT
 OUTSIDE = 0.05  # weight of pixels outside of [-1, 1]
 COARSE, COARSE_STEPS = 4, 30  # dimensions at the beginning, and steps from every random point
 DEVIATION = 0.3  # of the coefficients of a random point
+ENOUGH = 0.02  # sum of squares for each tensor at which no other random point is tried
 SLOW = 0.01  # a step is slow if it lowers the sum of squares by a smaller share
 POINTS, AGAIN = 6, 1.05  # most random points; two sums of squares within this factor are the same
 ROUNDS, BEST, MOVE_STEPS = 3, 2, 6  # rounds of moves, moves that are followed, and steps after each
@@ -120,7 +122,9 @@ def reconstruct(
 def coarse(
     problem: SpanProblem, basis: Tensor, points: int, may_go_on: GoOn = always
 ) -> tuple[Tensor, float]:
-    """Searches from random points, with few dimensions, until the least cost is found twice.
+    """Searches from random points, with few dimensions.
+
+    The search ends when the least cost is found twice, or is small.
 
     Args:
         problem: The problem.
@@ -140,7 +144,7 @@ def coarse(
         again = least / AGAIN < cost < least * AGAIN
         if cost < least:
             best, least = point, cost
-        if again or not may_go_on():
+        if again or least < ENOUGH * len(problem.target) or not may_go_on():
             break
     return best, least
 
