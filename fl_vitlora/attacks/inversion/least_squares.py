@@ -61,29 +61,39 @@ def levenberg_marquardt(
         [0.707, 0.707]
     """
     point, current = start, residuals(start)
-    cost, damping, growth, patience = float(current @ current), START, 2.0, PATIENCE
+    cost, damping, patience = float(current @ current), START, PATIENCE
     for _ in range(steps):
         if cost <= enough or not patience or not may_go_on():
             break
         jacobian = derivatives(residuals, point, columns, may_go_on)
         if jacobian is None:
             break
-        square, slope = jacobian.T @ jacobian, jacobian.T @ current
-        diagonal = square.diagonal().clamp(min=FLOOR * float(square.diagonal().max()))
-        for _ in range(TRIALS):
-            step = torch.linalg.solve(square + damping * torch.diag(diagonal), -slope)
-            there = residuals(point + step)
-            new, promised = float(there @ there), float(step @ (damping * diagonal * step - slope))
-            ratio = (cost - new) / promised
-            if ratio > LEAST_RATIO:
-                patience = patience - 1 if cost - new < slow * cost else PATIENCE
-                point, current, cost, growth = point + step, there, new, 2.0
-                damping *= max(1 / 5, 1 - (2 * ratio - 1) ** 3)
-                break
-            damping, growth = damping * growth, growth * 2
-        else:
+        better = _better(residuals, point, current, jacobian, damping)
+        if better is None:
             break
+        before = cost
+        point, current, damping = better
+        cost = float(current @ current)
+        patience = patience - 1 if before - cost < slow * before else PATIENCE
     return point, cost
+
+
+def _better(
+    residuals: Residuals, point: Tensor, current: Tensor, jacobian: Tensor, damping: float
+) -> tuple[Tensor, Tensor, float] | None:
+    """Returns a better point, its residuals and the next λ; None if no step is better."""
+    square, slope = jacobian.T @ jacobian, jacobian.T @ current
+    diagonal = square.diagonal().clamp(min=FLOOR * float(square.diagonal().max()))
+    cost, growth = float(current @ current), 2.0
+    for _ in range(TRIALS):
+        step = torch.linalg.solve(square + damping * torch.diag(diagonal), -slope)
+        there = residuals(point + step)
+        promised = float(step @ (damping * diagonal * step - slope))
+        ratio = (cost - float(there @ there)) / promised
+        if ratio > LEAST_RATIO:
+            return point + step, there, damping * max(1 / 5, 1 - (2 * ratio - 1) ** 3)
+        damping, growth = damping * growth, growth * 2
+    return None
 
 
 def derivatives(

@@ -40,8 +40,8 @@ def seams(images: Tensor, patch_size: int) -> Tensor:
         tensor(4.)
     """
     height, width = images.shape[-2:]
-    rows = torch.arange(patch_size, height, patch_size)
-    columns = torch.arange(patch_size, width, patch_size)
+    rows = torch.arange(patch_size, max(height, patch_size), patch_size)
+    columns = torch.arange(patch_size, max(width, patch_size), patch_size)
     steps = [
         (images[..., rows, :] - images[..., rows - 1, :]).flatten(),
         (images[..., columns] - images[..., columns - 1]).flatten(),
