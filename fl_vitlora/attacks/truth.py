@@ -17,6 +17,10 @@ from fl_vitlora.encryption.cipher import CipherKey
 T = TypeVar("T")
 
 
+def _no_labels() -> Tensor:
+    return torch.empty(0, dtype=torch.int64)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Owned:
     """What one client alone has.
@@ -26,12 +30,14 @@ class Owned:
         ciphertext: The same images as the client's worker has them.
         others: Plain images of the same kind on which no client trains, uint8 (m, C, H, W).
         others_ciphertext: The same images under the key of the client.
+        others_labels: Their labels, int64 (m,); empty if they are not known.
     """
 
     plain: Tensor = field(repr=False)
     ciphertext: Tensor = field(repr=False)
     others: Tensor = field(repr=False)
     others_ciphertext: Tensor = field(repr=False)
+    others_labels: Tensor = field(default_factory=_no_labels, repr=False)
 
 
 def _nobody() -> Tensor:

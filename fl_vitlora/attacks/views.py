@@ -90,11 +90,15 @@ class ServerView(View):
     Attributes:
         rounds: The data of each recorded round, in order. Under secure aggregation they have only
             the mean of all updates. They are empty if the run did not record its updates.
+        model: The model with its frozen weights, in the coordinates of the server. Its trained
+            tensors are those of the public model; those of a round are in `rounds`. None if the
+            server does not have the patch and position embedding.
     """
 
     adversary: ClassVar[str] = "server"
 
     rounds: Sequence[Sight] = ()
+    model: nn.Module | None = field(default=None, repr=False)
 
     def lacks_updates(self) -> str:
         """Returns why the server has no updates; the text is empty if it has some."""

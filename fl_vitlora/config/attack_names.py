@@ -22,6 +22,7 @@ ATTACKS: Mapping[str, str] = {
     "brightness_flip": "fl_vitlora.attacks.brightness_flip:BrightnessFlip",
     "block_jigsaw": "fl_vitlora.attacks.block_jigsaw:BlockJigsaw",
     "span": "fl_vitlora.attacks.span:PatchSpan",
+    "gradient_matching": "fl_vitlora.attacks.gradient_matching:GradientMatching",
     "membership_loss": "fl_vitlora.attacks.membership_loss:MembershipLoss",
     "membership_rounds": "fl_vitlora.attacks.membership_rounds:MembershipRounds",
     "class_presence": "fl_vitlora.attacks.class_presence:ClassPresence",

@@ -135,6 +135,7 @@ class Adversaries:
             public=self.public,
             reader=self.run.final_reader() if seen else None,
             rounds=self.run.rounds,
+            model=self._model_of_server() if seen else None,
         )
 
     def _informed_server(self) -> InformedServerView:
@@ -153,6 +154,11 @@ class Adversaries:
             labels=found.labels,
             owners=found.owners,
         )
+
+    def _model_of_server(self) -> nn.Module:
+        model = copy.deepcopy(self.run.backbone.model)
+        put_reader(model, self.run.start)
+        return model
 
     def _outsider(self) -> OutsiderView:
         return OutsiderView(public=self.public, reader=self.run.final_reader())
@@ -210,6 +216,7 @@ class Adversaries:
             ciphertext=shard.images,
             others=others,
             others_ciphertext=self.run.holder.encrypt(others, party, "test"),
+            others_labels=self.run.known.labels[:OTHERS],
         )
 
     def _key(self, client: int) -> CipherKey:

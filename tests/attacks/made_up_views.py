@@ -87,8 +87,11 @@ def public(
     )
 
 
-def truth(keys: KeyHolder, plain: Sequence[Shard], others: Tensor) -> Truth:
+def truth(
+    keys: KeyHolder, plain: Sequence[Shard], others: Tensor, others_labels: Tensor | None = None
+) -> Truth:
     """Returns the secrets of clients, who hold these plain images."""
+    known = torch.empty(0, dtype=torch.int64) if others_labels is None else others_labels
     found, owned = {}, {}
     labels = {client: shard.labels for client, shard in enumerate(plain)}
     for client, shard in enumerate(plain):
@@ -101,6 +104,7 @@ def truth(keys: KeyHolder, plain: Sequence[Shard], others: Tensor) -> Truth:
             ciphertext=keys.encrypt(shard.images, party),
             others=others,
             others_ciphertext=keys.encrypt(others, party, "test"),
+            others_labels=known,
         )
     return Truth(keys=found, labels=labels, owned=owned)
 

@@ -1,0 +1,270 @@
+"""Reconstructs the images of a client from its update: images whose gradient is the observed one.
+
+The server knows the model that it sent, and the method, the optimiser and the rate of the clients.
+The update tells the gradient (`inversion.observed`) and the labels. The attack looks for images
+that give the same gradient, in three ways: least squares within the span of the patches
+(`inversion.in_span`), and two published ways (`inversion.first_order`). Of the three guesses it
+takes the one whose gradient is nearest. The images are ciphertext; they are plain where updates are
+sent in plain coordinates (``finetuning.patch_embedding=aligned``).
+
+A batch of many images has more unknowns than the gradient tells. If all updates have more than
+`LARGEST` images, only one of them is attacked, as if it were that of one image of its commonest
+class, and the search is short.
+
+B images, C channels, H × W pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from statistics import mean
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.attacks.contract import Attack
+from fl_vitlora.attacks.inversion.comparison import likeness, of_same_classes
+from fl_vitlora.attacks.inversion.distances import residuals
+from fl_vitlora.attacks.inversion.first_order import Variant, match
+from fl_vitlora.attacks.inversion.in_span import POINTS, SpanProblem, reconstruct
+from fl_vitlora.attacks.inversion.observed import Observed, most_telling
+from fl_vitlora.attacks.inversion.similarity import WINDOW
+from fl_vitlora.attacks.inversion.simulated import simulated
+from fl_vitlora.attacks.results import Figure
+from fl_vitlora.attacks.truth import Owned, Truth
+from fl_vitlora.attacks.views import Public, ServerView
+from fl_vitlora.finetuning import methods
+
+LARGEST = 8  # images that are reconstructed together
+SHORT = 20  # steps of the published ways in a short search
+DRAWS = 10  # other images with which a guess is compared
+PARAMETERS, PATCHES = 5_000_000, 64  # of the largest model that is attacked
+SPAN = "least squares"
+PUBLISHED: tuple[Variant, ...] = ("inverting gradients", "GradViT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """The guessed images of one client.
+
+    Attributes:
+        client: The number of the client.
+        classes: The guessed labels, int64 (B,).
+        images: For each way of search, the images with pixels in [0, 255], (B, C, H, W).
+        chosen: The way whose images have the gradient that is nearest to the observed one.
+    """
+
+    client: int
+    classes: Tensor
+    images: Mapping[str, Tensor] = field(repr=False)
+    chosen: str
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """A guess: the images of some clients.
+
+    Attributes:
+        found: One entry for each attacked client.
+        plain: True if the updates are sent in plain coordinates.
+    """
+
+    found: Sequence[Reconstruction]
+    plain: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientMatching(Attack[ServerView, Reconstructions]):
+    """The attack, on the update of each client that tells most about its images.
+
+    Attributes:
+        seconds: How long the search lasts at most, in seconds. Clients that have not had their turn
+            by then are left out, and a search that lasts until then ends where it is. So a slower
+            machine may find less.
+        steps: The largest number of steps of least squares with all unknowns; 0 for a short search.
+        published_steps: The number of steps of each of the two published ways.
+    """
+
+    adversaries = (ServerView,)
+    goal = "The images of a client, from the gradient that its update tells."
+
+    seconds: float = 180.0
+    steps: int = 60
+    published_steps: int = 200
+
+    def lacks(self, view: ServerView) -> str:
+        """Returns why the server cannot simulate the gradient of a single client's patches."""
+        if reason := view.lacks_single_updates():
+            return reason
+        changes = [change for _, change in view.patch_embedding_changes()]
+        if not changes:
+            return "no client sends a patch embedding"
+        if not any(change.any() for change in changes):
+            return "the patch embedding has no gradient while the head is zero; record more rounds"
+        if changes[0].ndim == 3:
+            return "every patch has a kernel of its own"
+        return _lacks_model(view)
+
+    def guess(self, view: ServerView) -> Reconstructions:
+        """Returns the images of as many clients as `images` and `seconds` allow."""
+        assert view.model is not None
+        end, shape = time.monotonic() + self.seconds, view.public.images.shape[1:]
+        found, tried = list[Reconstruction](), 0
+        for observed in most_telling(view.rounds, view.public, methods.rates(view.model)):
+            problem = problem_of(view.model, observed, view.public)
+            tried += len(problem.classes)
+            large = len(observed.classes) > LARGEST
+            if found and (large or tried > self.images or time.monotonic() >= end):
+                break
+            search = replace(self, steps=0, published_steps=SHORT) if large else self
+            found.append(search._reconstructed(problem, observed.client, shape, end))
+        plain = view.public.settings.finetuning.patch_embedding == "aligned"
+        return Reconstructions(found, plain)
+
+    def score(self, guess: Reconstructions, truth: Truth) -> Sequence[Figure]:
+        """Returns how like the images of the clients the guesses are, beside other images."""
+        found = [Compared.of(one, truth.owned[one.client], guess.plain) for one in guess.found]
+        similarity, error = (mean(one.found[n] for one in found) for n in (0, 1))
+        usual, usual_error = (mean(one.usual[n] for one in found) for n in (0, 1))
+        return [
+            Figure(
+                name="structural similarity (SSIM)",
+                value=100 * similarity,
+                floor=100 * usual,
+                ceiling=100,
+            ),
+            Figure(
+                name="mean error of a pixel (of 255)",
+                value=error,
+                unit="",
+                floor=usual_error,
+                ceiling=0,
+            ),
+            *(
+                Figure(name=f"SSIM by {way}", value=100 * mean(one.ways[way] for one in found))
+                for way in (SPAN, *PUBLISHED)
+            ),
+            Figure(name="SSIM of noise", value=100 * mean(one.noise for one in found)),
+            Figure(
+                name="images tried", value=sum(len(one.classes) for one in guess.found), unit=""
+            ),
+        ]
+
+    def _reconstructed(
+        self, problem: SpanProblem, client: int, shape: torch.Size, end: float
+    ) -> Reconstruction:
+        size, found = (int(shape[0]), int(shape[1]), int(shape[2])), dict[str, Tensor]()
+        share = max(0.0, end - time.monotonic()) / 8  # most of the time for the published ways
+        for way in PUBLISHED:
+            until = partial(_before, time.monotonic() + share)
+            found[way] = match(problem, size, way, self.published_steps, until)
+        points = POINTS if self.steps else 1
+        found[SPAN], _ = reconstruct(problem, self.steps, points, partial(_before, end))
+        costs = {way: mismatch(problem, images) for way, images in found.items()}
+        return Reconstruction(
+            client=client,
+            classes=problem.classes,
+            images={way: (images + 1) * 127.5 for way, images in found.items()},
+            chosen=min(costs, key=lambda way: costs[way]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """How like the images of a client the guesses are, as similarity and mean error.
+
+    Attributes:
+        found: For the chosen guess.
+        usual: For other images of the same classes under the same key, the mean of `DRAWS` choices.
+        ways: The similarity of the guess of each way of search.
+        noise: The similarity of random pixels.
+    """
+
+    found: tuple[float, float]
+    usual: tuple[float, float]
+    ways: Mapping[str, float]
+    noise: float
+
+    @classmethod
+    def of(cls, guess: Reconstruction, owned: Owned, plain: bool) -> Compared:
+        """Compares the guess of a client's images with these images."""
+        own = owned.plain if plain else owned.ciphertext
+        others = owned.others if plain else owned.others_ciphertext
+        usual = [
+            likeness(of_same_classes(guess.classes, others, owned.others_labels, number), own)
+            for number in range(DRAWS)
+        ]
+        chosen = guess.images[guess.chosen]
+        noise = torch.rand(chosen.shape, generator=torch.Generator().manual_seed(0)) * 255
+        return cls(
+            found=likeness(chosen, own),
+            usual=(mean(one[0] for one in usual), mean(one[1] for one in usual)),
+            ways={way: likeness(images, own)[0] for way, images in guess.images.items()},
+            noise=likeness(noise, own)[0],
+        )
+
+
+def problem_of(model: nn.Module, observed: Observed, public: Public) -> SpanProblem:
+    """Returns the problem of least squares for an update.
+
+    Args:
+        model: The model of the server.
+        observed: The gradient that the update tells.
+        public: The settings of the run.
+    """
+    own = simulated(model, observed.model, public.settings.training.label_smoothing)
+    height, width = public.images.shape[-2:]
+    classes = observed.classes
+    if len(classes) > LARGEST:
+        classes = classes.mode().values.reshape(1)
+    return SpanProblem(
+        model=own,
+        target={name: g for name, g in observed.gradient.items() if name in own.names.values()},
+        exact=observed.exact and len(classes) == len(observed.classes),
+        classes=classes,
+        size=(int(height), int(width)),
+        patch_size=public.patch_size,
+    )
+
+
+def mismatch(problem: SpanProblem, images: Tensor) -> float:
+    """Returns the squared residuals of the gradient of images, without any prior."""
+    gradient = problem.model.gradient(images, problem.classes)
+    return float(residuals(gradient, problem.target, problem.exact).square().sum())
+
+
+def _before(end: float) -> bool:
+    return time.monotonic() < end
+
+
+def _lacks_model(view: ServerView) -> str:
+    """Returns why the server cannot compute the gradients of a client; empty if it can."""
+    settings = view.public.settings
+    turned = settings.finetuning.patch_embedding == "aligned" and settings.encryption.steps
+    if turned and not settings.encryption.adapt:
+        return "clients read other coordinates than they send (aligned, not adapted)"
+    if min(view.public.images.shape[-2:]) < WINDOW:
+        return f"images of less than {WINDOW} pixels have no structural similarity"
+    if view.model is None:
+        return "the server has no complete model"
+    height, width = view.public.images.shape[-2:]
+    patches = (height // view.public.patch_size) * (width // view.public.patch_size)
+    if patches > PATCHES or sum(p.numel() for p in view.model.parameters()) > PARAMETERS:
+        return (
+            f"it takes hours for models of more than {PARAMETERS / 1e6:g} million parameters or "
+            f"{PATCHES} patches"
+        )
+    return "" if _complete(view) else "clients have matrices of lower ranks than the server"
+
+
+def _complete(view: ServerView) -> bool:
+    """Returns True if all updates have tensors of the shapes that the server has."""
+    return all(
+        change.shape == sight.model[name].shape
+        for sight in view.rounds
+        for update in sight.updates
+        for name, change in update.delta.items()
+    )

@@ -1,0 +1,1 @@
+"""The mathematics of reconstructing images from the gradient of a model."""

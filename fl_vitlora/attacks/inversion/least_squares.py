@@ -1,0 +1,125 @@
+"""The method of Levenberg and Marquardt: least squares of a function that is not linear.
+
+A step s solves (JᵀJ + λ·D)·s = -Jᵀr, where r are the residuals, J their derivatives, and D the
+diagonal of JᵀJ. λ falls after a step that does what the linear model promises, and rises after one
+that makes the residuals larger, which is not taken.
+
+Source: Marquardt, SIAM 1963; how λ changes: Nielsen, report IMM-REP-1999-05, DTU.
+
+m residuals, n unknowns.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+
+Residuals = Callable[[Tensor], Tensor]
+START, LEAST_RATIO, TRIALS, PATIENCE = 1e-2, 1e-4, 8, 2
+FLOOR = 1e-3  # smallest entry of D, as a share of its largest
+
+
+def always() -> bool:
+    """Returns True: a search with this function ends by itself."""
+    return True
+
+
+def levenberg_marquardt(
+    residuals: Residuals,
+    start: Tensor,
+    *,
+    steps: int,
+    enough: float = 1e-8,
+    slow: float = 0.0,
+    columns: int = 64,
+    may_go_on: Callable[[], bool] = always,
+) -> tuple[Tensor, float]:
+    """Minimises the sum of the squares of residuals.
+
+    Args:
+        residuals: A differentiable function from (n,) to (m,).
+        start: The point at which the search begins, (n,).
+        steps: The largest number of steps.
+        enough: The sum of squares at which the search ends.
+        slow: The search ends after `PATIENCE` steps in a row that lower the sum of squares by less
+            than this share.
+        columns: How many columns of J are computed at a time.
+        may_go_on: A function that is asked before every step and while derivatives are computed;
+            the search ends if it returns False.
+
+    Returns:
+        A pair: the point that was found, and its sum of squares.
+
+    Example:
+        >>> circle = lambda x: torch.stack([x @ x - 1, x[0] - x[1]])
+        >>> point, rest = levenberg_marquardt(circle, torch.tensor([2.0, 0.5]), steps=30)
+        >>> [round(number, 3) for number in point.tolist()]
+        [0.707, 0.707]
+    """
+    point, current = start, residuals(start)
+    cost, damping, patience = float(current @ current), START, PATIENCE
+    for _ in range(steps):
+        if cost <= enough or not patience or not may_go_on():
+            break
+        jacobian = derivatives(residuals, point, columns, may_go_on)
+        if jacobian is None:
+            break
+        better = _better(residuals, point, current, jacobian, damping)
+        if better is None:
+            break
+        before = cost
+        point, current, damping = better
+        cost = float(current @ current)
+        patience = patience - 1 if before - cost < slow * before else PATIENCE
+    return point, cost
+
+
+def _better(
+    residuals: Residuals, point: Tensor, current: Tensor, jacobian: Tensor, damping: float
+) -> tuple[Tensor, Tensor, float] | None:
+    """Returns a better point, its residuals and the next λ; None if no step is better."""
+    square, slope = jacobian.T @ jacobian, jacobian.T @ current
+    diagonal = square.diagonal().clamp(min=FLOOR * float(square.diagonal().max()))
+    cost, growth = float(current @ current), 2.0
+    for _ in range(TRIALS):
+        step = torch.linalg.solve(square + damping * torch.diag(diagonal), -slope)
+        there = residuals(point + step)
+        promised = float(step @ (damping * diagonal * step - slope))
+        ratio = (cost - float(there @ there)) / promised
+        if ratio > LEAST_RATIO:
+            return point + step, there, damping * max(1 / 5, 1 - (2 * ratio - 1) ** 3)
+        damping, growth = damping * growth, growth * 2
+    return None
+
+
+def derivatives(
+    residuals: Residuals, point: Tensor, columns: int, may_go_on: Callable[[], bool] = always
+) -> Tensor | None:
+    """Returns the derivatives J of residuals at a point, (m, n).
+
+    Args:
+        residuals: A differentiable function from (n,) to (m,).
+        point: The point, (n,).
+        columns: How many columns of J are computed at a time.
+        may_go_on: A function that is asked before each group of columns. If it returns False, the
+            result is None.
+    """
+
+    def along(direction: Tensor) -> Tensor:
+        found: Tensor = jvp(residuals, (point,), (direction,))[1]
+        return found
+
+    found = list[Tensor]()
+    for some in torch.split(torch.eye(len(point), dtype=point.dtype), columns):
+        if not may_go_on():
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # PyTorch's own use of what it deprecates
+            found.append(vmap(along)(some))
+    return torch.cat(found).T

@@ -1,0 +1,92 @@
+"""The update of one image betrays the image; sums, and updates of many images, do not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fl_vitlora.attacks.gradient_matching import PUBLISHED, SPAN, GradientMatching
+from fl_vitlora.attacks.results import Outcome
+from fl_vitlora.attacks.truth import Truth
+from fl_vitlora.attacks.views import ServerView
+from fl_vitlora.federation.observer import Sight
+from fl_vitlora.models.reading import WEIGHT
+from fl_vitlora.strategy import SEVERAL, Update
+from tests.attacks.made_up_views import (
+    digits,
+    encrypted,
+    holder,
+    model_of,
+    named,
+    public,
+    settings,
+    start_of,
+    trained_round,
+    truth,
+)
+
+DESCENT: dict[str, Any] = {"training__optimizer": "sgd", "training__learning_rate": 0.1}
+SSIM, ERROR = "structural similarity (SSIM)", "mean error of a pixel (of 255)"
+KNOWN = digits(600, 640)
+
+
+def observed(images: int, *, head: bool = True, **given: Any) -> tuple[ServerView, Truth]:
+    """Lets a client take a step on its images; returns what the server sees, and the truth."""
+    config = settings(**{**DESCENT, "training__batch_size": 100, **given})
+    backbone, reader = model_of(config)
+    keys, plain = holder(config), digits(0, images)
+    shards = {0: encrypted(plain, keys, 0)}
+    sight = trained_round(config, backbone, start_of(backbone, head=head), shards)
+    view = ServerView(
+        public=public(config, KNOWN.images, reader), rounds=[sight], model=backbone.model
+    )
+    return view, truth(keys, [plain], KNOWN.images, KNOWN.labels)
+
+
+def outcome(view: ServerView, true: Truth, **given: Any) -> Outcome:
+    attack = GradientMatching(**given)
+    assert attack.lacks(view) == ""
+    figures = attack.score(attack.guess(view), true)
+    return Outcome(attack="", adversary="", figures=figures)
+
+
+@pytest.mark.slow
+def test_one_step_of_descent_on_one_image_gives_the_image():
+    found = outcome(*observed(1), published_steps=20, seconds=3000)
+    figures = named(found.figures)
+    assert found.verdict == "recovered"
+    assert figures[SSIM].value > 99
+    assert figures[ERROR].value < 1
+    assert figures[f"SSIM by {SPAN}"].value == figures[SSIM].value
+    assert max(figures[f"SSIM by {way}"].value for way in PUBLISHED) < 95
+
+
+def test_an_update_of_many_images_gives_none():
+    found = outcome(*observed(40))
+    assert found.verdict == "not"
+
+
+def test_what_a_server_does_not_have_is_told():
+    attack = GradientMatching()
+    view, _ = observed(1)
+    assert "no complete model" in attack.lacks(replace(view, model=None))
+    assert "--record-updates" in attack.lacks(replace(view, rounds=()))
+    assert "head is zero" in attack.lacks(observed(1, head=False)[0])
+    (sight,) = view.rounds
+    sums = [replace(update, client=SEVERAL) for update in sight.updates]
+    assert "sum of all" in attack.lacks(replace(view, rounds=[replace(sight, updates=sums)]))
+    without = Update(client=0, samples=1, loss=1.0, delta={"head.bias": torch.ones(10)})
+    silent = Sight(round=1, model=sight.model, updates=[without])
+    assert "no client sends" in attack.lacks(replace(view, rounds=[silent]))
+    smaller = replace(sight, model={**sight.model, WEIGHT: torch.zeros(8, 3, 4, 4)})
+    assert "lower ranks" in attack.lacks(replace(view, rounds=[smaller]))
+
+
+def test_the_search_ends_when_its_time_is_over_and_says_how_many_images_it_tried():
+    view, true = observed(2)
+    figures = named(outcome(view, true, seconds=0).figures)
+    assert figures["images tried"].value == 2
+    assert figures[SSIM].floor is not None
