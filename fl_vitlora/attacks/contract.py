@@ -57,12 +57,16 @@ class Attack(ABC, Generic[Seen, Guess]):
         goal: What the attack looks for, as one sentence.
         figures: The names of all figures that `score` can return. A user may set bounds on them
             (``--fail-if``).
-        images: The number of encrypted images that the attack may use, for attacks on ciphertext.
+        each_alone: True if the guess about an image follows from this image alone. Such an attack
+            may use more encrypted images than `images`, because they do not help each other.
+        images: The number of encrypted images that the attack may use together, for attacks on
+            ciphertext.
     """
 
     adversaries: ClassVar[tuple[type[View], ...]]
     goal: ClassVar[str]
     figures: ClassVar[tuple[str, ...]] = ()
+    each_alone: ClassVar[bool] = False
 
     images: int = 8
 

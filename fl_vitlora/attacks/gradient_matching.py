@@ -44,6 +44,9 @@ DRAWS = 10  # other images with which a guess is compared
 PARAMETERS, PATCHES = 5_000_000, 64  # of the largest model that is attacked
 SPAN = "least squares"
 PUBLISHED: tuple[Variant, ...] = ("inverting gradients", "GradViT")
+WAYS = (SPAN, *PUBLISHED)
+SIMILARITY, ERROR = "structural similarity (SSIM)", "mean error of a pixel (of 255)"
+NOISE, TRIED = "SSIM of noise", "images tried"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,7 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
 
     adversaries = (ServerView,)
     goal = "The images of a client, from the gradient that its update tells."
+    figures = (SIMILARITY, ERROR, *(f"SSIM by {way}" for way in WAYS), NOISE, TRIED)
 
     seconds: float = 180.0
     steps: int = 60
@@ -131,13 +135,13 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
         usual, usual_error = (mean(one.usual[n] for one in found) for n in (0, 1))
         return [
             Figure(
-                name="structural similarity (SSIM)",
+                name=SIMILARITY,
                 value=100 * similarity,
                 floor=100 * usual,
                 ceiling=100,
             ),
             Figure(
-                name="mean error of a pixel (of 255)",
+                name=ERROR,
                 value=error,
                 unit="",
                 floor=usual_error,
@@ -145,12 +149,10 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
             ),
             *(
                 Figure(name=f"SSIM by {way}", value=100 * mean(one.ways[way] for one in found))
-                for way in (SPAN, *PUBLISHED)
+                for way in WAYS
             ),
-            Figure(name="SSIM of noise", value=100 * mean(one.noise for one in found)),
-            Figure(
-                name="images tried", value=sum(len(one.classes) for one in guess.found), unit=""
-            ),
+            Figure(name=NOISE, value=100 * mean(one.noise for one in found)),
+            Figure(name=TRIED, value=sum(len(one.classes) for one in guess.found), unit=""),
         ]
 
     def _reconstructed(

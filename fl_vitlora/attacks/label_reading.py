@@ -61,6 +61,7 @@ class LabelReading(Attack[WorkerView | ThiefView, Reading]):
     adversaries = (WorkerView, ThiefView)
     goal = "The class that an image shows, from its ciphertext alone."
     figures = ("labels read",)
+    each_alone = True
 
     def lacks(self, view: WorkerView | ThiefView) -> str:
         """Returns why the adversary has no ciphertext, or nothing from which to learn."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fl_vitlora.config.attack_names import ATTACKS
+from fl_vitlora.config.attack_names import ON_REQUEST, USUAL
 
 
 def place(text: str) -> Path:
@@ -165,8 +165,8 @@ OTHER_FLAGS = {
         "NAMES",
         "Attacks that --attack carries out, with commas between them",
         {},
-        f"By default all of {', '.join(ATTACKS)}. An attack of your own is named "
-        "package.module:Class.",
+        f"By default all of {', '.join(USUAL)}. Not by default, because it takes minutes for each "
+        f"client: {', '.join(ON_REQUEST)}. An attack of your own is named package.module:Class.",
     ),
     "--images": OtherFlag(
         "N",

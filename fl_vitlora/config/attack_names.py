@@ -29,13 +29,17 @@ ATTACKS: Mapping[str, str] = {
     "position_closed_form": "fl_vitlora.attacks.position_closed_form:PositionClosedForm",
 }
 
+# Attacks that take minutes for each client. They are carried out only if ``--only`` names them.
+ON_REQUEST = ("gradient_matching",)
+USUAL = tuple(name for name in ATTACKS if name not in ON_REQUEST)
+
 
 def read_attacks(text: str | None) -> tuple[str, ...]:
     """Reads a list of attacks, as a user writes it after ``--only``.
 
     Args:
         text: Names in the table `ATTACKS`, or ``package.module:Class``, with commas between them.
-            None for all attacks of this project.
+            None for all attacks of this project but those in `ON_REQUEST`.
 
     Returns:
         The names, in the order in which they were written.
@@ -46,11 +50,11 @@ def read_attacks(text: str | None) -> tuple[str, ...]:
     Example:
         >>> read_attacks("span, label_counts")
         ('span', 'label_counts')
-        >>> read_attacks(None) == tuple(ATTACKS)
+        >>> read_attacks(None) == USUAL
         True
     """
     if text is None:
-        return tuple(ATTACKS)
+        return USUAL
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
         if name not in ATTACKS and not is_class(name):

@@ -14,13 +14,13 @@ from fl_vitlora.attacks.results import Figure
 from fl_vitlora.attacks.shelf import attack_of
 from fl_vitlora.attacks.truth import Truth
 from fl_vitlora.attacks.views import ServerView, View, WorkerView
-from fl_vitlora.config.attack_names import ATTACKS
+from fl_vitlora.config.attack_names import USUAL
 from fl_vitlora.testing.attack import RULES, AttackError, check_attack, findings
 
 ON_CIPHERTEXT = "uses no more encrypted images than it may"
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", USUAL)
 def test_an_attack_of_this_project_obeys_every_rule(name: str):
     found = findings(type(attack_of(name, images=1)))
     assert [finding.problem for finding in found if finding.problem] == []

@@ -23,7 +23,7 @@ from fl_vitlora.attacks.views import (
     WorkerView,
 )
 from fl_vitlora.config import Config
-from fl_vitlora.config.attack_names import ATTACKS
+from fl_vitlora.config.attack_names import USUAL
 from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.adversaries import SEALED, Adversaries, _pairs
@@ -34,7 +34,7 @@ from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.models.reading import WEIGHT
 from tests.whole_runs import execute
 
-ALL = tuple(ATTACKS)
+ALL = USUAL
 
 
 def opened(folder: Path) -> AttackedRun:
