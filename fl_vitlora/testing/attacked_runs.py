@@ -137,31 +137,37 @@ def _run(name: str, own: int, given: Mapping[str, Any]) -> AttackedRun:
     )
     views: dict[type[View], Sequence[View]] = {
         **_views_of_the_model(public, reader, built, _rounds(config, built, shards)),
-        **{
-            kind: [
-                kind(
-                    public=public,
-                    reader=reader,
-                    client=client,
-                    images=shard.images,
-                    labels=shard.labels,
-                )
-                for client, shard in enumerate(shards[: VICTIMS if not given else 1])
-            ]
-            for kind in (WorkerView, ThiefView)
-        },
-        InsiderView: [
-            InsiderView(
-                public=public,
-                reader=reader,
-                client=0,
-                images=shards[0].images,
-                labels=shards[0].labels,
-                known=plain[0].images[:INSIDE],
-            )
-        ],
+        **_views_of_shards(public, reader, shards[: VICTIMS if not given else 1], plain),
     }
     return AttackedRun(name=name, views=views, truth=_truth(holder, plain, known.images))
+
+
+def _views_of_shards(
+    public: Public, reader: PatchReader, shards: Sequence[Shard], plain: Sequence[Shard]
+) -> dict[type[View], Sequence[View]]:
+    """Returns what those adversaries have that see the shard of a client."""
+    views: dict[type[View], Sequence[View]] = {
+        kind: [
+            kind(
+                public=public,
+                reader=reader,
+                client=client,
+                images=shard.images,
+                labels=shard.labels,
+            )
+            for client, shard in enumerate(shards)
+        ]
+        for kind in (WorkerView, ThiefView)
+    }
+    insider = InsiderView(
+        public=public,
+        reader=reader,
+        client=0,
+        images=shards[0].images,
+        labels=shards[0].labels,
+        known=plain[0].images[:INSIDE],
+    )
+    return {**views, InsiderView: [insider]}
 
 
 def _views_of_the_model(
