@@ -23,6 +23,7 @@ from fl_vitlora.encryption.keys import derive_key, open_ring
 from fl_vitlora.encryption.storage_keys import of_secret
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.client_settings import SameForAll, client_settings
+from fl_vitlora.experiment.head_start import with_head_start
 from fl_vitlora.experiment.preparation import prepare_model, storage_keys
 from fl_vitlora.experiment.server_model import make_server
 from fl_vitlora.experiment.server_run import Run
@@ -84,7 +85,9 @@ def test_result_and_rounds_have_their_fields(finished: Finished) -> None:
 
 
 def test_resolved_config_reads_back_equal(finished: Finished) -> None:
-    assert configuration.load(str(finished.folder / "config.yaml")) == finished.config
+    strategy = strategies.load_for(finished.config)
+    decided = with_head_start(finished.config, strategy)
+    assert configuration.load(str(finished.folder / "config.yaml")) == decided
 
 
 def test_ledger_counts_every_byte_that_passed(finished: Finished) -> None:
