@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config, load
 from fl_vitlora.errors import UserError
-from fl_vitlora.federation import loop
+from fl_vitlora.federation import training_round
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.population.byzantine import hostile
 from fl_vitlora.population.faults import fault_of, strike, unreliable
@@ -125,7 +125,7 @@ def test_a_run_in_which_five_of_twenty_always_raise_is_the_run_of_the_other_fift
     failing = execute(folder, engine, faults__kinds=["raise"], faults__clients=5, **TWENTY)
     drawn = unreliable(failing.config)["raise"]
     others = [client for client in range(20) if client not in drawn]
-    monkeypatch.setattr(loop, "sample", lambda *given: others)
+    monkeypatch.setattr(training_round, "sample", lambda *given: others)
     fifteen = execute(alone, engine, encryption__key_file=str(folder / "owner.key"), **TWENTY)
 
     assert [line["participants"] for line in failing.lines] == [others, others]
