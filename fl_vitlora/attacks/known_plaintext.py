@@ -104,7 +104,7 @@ def map_of(plain: Tensor, ciphertext: Tensor, public: Public) -> PixelMap:
 
     Args:
         plain: Plain images, uint8 (Q, C, H, W).
-        ciphertext: The same images encrypted.
+        ciphertext: The ciphertext of these images, uint8 (Q, C, H, W).
         public: The settings of the run.
     """
     if public.no_common_order:

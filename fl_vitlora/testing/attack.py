@@ -28,6 +28,7 @@ from fl_vitlora.attacks.results import Figure
 from fl_vitlora.attacks.truth import Owned, Truth
 from fl_vitlora.attacks.views import ADVERSARIES, ShardView, View
 from fl_vitlora.config.attack_bounds import VERDICT
+from fl_vitlora.config.named_code import cause_of
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.testing import Finding
 from fl_vitlora.testing.attacked_runs import AttackedRun, attacked_runs
@@ -108,7 +109,7 @@ def _is_frozen(kind: Kind) -> None:
         made = kind(images=IMAGES)
     except Exception as error:
         raise AttackError(
-            f"the class cannot be made with images={IMAGES}: {_cause(error)}"
+            f"the class cannot be made with images={IMAGES}: {cause_of(error)}"
         ) from None
     if made.images != IMAGES:
         raise AttackError(f"made with images={IMAGES}, its `images` is {made.images}")
@@ -315,7 +316,7 @@ def _called(method: Callable[[Any], Any], argument: Any, run: AttackedRun, name:
     try:
         return method(argument)
     except Exception as error:
-        raise AttackError(f"{run.name}: `{name}` raises {_cause(error)}") from error
+        raise AttackError(f"{run.name}: `{name}` raises {cause_of(error)}") from error
 
 
 def _changing(view: View, run: AttackedRun, name: str, place: str) -> AttackError:
@@ -335,7 +336,3 @@ class _other_random_numbers:  # noqa: N801 - a context manager that reads like a
     def __exit__(self, *_: object) -> None:
         torch.set_rng_state(self._torch)
         np.random.set_state(self._numpy)
-
-
-def _cause(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -64,6 +64,19 @@ def test_the_labels_beside_the_images_are_not_used():
     assert torch.equal(ATTACK.guess(view).labels, ATTACK.guess(told).labels)
 
 
+def test_each_image_is_read_alone():
+    """So it does not matter that the attack reads more images than others may use together."""
+    view = view_of(KEYED, digits(0, 100), digits(400, 420))
+    assert view.images is not None
+    fewer = dataclasses.replace(view, images=view.images[:5])
+    assert LabelReading.each_alone
+    assert torch.equal(ATTACK.guess(fewer).labels, ATTACK.guess(view).labels[:5])
+    blank = view.images.clone()
+    blank[5:] = 0
+    others = ATTACK.guess(dataclasses.replace(view, images=blank)).labels
+    assert torch.equal(others[:5], ATTACK.guess(view).labels[:5])
+
+
 def test_what_cannot_be_read_is_refused_with_the_reason():
     known, shard = digits(0, 60), digits(400, 402)
 

@@ -36,7 +36,7 @@ def key_from_pairs(plain: Tensor, ciphertext: Tensor, block_size: int) -> Cipher
 
     Args:
         plain: Plain images, uint8 (Q, C, H, W).
-        ciphertext: The same images under one key.
+        ciphertext: The ciphertext of these images, all encrypted under one key, (Q, C, H, W).
         block_size: The side of a block in pixels.
 
     Returns:

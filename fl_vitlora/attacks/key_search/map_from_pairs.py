@@ -22,7 +22,7 @@ def map_from_pairs(plain: Tensor, ciphertext: Tensor, *, halves: bool = False) -
 
     Args:
         plain: Plain images, uint8 (Q, C, H, W).
-        ciphertext: The same images under one key.
+        ciphertext: The ciphertext of these images, all encrypted under one key, (Q, C, H, W).
         halves: True if the cipher moves halves of pixels.
 
     Returns:
