@@ -1,12 +1,14 @@
 """Seconds per round of methods whose clients keep features, with and without the kept features.
 
 python benchmarks/speed/features.py
+python benchmarks/speed/features.py --kept-only --config benchmarks/speed/vit_small.yaml
 
-All runs are the default job with another method, on the same Ray. They take turns, so that other
-load on the machine affects all of them. The time of a round is the median over all rounds but the
-first, in which the clients compute their features. Processor seconds are the time that all
-processes together computed in a round: the mean of a run from its second round to the last, and the
-median over the runs. Other load changes them less. Both shares are shares of LoRA's time.
+All runs are the default job, or the job of `--config`, with another method, on the same Ray. They
+take turns, so that other load on the machine affects all of them. The time of a round is the median
+over all rounds but the first, in which the clients compute their features. Processor seconds are
+the time that all processes together computed in a round: the mean of a run from its second round to
+the last, and the median over the runs. Other load changes them less. Both shares are shares of
+LoRA's time.
 """
 
 from __future__ import annotations
@@ -74,6 +76,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--config", help="an experiment instead of the default job")
     parser.add_argument("--kept-only", action="store_true", help="leave out the slower runs")
     arguments = parser.parse_args()
     chosen = {n: c for n, c in CONTENDERS.items() if c[1] or not arguments.kept_only}
@@ -91,7 +94,7 @@ def main() -> None:
                     "encryption.key_file": f"{folder}/owner.key",
                     "out": f"{folder}/{method}-{kept}-{repetition}",
                 }
-                config = load(None, given)
+                config = load(arguments.config, given)
                 clock, strategy = ProcessorClock(), strategies.load_for(config)
                 result, path = run(config, strategy, engine=engine, observers=[clock])
                 found[name].append(seconds(path))

@@ -34,6 +34,7 @@ class LoRAXS(Part):
     """
 
     stackable = True
+    reads_weights = True  # their singular vectors
 
     rank: int = setting(4, "The rank r of the low-rank matrices.", "[1, inf)")
     alpha: float = setting(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fl_vitlora.finetuning.classifier import full_precision
 from fl_vitlora.finetuning.mixing import Mixing, refine
 
 ONE = 2  # the number of dimensions of a matrix if there is one client
@@ -98,7 +99,7 @@ class SideNetwork(nn.Module):
         if not any(mixing.tokens for mixing in mixings):
             outputs = outputs[:, :, :read]  # then no token depends on another one
         blocks = tokens_first(outputs.to(mixings[0].down.dtype), sizes)
-        with torch.autocast(outputs.device.type, enabled=False):
+        with full_precision(outputs.device):
             found = refine(blocks, mixings, read or outputs.shape[2])
         return images_first(found, sizes)
 

@@ -126,6 +126,8 @@ class SODA(SlicePart):
         targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
+    reads_weights = True  # their singular vectors
+
     exact: bool = setting(
         default=False, explanation="Train only vectors in which the weight is linear."
     )

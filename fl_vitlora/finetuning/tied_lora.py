@@ -84,6 +84,7 @@ class TiedLoRA(LoRA):
 
     low_rank = False
     control = (TIES,)
+    reads_weights = True  # the values of the ties say which pair a layer uses
 
     rule: Literal["own", "nearest", "agent"] = "nearest"
     groups: int = setting(2, "Untied blocks at which the rule nearest stops.", "[1, inf)")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fl_vitlora.config import ModelConfig
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.features import frozen_backbone
+from fl_vitlora.models import backbone
 from fl_vitlora.testing.entrywise import expect_entrywise
 from fl_vitlora.testing.method_subject import (
+    CLASSES,
     CLOSE,
     CLOSE_DOUBLE,
     MethodError,
@@ -25,6 +28,26 @@ def attaches(subject: Subject) -> None:
     """Checks that the method finds its tensors in a ViT, and that the model uses them."""
     built = subject.prepared()
     methods.check_gradients(built.model, built.image_shape)
+
+
+def drafts(subject: Subject) -> None:
+    """Checks that the method can be tried on a model whose tensors have shapes but no numbers.
+
+    A run tries its method in this way before it loads the weights of a large model. A method that
+    needs numbers for this declares `reads_weights`; then it is tried after the weights are loaded.
+    """
+    if any(part.reads_weights for _, part in subject.method.parts):
+        return
+    drafted = backbone.draft(ModelConfig(weights="random"), CLASSES)
+    with torch.device("meta"):
+        try:
+            methods.attach(drafted.model, subject.method, 0)
+            methods.check_gradients(drafted.model, drafted.image_shape)
+        except (NotImplementedError, RuntimeError) as error:
+            raise MethodError(
+                f"it needs the numbers of tensors ({' '.join(str(error).split())[:200]}); declare "
+                "reads_weights"
+            ) from error
 
 
 def draws_the_same(subject: Subject) -> None:

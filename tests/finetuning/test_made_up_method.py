@@ -145,7 +145,7 @@ def test_a_method_that_only_a_file_names_is_not_imported(place: Path):
 def test_the_command_line_checks_a_file_and_says_what_it_breaks(place: Path):
     passed = simulate_in(place, "--check-method", "made_up_methods/gates.py")
     assert passed.returncode == 0, passed.stderr
-    assert "16 rules, 0 failed" in passed.stdout
+    assert "17 rules, 0 failed" in passed.stdout
     broken = SOURCE.replace("x * self.zzz_gate / self.start", "x * self.zzz_gate")
     (place / "broken.py").write_text(broken, encoding="utf-8")
     failed = simulate_in(

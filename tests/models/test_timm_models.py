@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fl_vitlora.config import ModelConfig, load
+from fl_vitlora.config.method_names import PARTS
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.validation import check_model
 from fl_vitlora.models import hub_weights, timm_models
@@ -188,6 +189,14 @@ def test_models_that_would_bypass_lora_are_refused_before_anything_starts(name: 
 @pytest.mark.parametrize("name", [TINY, "deit_tiny_distilled_patch16_224", "cait_xxs24_224"])
 def test_models_that_can_be_trained_pass(name: str):
     check_model(load(None, {"model.name": name, "model.weights": "random"}))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_method_can_be_tried_on_an_ordinary_model_before_its_weights_are_loaded(part: str):
+    alone = part not in ("descent", "feature_statistics")
+    method = part if alone else f"lora+{part}"
+    given = {"model.name": TINY, "model.weights": "random", "finetuning.method": method}
+    check_model(load(None, given))
 
 
 def test_a_bundled_model_with_weights_of_ones_own_passes_the_first_look():
