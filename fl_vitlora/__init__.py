@@ -1,3 +1,49 @@
-"""Federated fine-tuning of vision transformers on encrypted images."""
+"""Federated fine-tuning of vision transformers on encrypted images.
+
+A Python program runs an experiment and uses the trained model with the names below. They are
+imported when they are used, because torch, Flower and Ray take seconds to import.
+
+    import fl_vitlora as fv
+
+    run = fv.run({"clients": 20, "rounds": 5})
+    print(run.accuracy, run.history[-1]["uplink_bytes"])
+    run.predict("photos/").write("photos.csv")
+    later = fv.load_run(run.folder)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fl_vitlora.library.callbacks import Callback as Callback
+    from fl_vitlora.library.callbacks import EarlyStopping as EarlyStopping
+    from fl_vitlora.library.finished import FinishedRun as FinishedRun
+    from fl_vitlora.library.finished import load_run as load_run
+    from fl_vitlora.library.predictions import Predictions as Predictions
+    from fl_vitlora.library.running import run as run
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    "Callback": "callbacks",
+    "EarlyStopping": "callbacks",
+    "FinishedRun": "finished",
+    "Predictions": "predictions",
+    "load_run": "finished",
+    "run": "running",
+}
+__all__ = ["Callback", "EarlyStopping", "FinishedRun", "Predictions", "load_run", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a name of the library when it is first used."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.library.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Returns the names of this module, also those that are not imported yet."""
+    return sorted({*globals(), *__all__})

@@ -9,29 +9,31 @@ LONGEST_LINE = 1000  # the largest number of characters of an error message
 USER_MISTAKE, RUN_FAILED, RULE_BROKEN, BOUND_BROKEN, INTERRUPTED = 2, 1, 1, 1, 130
 
 
-def fail(message: str, code: int) -> NoReturn:
+def fail(message: str, code: int, program: str = "simulate.py") -> NoReturn:
     """Prints an error message as one line and ends the program.
 
     Args:
         message: A description of the error, as `tell` prints it.
         code: The exit code of the program.
+        program: The name of the program, with which the line begins.
 
     Raises:
         SystemExit: Always, because this function ends the program.
     """
-    tell(message)
+    tell(message, program)
     raise SystemExit(code)
 
 
-def tell(message: str) -> None:
+def tell(message: str, program: str = "simulate.py") -> None:
     """Prints an error message as one line on standard error.
 
     Args:
         message: A description of the error. Line breaks become spaces, and characters that cannot
             be printed are escaped. If the message has more than `LONGEST_LINE` characters, three
             dots replace its middle.
+        program: The name of the program, with which the line begins.
     """
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
     if len(line) > LONGEST_LINE:
         line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
-    print(f"simulate.py: {line}", file=sys.stderr)
+    print(f"{program}: {line}", file=sys.stderr)

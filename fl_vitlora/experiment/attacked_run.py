@@ -30,12 +30,11 @@ from fl_vitlora.experiment.preparation import (
 from fl_vitlora.experiment.recorded_updates import RecordedRounds
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import POSITION, WEIGHT, exchanged_reader, reader_of
-from fl_vitlora.reporting.run_folder import SHARDS, find_run, located
+from fl_vitlora.reporting.run_folder import MODEL, SHARDS, find_run, located
 from fl_vitlora.state import State
 from fl_vitlora.storage.checksummed import read_sealed
 from fl_vitlora.strategy import Strategy
 
-MODEL = "model.safetensors"
 MOST_KNOWN = 2000  # most plain images of the kind that an adversary has
 
 

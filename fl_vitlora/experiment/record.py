@@ -57,8 +57,8 @@ class Record:
         images: The number of images that each client reported in its first message.
         changes: The libraries and code that had changed when the run was resumed, with the number
             of the round.
-        stopped: The reason if the run ended before its last round: "strategy" or "patience"; else
-            None.
+        stopped: The reason if the run ended before its last round: "strategy", "patience", or
+            "caller" if the program that started the run ended it; else None.
     """
 
     def __init__(

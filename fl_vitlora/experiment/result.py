@@ -98,7 +98,11 @@ def _target(config: Config, record: Record) -> Line | None:
 
 
 def _stopped(config: Config, record: Record) -> str | None:
-    """Returns what ended the run early: "strategy", "patience" or "budget"; None if nothing did."""
+    """Returns what ended the run early, or None if nothing did.
+
+    The possible causes are "strategy", "patience", "budget", and "caller", which is the program
+    that started the run.
+    """
     if record.stopped:
         return record.stopped
     return "budget" if len(record.lines) < config.rounds else None

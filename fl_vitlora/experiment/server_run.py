@@ -274,7 +274,7 @@ class _Rounds(RoundHooks):
         self._release, self._keeping = release, keeping
         self._places = places_of(run.server.backbone.model)
         self.beside = measuring.beside
-        self.may_give_up = run.config.evaluation.patience is not None
+        self.may_give_up = run.config.evaluation.patience is not None or run.watch.may_stop
 
     def evaluate(self, server_round: int, model: GlobalModel) -> tuple[float, float] | None:
         return self._measuring.evaluate(server_round, model)
@@ -290,11 +290,11 @@ class _Rounds(RoundHooks):
         return self._run.record.affords(server_round, evaluation=last)
 
     def gives_up(self, server_round: int) -> bool:
-        return self._measuring.gives_up(server_round)
+        return self._run.watch.stop.is_set() or self._measuring.gives_up(server_round)
 
     def stop(self, server_round: int, reason: str) -> None:
         del server_round
-        self._run.record.stopped = reason
+        self._run.record.stopped = "caller" if self._run.watch.stop.is_set() else reason
 
     def note(self, failures: Sequence[Failure]) -> None:
         self._run.record.note(failures)

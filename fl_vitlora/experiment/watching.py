@@ -21,7 +21,12 @@ class Watch:
         note: A function that is called with a sentence that the user should know.
         show_round: A function that is called with each line of `rounds.jsonl`.
         training: An event that the run sets when its first round begins.
-        pause: An event that the program sets to end the run after the current round.
+        pause: An event that the program sets to end the run after the current round, so that it can
+            be resumed later.
+        stop: An event that the program sets to finish the run early: the run ends after a round
+            whose model was evaluated, and writes its result.
+        may_stop: True if the program may set `stop`. Then each model is evaluated before the next
+            round begins, so that the program decides in time.
         tap: A function that is called with every Flower message, for inspection.
         verbose: True if Flower and Ray may write to the console.
     """
@@ -31,5 +36,7 @@ class Watch:
     show_round: Callable[[Line], None] = lambda line: None
     training: threading.Event = field(default_factory=threading.Event)
     pause: threading.Event = field(default_factory=threading.Event)
+    stop: threading.Event = field(default_factory=threading.Event)
+    may_stop: bool = False
     tap: Tap | None = None
     verbose: bool = False

@@ -68,6 +68,15 @@ def replace_heads(model: nn.Module, classes: int) -> None:
         vars(head)["forward"] = partial(_in_own_precision, head)  # hides the method of the class
 
 
+def plain_heads(model: nn.Module) -> None:
+    """Gives the heads of a model timm's own function `forward` back, in place.
+
+    Heads without it can be copied and stored by libraries that know plain modules only.
+    """
+    for head in heads_of(model):
+        vars(head).pop("forward", None)
+
+
 def _in_own_precision(head: nn.Module, x: Tensor) -> Tensor:
     """Returns the logits of a head, computed in the number format of its parameters."""
     with full_precision(x.device):

@@ -17,6 +17,7 @@ ENDED_BY = {
     "strategy": "the strategy ended the run after",
     "patience": "the validation accuracy did not rise (evaluation.patience); the run ended after",
     "budget": "the budget allows",
+    "caller": "the program that started the run ended it after",
 }
 
 

@@ -36,6 +36,7 @@ CONFIG, RESULT, ENVIRONMENT = "config.yaml", "result.json", "environment.json"
 CLASSES = "classes.json"
 CLIENTS = "clients.json"
 SHARDS = "shards"
+MODEL = "model.safetensors"
 BEST, ROUND = "best_model.safetensors", "round"
 DATA = "data.txt"  # the file that says which images were found, and which of them are used
 PACKAGES = ("fl_vitlora", "flwr", "ray", "torch", "timm", "numpy", "flwr-datasets", "cryptography")
@@ -153,9 +154,7 @@ class RunFolder:
             if int(path.name.split("-")[1]) > after:
                 path.unlink()
 
-    def write_model(
-        self, state: State, name: str = "model.safetensors", class_names: Sequence[str] = ()
-    ) -> None:
+    def write_model(self, state: State, name: str = MODEL, class_names: Sequence[str] = ()) -> None:
         """Writes trained tensors to a file, with the names of the classes if they are given.
 
         Args:

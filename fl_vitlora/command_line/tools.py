@@ -1,0 +1,173 @@
+"""The program `fl-vitlora`: what one does with a finished run, without a simulation around it.
+
+For example, ``fl-vitlora predict RUN photos/ --out photos.csv`` classifies images, and
+``fl-vitlora export RUN FOLDER --form peft`` writes the model for another library.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fl_vitlora import __version__
+from fl_vitlora.command_line.exits import INTERRUPTED, USER_MISTAKE, fail
+from fl_vitlora.errors import UserError
+from fl_vitlora.reporting.output import outlive_readers
+
+if TYPE_CHECKING:
+    from fl_vitlora.library.finished import FinishedRun
+
+PROGRAM = "fl-vitlora"
+
+
+class ToolParser(argparse.ArgumentParser):
+    """A parser that reports a user's mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints argparse's error message, and ends the program with code 2."""
+        fail(f"{message} (see {self.prog} --help)", USER_MISTAKE, PROGRAM)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the program; prints an error as one line and sets the exit code.
+
+    Args:
+        argv: The words of the command line after the program's name.
+
+    Raises:
+        SystemExit: If the program ends with an exit code other than 0.
+    """
+    outlive_readers()
+    arguments = make_parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], None] = arguments.command
+    try:
+        command(arguments)
+    except UserError as error:
+        fail(str(error), USER_MISTAKE, PROGRAM)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror}", USER_MISTAKE, PROGRAM)
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED, PROGRAM)
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Classifies images with the model of a run, and prints or writes the predictions."""
+    found = _open(arguments).predict(
+        arguments.images,
+        encrypted=arguments.encrypted,
+        client=arguments.client,
+        best=arguments.best,
+    )
+    if arguments.out is not None:
+        found.write(arguments.out)
+        print(f"{len(found)} predictions in {arguments.out}")
+        return
+    for row in found.rows():
+        print(f"{row['image']}\t{row['class']}\t{row['probability']:.3f}")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Writes the model of a run into a folder, for timm or peft."""
+    folder = _open(arguments).export(
+        arguments.folder,
+        arguments.form,
+        reads=arguments.reads,
+        client=arguments.client,
+        best=arguments.best,
+    )
+    print(f"exported to {folder}; its README.md says how to load it")
+
+
+def make_parser() -> ToolParser:
+    """Returns the parser of the program with its commands."""
+    parser = ToolParser(
+        prog=PROGRAM,
+        description="Uses the trained model of a run. A run folder is made by simulate.py.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"fl_vitlora {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_predict(commands)
+    _add_export(commands)
+    return parser
+
+
+def _add_predict(commands: Any) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="classify images with the model of a run",
+        description="Classifies images. The owner of the key gives plain images; they are "
+        "encrypted before the model reads them. A service without the key gives images that "
+        "the owner has encrypted, and adds --encrypted.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run folder")
+    parser.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGES", help="image files, or folders of images"
+    )
+    parser.add_argument("--encrypted", action="store_true", help="the images are ciphertext (PNG)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write all probabilities to FILE.csv or FILE.json"
+    )
+    _add_common(parser)
+    parser.set_defaults(command=predict)
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write the model of a run for timm or peft",
+        description="Writes the trained model into a new folder, loads it again, and compares "
+        "its outputs with those of the run.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run folder")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to write")
+    parser.add_argument(
+        "--form",
+        choices=("timm", "peft"),
+        default="timm",
+        help="the whole model for timm (default), or the changes only for peft",
+    )
+    parser.add_argument(
+        "--reads",
+        choices=("plain", "ciphertext"),
+        default="plain",
+        help="the images that the exported model reads (default: plain)",
+    )
+    _add_common(parser)
+    parser.set_defaults(command=export)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--client",
+        type=int,
+        metavar="K",
+        help="the client whose key is used, if every client has its own",
+    )
+    parser.add_argument(
+        "--best", action="store_true", help="use the model of the best round, not of the last"
+    )
+    parser.add_argument("--key-file", metavar="FILE", help="the key ring, if it has moved")
+    parser.add_argument("--weights", metavar="FILE", help="the pre-trained weights, if moved")
+    parser.add_argument(
+        "--trust-strategy",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="code from elsewhere that the run may import, package.module:Class",
+    )
+
+
+def _open(arguments: argparse.Namespace) -> FinishedRun:
+    """Opens the run that the command line names."""
+    from fl_vitlora.library.finished import load_run
+
+    moved = {"encryption.key_file": arguments.key_file, "model.weights": arguments.weights}
+    given = {name: value for name, value in moved.items() if value is not None}
+    return load_run(arguments.run, given, trust=arguments.trust_strategy)

@@ -1,0 +1,256 @@
+"""Opens the model of a finished run, as a PyTorch model that reads ciphertext or plain images.
+
+The server of a run stores the tensors that the clients exchanged. Whether these tensors read
+ciphertext or plain images depends on the settings (`adaptation.coordinates`). This module puts them
+into the public model, in the coordinates that the caller needs:
+
+* The model for ciphertext reads images that are encrypted with the key of one party. A service
+  without the key can use it, unless every party has its own coordinates.
+* The model for plain images has the key taken out of its patch embedding, and out of its position
+  embedding if the key moves patches. The outputs of both models are the same for the same image,
+  because a key only changes the order and the signs of numbers. If the server's model already works
+  in the coordinates of plain images, no key is needed.
+
+Letters in shapes: n images, C channels, H × W pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.adaptation import coordinates, policies
+from fl_vitlora.config import Config
+from fl_vitlora.data.class_names import CLASS_NAMES, read_names
+from fl_vitlora.encryption.holder import TEST, KeyHolder, client_party
+from fl_vitlora.encryption.patch_reader import PatchReader
+from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.preparation import prepare_holder, prepare_model
+from fl_vitlora.experiment.server_model import Server, make_server
+from fl_vitlora.federation.global_model import GlobalModel
+from fl_vitlora.finetuning import methods, shelf, targets
+from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half
+from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.models.reading import READER_FILE, open_reader, put_reader, reader_of
+from fl_vitlora.reporting.run_folder import BEST, MODEL, SHARDS, find_run
+from fl_vitlora.state import State
+from fl_vitlora.storage.checksummed import read_sealed
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """The model of a finished run.
+
+    Attributes:
+        folder: The run folder.
+        config: The settings of the run, with the changes that its strategy demands. Paths lead to
+            the files that the run used.
+        class_names: The names of the classes, in the order of the head's outputs.
+        tensors: The exchanged tensors at the end of the run, and the sums that were added to frozen
+            weights.
+        key_id: The id of the secret with which the images are encrypted; "" if they are plain.
+        server: The server's model before the first round.
+    """
+
+    folder: Path
+    config: Config
+    class_names: tuple[str, ...]
+    tensors: GlobalModel
+    key_id: str
+    server: Server = field(repr=False)
+
+    @property
+    def backbone(self) -> Backbone:
+        """Returns the public model with the tensors of the fine-tuning method."""
+        return self.server.backbone
+
+    @property
+    def reads_plain(self) -> bool:
+        """Returns True if the server's model reads plain images, so that no key is needed."""
+        return not self.config.encryption.steps or policies.computes_on_plain(self.config)
+
+    @cached_property
+    def holder(self) -> KeyHolder:
+        """Opens the owners' key ring.
+
+        Raises:
+            UserError: If the key ring does not exist or lacks the secret of this run.
+        """
+        if policies.lacks_key_ring(self.config):
+            ring = Path(self.config.encryption.key_file).absolute()
+            raise UserError(
+                f"{self.folder}: this needs the owners' key ring, and {ring} does not exist; name "
+                "the file: encryption.key_file=FILE"
+            )
+        return prepare_holder(self.config, self.backbone, self.key_id)
+
+    def encrypt(self, images: Tensor, client: int | None = None) -> Tensor:
+        """Encrypts plain images with the key of a party, as the images of the run are encrypted.
+
+        If every image has its own key, the number of an image decides its key.
+
+        Args:
+            images: Plain images of the model's size, uint8 (n, C, H, W).
+            client: The number of the client whose key is used, if every client has its own.
+
+        Returns:
+            The ciphertext, uint8 (n, C, H, W).
+        """
+        if not self.config.encryption.steps:
+            return images
+        return self.holder.encrypt(images, self._party(client), "test")
+
+    def for_ciphertext(
+        self, client: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> nn.Module:
+        """Returns the model that reads images encrypted with the key of a party.
+
+        Args:
+            client: The number of the client whose images the model reads, if every client has its
+                own key; None for a run in which all clients share a key.
+            dtype: The number format of the weights, in which products of matrices are added.
+
+        Returns:
+            A new model in evaluation mode, on the CPU. Its input is what `backbone.normalize`
+            makes of uint8 images, (n, C, H, W).
+
+        Raises:
+            UserError: If no such model exists in the run folder, or a key is needed and missing.
+        """
+        party, keyed = self._party(client), policies.clients_turn(self.config)
+        own = coordinates.of_party(
+            self.config,
+            origin=self.server.origin,
+            start=self.server.start,
+            initial=self.server.initial,
+            holder=self.holder if keyed else None,
+            party=party,
+        )
+        return self._with(own.base, own.to_client(self.tensors.tensors), dtype)
+
+    def for_plain(self, client: int | None = None, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """Returns the model that reads plain images, in all else as `for_ciphertext`.
+
+        Raises:
+            UserError: If no such model exists, or a key is needed and missing. There is none if
+                every image has its own key, or if the method has learned the order in which the key
+                puts the patches.
+        """
+        if self.reads_plain:
+            return self._with(self.server.start, self.tensors.tensors, dtype)
+        self._expect_no_token_order()
+        model = self.for_ciphertext(client, dtype)
+        reader = reader_of(replace(self.backbone, model=model))
+        put_reader(model, self.holder.restore(reader, self._party(client)))
+        return model
+
+    def _expect_no_token_order(self) -> None:
+        """Raises an error if the tensors belong to the order of patches in ciphertext."""
+        if "block_scrambling" not in self.config.encryption.steps:
+            return
+        for name, part in shelf.method_of(self.config.finetuning).parts:
+            if part.reads_token_order:
+                raise UserError(
+                    f"{self.folder}: the method {name} mixes patches in the order that the key "
+                    "gave them, so no model for plain images exists; use the one for ciphertext"
+                )
+
+    def _with(self, reader: PatchReader, state: State, dtype: torch.dtype) -> nn.Module:
+        """Returns a copy of the public model with a patch reader and trained tensors."""
+        model = copy.deepcopy(self.backbone.model).to(dtype).eval()
+        put_reader(model, reader)
+        targets.put_increments(model, self.tensors.increments)
+        methods.load_state(model, state)
+        return model
+
+    def _party(self, client: int | None) -> str:
+        """Returns the party whose key the images have.
+
+        Raises:
+            UserError: If every client has its own key and none is named, or if there is no such
+                client.
+        """
+        own = self.config.encryption.scope == "client" and bool(self.config.encryption.steps)
+        if client is None:
+            if own and not self.reads_plain:
+                raise UserError(
+                    f"{self.folder}: every client has its own key, so name the client whose images "
+                    f"these are: a number from 0 to {self.config.clients - 1}"
+                )
+            return TEST
+        if not 0 <= client < self.config.clients:
+            raise UserError(
+                f"{self.folder}: there is no client {client}; expected a number from 0 to "
+                f"{self.config.clients - 1}"
+            )
+        return client_party(client)
+
+
+def open_model(
+    folder: Path, config: Config, strategy: AnyStrategy, *, best: bool = False
+) -> TrainedModel:
+    """Opens the model of a finished run. No shard and no key is needed for this.
+
+    Args:
+        folder: The run folder.
+        config: The settings of the run, in which paths lead to the files that the run used.
+        strategy: The strategy of the run.
+        best: True for the model of the round with the best accuracy, instead of the model of the
+            last round. The accuracy is that on the validation images if the run has any, otherwise
+            that on the test images.
+
+    Raises:
+        UserError: If the run is not finished, its model is missing or damaged, or the clients kept
+            some of the tensors, so that no model of all clients exists.
+    """
+    result = find_run(folder)[1]
+    if result is None:
+        raise UserError(f"{folder}: this run is not finished; finish it first: --resume {folder}")
+    path = folder / (BEST if best else MODEL)
+    state, metadata = read_sealed(path)
+    if CLASS_NAMES not in metadata:
+        raise UserError(f"{path} has no list of class names, as models of older versions do")
+    class_names = read_names(metadata[CLASS_NAMES], f"model {path}")
+    half = client_half(strategy)
+    config = policies.for_strategy(config, half)
+    public = prepare_model(config, len(class_names), "cpu", half.adapter)
+    model = TrainedModel(
+        folder=folder,
+        config=config,
+        class_names=class_names,
+        tensors=GlobalModel.of_stored(state),
+        key_id=str(result.get("encryption", {}).get("key_id") or ""),
+        server=_server_of(folder, config, public),
+    )
+    _expect_all(model, path)
+    return model
+
+
+def _server_of(folder: Path, config: Config, public: Backbone) -> Server:
+    """Returns the server's model before the first round, from the file that the run wrote."""
+    stored = folder / SHARDS / READER_FILE
+    if policies.reader_is_stored(config) and not stored.is_file():
+        raise UserError(
+            f"{stored}: no such file; the server's patch embedding began with it, so the model "
+            "cannot be put together without it"
+        )
+    if not policies.reader_is_stored(config):
+        return make_server(public, lambda origin: origin)
+    return make_server(public, lambda origin: open_reader(stored))
+
+
+def _expect_all(model: TrainedModel, path: Path) -> None:
+    """Raises an error if the file of a model lacks trained tensors, or has others."""
+    expected, found = set(model.server.initial), set(model.tensors.tensors)
+    if kept := sorted(expected - found):
+        raise UserError(
+            f"{path} lacks {kept[0]} ({len(kept)} of {len(expected)} trained tensors): the clients "
+            "kept these for themselves, so no model of all clients exists"
+        )
+    if strange := sorted(found - expected):
+        raise UserError(f"{path} has {strange[0]}, which the method of the run does not train")

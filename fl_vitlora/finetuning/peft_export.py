@@ -1,0 +1,162 @@
+"""Writes what fine-tuning has changed as an adapter of Hugging Face's library `peft`.
+
+Two plain models are compared: the public one and the tuned one, into which all parts of the method
+are merged. So the form of the method does not matter. A linear layer whose weight has changed by a
+product of low rank becomes LoRA in `peft`: W + B·A, where the singular value decomposition of the
+change gives B·A exactly. This is also how `peft` can hold LoRA on q and v alone, although timm
+computes q, k and v in one layer: the two products of rank r become one of rank 2r. Any other layer
+that has changed is stored as a whole (`modules_to_save`).
+
+Letters in shapes: m outputs and n inputs of a layer, r rank.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fl_vitlora.errors import UserError
+
+NEGLIGIBLE = 1e-9  # singular values below this share of the largest are rounding, in float64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """The differences between two plain models.
+
+    Attributes:
+        low_rank: For the name of a linear layer, the factors B (m, r) and A (r, n) of its change.
+        whole: The names of the modules that are stored as a whole.
+        biases: True if a bias of a layer in `low_rank` has changed.
+    """
+
+    low_rank: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    whole: tuple[str, ...] = ()
+    biases: bool = False
+
+
+def changes_between(public: nn.Module, tuned: nn.Module, always: Sequence[str] = ()) -> Changes:
+    """Compares two plain models of the same architecture.
+
+    Args:
+        public: The pre-trained model, in float64.
+        tuned: The tuned model, in float64.
+        always: The names of modules that are stored as a whole, whether they have changed or not.
+
+    Raises:
+        UserError: If a tensor has changed that belongs to no layer, such as a position embedding:
+            `peft` cannot store it.
+    """
+    before, low_rank, whole, biases = dict(public.named_parameters()), {}, list(always), False
+    changed = {n for n, p in tuned.named_parameters() if not torch.equal(p, before[n])}
+    for path in sorted({name.rpartition(".")[0] for name in changed}):
+        if any(path == chosen or path.startswith(f"{chosen}.") for chosen in always):
+            continue
+        if not path or not _is_leaf(tuned.get_submodule(path)):
+            bare = next(n for n in sorted(changed) if n.rpartition(".")[0] == path)
+            raise UserError(
+                f"peft cannot store {bare}, which belongs to no layer; export the whole model "
+                "instead: form timm"
+            )
+        layer = tuned.get_submodule(path)
+        factors = None
+        if isinstance(layer, nn.Linear):
+            factors = _factors((layer.weight - before[f"{path}.weight"]).detach())
+        if factors is None:
+            whole.append(path)
+        else:
+            low_rank[path] = factors
+            biases |= f"{path}.bias" in changed
+    return Changes(low_rank=low_rank, whole=tuple(whole), biases=biases)
+
+
+def adapter_of(public: nn.Module, tuned: nn.Module, changes: Changes) -> Any:
+    """Returns a model of `peft` that has the weights of the tuned model.
+
+    Args:
+        public: The pre-trained model, in float32.
+        tuned: The tuned model.
+        changes: The result of `changes_between`.
+
+    Raises:
+        UserError: If the library `peft` is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise UserError(
+            "this export needs the library peft; install it: pip install 'fl_vitlora[peft]'"
+        ) from None
+    ranks = {path: len(low) for path, (_, low) in changes.low_rank.items()}
+    if not ranks:
+        raise UserError(
+            "no weight has changed by a product of low rank, so there is nothing for peft to "
+            "adapt; export the whole model instead: form timm"
+        )
+    config = LoraConfig(
+        r=max(ranks.values()),
+        lora_alpha=max(ranks.values()),
+        target_modules=sorted(ranks),
+        rank_pattern=ranks,
+        alpha_pattern=ranks,
+        modules_to_save=list(changes.whole) or None,
+        bias="lora_only" if changes.biases else "none",
+    )
+    adapted: Any = get_peft_model(copy.deepcopy(public), config)
+    with torch.no_grad():
+        for path, (up, down) in changes.low_rank.items():
+            layer = adapted.base_model.model.get_submodule(path)
+            layer.lora_A["default"].weight.copy_(down)
+            layer.lora_B["default"].weight.copy_(up)
+            if changes.biases and layer.base_layer.bias is not None:
+                layer.base_layer.bias.copy_(tuned.get_submodule(path).bias)
+        for path in changes.whole:
+            kept = adapted.base_model.model.get_submodule(path).modules_to_save["default"]
+            kept.load_state_dict(tuned.get_submodule(path).state_dict())
+    return adapted.eval()
+
+
+def write_adapter(folder: Path, adapted: Any) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors.
+
+    Args:
+        folder: The folder, which must exist.
+        adapted: The result of `adapter_of`.
+    """
+    adapted.save_pretrained(str(folder), safe_serialization=True)
+
+
+def open_adapter(public: nn.Module, folder: Path) -> nn.Module:
+    """Returns the public model with the adapter of a folder, as a user of `peft` loads it.
+
+    Args:
+        public: The pre-trained model, which is not changed.
+        folder: The folder of `write_adapter`.
+    """
+    from peft import PeftModel
+
+    opened: nn.Module = PeftModel.from_pretrained(copy.deepcopy(public), str(folder))
+    return opened.eval()
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
+
+
+def _factors(change: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Returns B (m, r) and A (r, n) with B·A = change, or None if they would not be smaller.
+
+    A change of zero has rank 1 here, with factors of zeros, because only its bias has changed.
+    """
+    left, values, right = torch.linalg.svd(change, full_matrices=False)
+    rank = max(1, int((values > NEGLIGIBLE * values[0]).sum()) if values[0] > 0 else 1)
+    if rank * sum(change.shape) >= change.numel():
+        return None
+    root = values[:rank].sqrt()
+    return left[:, :rank] * root, root[:, None] * right[:rank]

@@ -1,0 +1,174 @@
+"""Exports the model of a finished run for timm or for Hugging Face's library `peft`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.trained_model import TrainedModel
+from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning.classifier import heads_of, plain_heads
+from fl_vitlora.finetuning.peft_export import (
+    adapter_of,
+    changes_between,
+    open_adapter,
+    write_adapter,
+)
+from fl_vitlora.models import backbone
+from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.models.timm_folder import describe, expect_same_logits, write_timm_folder
+from fl_vitlora.storage.files import WriteError, make_folder, write_atomically
+
+Form = Literal["timm", "peft"]
+FORMS = ("timm", "peft")
+READS = ("plain", "ciphertext")
+PATCH_EMBEDDING = "patch_embed.proj"
+
+
+def export(
+    trained: TrainedModel, folder: Path, *, form: str, reads: str, client: int | None
+) -> None:
+    """Writes the model of a run into a new folder, with a text that says how to load it.
+
+    The written model is loaded again and its logits are compared with those of the run, so that a
+    wrong export is an error.
+
+    Args:
+        trained: The model of the run.
+        folder: The folder, which must be new or empty.
+        form: "timm" for the whole model, "peft" for the changes only.
+        reads: "plain" for a model that reads plain images, "ciphertext" for one that reads images
+            encrypted as those of the run.
+        client: The number of the client whose key is meant, if every client has its own.
+
+    Raises:
+        UserError: If the model cannot be exported in this form; the folder is then left empty.
+    """
+    if form not in FORMS or reads not in READS:
+        raise UserError(
+            f"export: expected form timm or peft, and reads plain or ciphertext, got {form} and "
+            f"{reads}"
+        )
+    _make_empty(folder)
+    try:
+        if form == "timm":
+            _write_timm(trained, folder, reads, client)
+        else:
+            _write_peft(trained, folder, reads, client)
+        write_atomically(folder / "README.md", _card(trained, form, reads, client))
+    except WriteError as error:
+        raise UserError(f"export: {error}") from None
+    except UserError:
+        for path in folder.iterdir():
+            path.unlink()
+        raise
+
+
+def _write_timm(trained: TrainedModel, folder: Path, reads: str, client: int | None) -> None:
+    plain = replace(trained.backbone, model=_merged(trained, reads, client, torch.float64).float())
+    described = describe(trained.backbone, trained.config.model.name)
+    write_timm_folder(folder, plain, described, trained.class_names)
+
+
+def _write_peft(trained: TrainedModel, folder: Path, reads: str, client: int | None) -> None:
+    public = backbone.build(trained.config.model, len(trained.class_names), trained.config.seed)
+    plain_heads(public.model)
+    tuned = _merged(trained, reads, client, torch.float64)
+    heads = [name for name, module in tuned.named_modules() if module in heads_of(tuned)]
+    # the patch embedding of this project takes pixels in [-1, 1], that of timm may take others
+    always = [*heads, PATCH_EMBEDDING]
+    changes = changes_between(public.model.double(), tuned, always)
+    base = public.model.float()
+    write_adapter(folder, adapter_of(base, tuned.float(), changes))
+    ours = replace(trained.backbone, model=tuned)
+    expect_same_logits(ours, open_adapter(base, folder), f"the adapter in {folder}")
+
+
+def _merged(trained: TrainedModel, reads: str, client: int | None, dtype: torch.dtype) -> nn.Module:
+    """Returns the trained model as a plain timm model, with weights of a number format.
+
+    Raises:
+        UserError: If a part of the method cannot be merged into a plain timm model.
+    """
+    made = trained.for_plain if reads == "plain" else trained.for_ciphertext
+    model = made(client, dtype)
+    methods.merge(model)
+    plain_heads(model)
+    return model
+
+
+def _make_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"export folder {folder} is in use; choose a new folder")
+    try:
+        make_folder(folder)
+    except WriteError as error:
+        raise UserError(f"export: {error}") from None
+
+
+def _card(trained: TrainedModel, form: str, reads: str, client: int | None) -> str:
+    """Returns the text of README.md: what the model is, what it reads, and how to load it."""
+    config = trained.config
+    whose = "" if client is None else f" of client {client}"
+    sees = "plain images"
+    if reads == "ciphertext" and config.encryption.steps:
+        sees = (
+            f"images encrypted with the key{whose} under the secret {trained.key_id} "
+            f"({', '.join(config.encryption.steps)}; scope {config.encryption.scope})"
+        )
+    channels, height, width = trained.backbone.image_shape
+    return CARD.format(
+        name=config.model.name,
+        method=config.finetuning.method,
+        classes=", ".join(trained.class_names),
+        clients=config.clients,
+        sees=sees,
+        size=f"{channels} × {height} × {width}",
+        load=_loading(trained.backbone, config.model.name, len(trained.class_names), form),
+    )
+
+
+def _loading(public: Backbone, name: str, classes: int, form: str) -> str:
+    """Returns the lines of Python that load an export."""
+    if form == "timm":
+        return 'import timm\n\nmodel = timm.create_model("local-dir:THIS_FOLDER", pretrained=True)'
+    described = describe(public, name)
+    size = tuple(public.image_shape[1:])
+    base = (
+        f'base = timm.create_model("{name}", pretrained=True, num_classes={classes}, '
+        f"img_size={size})"
+    )
+    if described.architecture not in name:  # a model of this package
+        base = (
+            "from fl_vitlora.config import ModelConfig\nfrom fl_vitlora.models import backbone\n\n"
+            f'base = backbone.build(ModelConfig(name="{name}"), classes={classes}, seed=0).model'
+        )
+    return (
+        f"import timm\nfrom peft import PeftModel\n\n{base}\n"
+        'model = PeftModel.from_pretrained(base, "THIS_FOLDER")'
+    )
+
+
+CARD = """---
+library_name: timm
+tags: [federated-learning, vision-transformer]
+---
+
+# {name}, fine-tuned by {clients} clients
+
+* Method: `{method}`. Classes: {classes}.
+* It reads {sees}, {size} (channels, height, width), scaled to [-1, 1]: mean 0.5, standard
+  deviation 0.5.
+
+```python
+{load}
+```
+
+Made with fl_vitlora. The clients' images are not part of this folder. It was not tested what the
+model tells about the images with which it was trained.
+"""

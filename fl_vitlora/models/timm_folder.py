@@ -1,0 +1,164 @@
+"""Writes a model as a folder that timm opens: ``timm.create_model("local-dir:PATH")``.
+
+Letters in shapes: B images, C channels, H × W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fl_vitlora.errors import UserError
+from fl_vitlora.models.backbone import BUNDLED, Backbone, normalize
+from fl_vitlora.models.reading import KernelPerPatch
+from fl_vitlora.storage.checksummed import write_sealed
+from fl_vitlora.storage.files import write_atomically
+
+BUNDLED_AS = "vit_base_patch16_224"  # timm's ViT, to which the sizes of bundled models are given
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CLOSE = 1e-4  # largest difference of logits, as a share of the largest logit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What timm must know to build a model again.
+
+    Attributes:
+        architecture: The name of the model in timm.
+        arguments: The arguments with which timm builds the model.
+    """
+
+    architecture: str
+    arguments: Mapping[str, Any]
+
+
+def describe(backbone: Backbone, name: str) -> Described:
+    """Returns what timm must know to build the plain model of a backbone.
+
+    Args:
+        backbone: The model, whose sizes are used.
+        name: The name of the model in the settings.
+
+    Raises:
+        UserError: If timm does not know how the model was built.
+    """
+    sizes: dict[str, Any] = {
+        "img_size": list(backbone.image_shape[1:]),
+        "patch_size": backbone.patch_size,
+    }
+    if name in BUNDLED:
+        return Described(architecture=BUNDLED_AS, arguments={**BUNDLED[name], **sizes})
+    settings: Mapping[str, Any] = getattr(backbone.model, "pretrained_cfg", None) or {}
+    architecture = settings.get("architecture")
+    if not architecture:
+        raise UserError(f"model {name} cannot be exported: timm does not tell its architecture")
+    own = {n: v for n, v in getattr(backbone.model, "_model_args", {}).items() if _is_plain(v)}
+    own.pop("num_classes", None)
+    return Described(architecture=architecture, arguments={**own, **sizes})
+
+
+def write_timm_folder(
+    folder: Path, plain: Backbone, described: Described, class_names: Sequence[str]
+) -> None:
+    """Writes the weights and the description of a plain model, and checks that timm reads them.
+
+    The model is built again from the files, and its logits are compared with those of the model
+    that was given. So a model that timm would build in another way is not written silently.
+
+    Args:
+        folder: The folder, which must exist and be empty.
+        plain: The model, without tensors that timm does not know.
+        described: The result of `describe`.
+        class_names: The names of the K classes, in the order of the head's outputs.
+
+    Raises:
+        UserError: If every patch has its own kernel, or if timm builds another model.
+    """
+    if isinstance(getattr(plain.model.patch_embed, "proj", None), KernelPerPatch):
+        raise UserError(
+            "every block has its own key (encryption.scope block), so every patch has its own "
+            "kernel, and timm has no such model; nothing can be exported"
+        )
+    write_sealed(folder / WEIGHTS, dict(plain.model.state_dict()), {"format": "pt"})
+    write_atomically(folder / CONFIG, json.dumps(_config(plain, described, class_names), indent=2))
+    expect_same_logits(plain, _opened(folder, plain), f"the files in {folder}, opened by timm")
+
+
+def expect_same_logits(ours: Backbone, other: nn.Module, what: str) -> None:
+    """Checks that another model has the logits of a model, for two made-up images.
+
+    Args:
+        ours: The model.
+        other: The other model, which reads the same images.
+        what: The name of the other model, for the error.
+
+    Raises:
+        UserError: If a logit differs by more than rounding.
+    """
+    channels, height, width = ours.image_shape
+    pixels = torch.arange(2 * channels * height * width).mul(37).remainder(256).to(torch.uint8)
+    images = normalize(pixels.view(2, channels, height, width))
+    with torch.no_grad():
+        expected, found = ours.model(images), other.eval()(images)
+    if expected.shape != found.shape:
+        raise UserError(f"{what}: expected logits of shape {tuple(expected.shape)}")
+    difference = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-3))
+    if not difference <= CLOSE:
+        raise UserError(
+            f"{what}: the logits differ from those of the run by {difference:.1e} of the largest "
+            "logit, so the model cannot be exported in this form"
+        )
+
+
+def _config(plain: Backbone, described: Described, class_names: Sequence[str]) -> dict[str, Any]:
+    """Returns the content of config.json, as timm writes it for the hub."""
+    settings: Mapping[str, Any] = getattr(plain.model, "pretrained_cfg", None) or {}
+    return {
+        "architecture": described.architecture,
+        "num_classes": len(class_names),
+        "label_names": list(class_names),
+        "model_args": dict(described.arguments),
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": list(plain.image_shape),
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "squash",
+            "mean": [0.5] * plain.image_shape[0],
+            "std": [0.5] * plain.image_shape[0],
+            "num_classes": len(class_names),
+            "pool_size": None,
+            "first_conv": settings.get("first_conv", "patch_embed.proj"),
+            "classifier": settings.get("classifier", "head"),
+        },
+    }
+
+
+def _opened(folder: Path, plain: Backbone) -> nn.Module:
+    """Returns the model that timm builds from the files of a folder."""
+    import timm
+
+    try:
+        model: nn.Module = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True)
+    except Exception as error:
+        raise UserError(
+            f"{type(plain.model).__name__} cannot be exported: timm cannot build it from {folder}: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+    return model
+
+
+def _is_plain(value: Any) -> bool:
+    """Returns True if JSON can store a value."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
