@@ -1,4 +1,4 @@
-"""`fv.run` in a thread: settings in several forms, a strategy of one's own, callbacks, an early end."""
+"""`fv.run`: forms of settings, a strategy of one's own, callbacks, threads, an early end."""
 
 from __future__ import annotations
 
