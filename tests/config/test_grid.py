@@ -19,6 +19,9 @@ from fl_vitlora.config.grid_labels import axes_of, folder_name
 from fl_vitlora.config.grid_words import read_seeds, read_words
 from fl_vitlora.config.yaml_text import write_yaml
 from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning.methods import attach
+from fl_vitlora.finetuning.shelf import method_of
+from fl_vitlora.models.backbone import draft
 from fl_vitlora.population.byzantine import hostile
 
 GRIDS = sorted((Path(__file__).parents[2] / "configs" / "grids").glob("*.yaml"))
@@ -257,6 +260,15 @@ def test_committed_grids_are_valid_and_begin_with_their_command(path: Path):
     text = path.read_text()
     assert text.splitlines()[0] == f"# python simulate.py --config configs/grids/{path.name}"
     assert read_grid(yaml.safe_load(text), {}).cells
+
+
+@pytest.mark.parametrize("name", ["methods", "methods_equal_bytes"])
+def test_every_method_of_a_committed_grid_fits_the_model(name: str):
+    for cell in committed(name).cells:
+        method = method_of(cell.config.finetuning)
+        drafted = draft(cell.config.model, classes=10).model
+        if not any(part.reads_weights for _, part in method.parts):
+            attach(drafted, method, 0)
 
 
 def test_the_table_of_the_readme_has_its_six_rows():
