@@ -163,11 +163,13 @@ def prepare_server(given: Mapping[str, Any], load_strategy: LoadStrategy) -> Run
     check_method(written.finetuning.method, _confirmed(given))
     check_predictor(written.evaluation.predictor, _confirmed(given))
     strategy = load_strategy(written, _confirmed(given))
-    written = with_head_start(written, strategy)
+    drafted = validation.draft_of(written.model)
+    written = with_head_start(written, strategy, drafted)
     shards = Path(read_path(_given(given, "shards"), "shards"))
     config = validation.check(
         written,
         strategy,
+        drafted=drafted,
         new_folder=True,
         writes_checkpoints=False,
         needs_passphrase=not given.get(STORAGE) and (shards / TEST_SHARD).exists(),

@@ -18,6 +18,7 @@ from fl_vitlora.finetuning import lda, shelf
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy
 from fl_vitlora.flower.strategies.confidentiality import sees_only_sums
 from fl_vitlora.models import backbone
+from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.strategy import Strategy
 
 LDA = "lda"  # the name of the part, and a value of the setting
@@ -25,12 +26,16 @@ EXACT = "float32"  # the codec that changes no number
 HEAD = ("head.weight", "head.bias")
 
 
-def with_head_start(config: Config, strategy: AnyStrategy) -> Config:
+def with_head_start(
+    config: Config, strategy: AnyStrategy, drafted: Backbone | None = None
+) -> Config:
     """Returns a configuration that says how the head starts.
 
     Args:
         config: The configuration as the user wrote it.
         strategy: The strategy of the run, from this project or from Flower.
+        drafted: The model of the configuration, as `backbone.draft` makes it; None to make it if it
+            is needed.
 
     Returns:
         The configuration with `finetuning.head_start` set to "zero" or "lda". If it is "lda", the
@@ -58,17 +63,19 @@ def with_head_start(config: Config, strategy: AnyStrategy) -> Config:
     added = replace(tuning, method="+".join((*parts, LDA)), head_start="lda")
     whole = replace(config, finetuning=added)
     wished, free = tuning.head_start == "lda", tuning.head_start == "auto"
-    if wished or (free and not why_zero(whole, strategy)):
+    if wished or (free and not why_zero(whole, strategy, drafted)):
         return whole
     return replace(config, finetuning=replace(tuning, head_start="zero"))
 
 
-def why_zero(config: Config, strategy: AnyStrategy) -> str:
+def why_zero(config: Config, strategy: AnyStrategy, drafted: Backbone | None = None) -> str:
     """Returns why the head of a run should start at zero.
 
     Args:
         config: The configuration, with the part `lda` in the method.
         strategy: The strategy of the run.
+        drafted: The model of the configuration, as `backbone.draft` makes it; None to make it if it
+            is needed.
 
     Returns:
         The reason, as the end of a sentence. It is empty if the discriminant analysis is the better
@@ -94,15 +101,16 @@ def why_zero(config: Config, strategy: AnyStrategy) -> str:
         "hostile clients may send any means": bool(config.attack.kinds),
     }
     found = next((reason for reason, holds in reasons.items() if holds), "")
-    return found or _why_not_with_others(config)
+    return found or _why_not_with_others(config, drafted)
 
 
-def _why_not_with_others(config: Config) -> str:
+def _why_not_with_others(config: Config, drafted: Backbone | None) -> str:
     """Returns why the part `lda` does not go with the other parts of the method, or the model."""
     try:
         shelf.method_of(config.finetuning)
     except UserError as error:
         return str(error)
-    if not lda.has_one_head(backbone.draft(config.model, classes=2).model):
+    known = drafted or backbone.draft(config.model, classes=2)
+    if not lda.has_one_head(known.model):
         return "the model does not have one linear head"
     return ""

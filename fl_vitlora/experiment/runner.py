@@ -87,10 +87,12 @@ def run(
 
 def _checked(config: Config, strategy: AnyStrategy, watch: Watch, *, resume: bool) -> Experiment:
     """Checks the configuration and the strategy, before any file is written or Ray starts."""
-    written = with_head_start(identity.told(config, strategy), strategy)
+    drafted = validation.draft_of(config.model)
+    written = with_head_start(identity.told(config, strategy), strategy, drafted)
     config = validation.check(
         written,
         strategy,
+        drafted=drafted,
         new_folder=not resume,
         writes_checkpoints=written.checkpoint_every > 0,
         needs_passphrase=True,

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from fl_vitlora.adaptation import policies
-from fl_vitlora.config import Config
+from fl_vitlora.config import Config, ModelConfig
 from fl_vitlora.data.augmentation import check_copies
 from fl_vitlora.data.holding_out import check_validation, has_validation
 from fl_vitlora.encryption.storage_keys import passphrase
@@ -29,6 +29,7 @@ from fl_vitlora.flower.strategies.aggregators import (
 from fl_vitlora.flower.strategies.confidentiality import check_privacy
 from fl_vitlora.flower.wire.wiring import check_codecs
 from fl_vitlora.models import backbone
+from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.reporting.run_folder import check_unused
 from fl_vitlora.training.prediction import predictor_for
 
@@ -37,6 +38,7 @@ def check(
     config: Config,
     strategy: AnyStrategy,
     *,
+    drafted: Backbone | None,
     new_folder: bool,
     writes_checkpoints: bool,
     needs_passphrase: bool,
@@ -46,6 +48,8 @@ def check(
     Args:
         config: The configuration as the user wrote it.
         strategy: The strategy of the run, from this project or from Flower.
+        drafted: What `draft_of` returned for the model of the configuration. The fine-tuning method
+            is attached to it.
         new_folder: True if the run makes the folder `out`; False if the run is resumed there.
         writes_checkpoints: True if the run stores checkpoints. A deployment stores no checkpoints,
             so it accepts strategies whose state no checkpoint can hold.
@@ -75,7 +79,7 @@ def check(
     if new_folder and config.out:
         check_unused(Path(config.out))
     predictor_for(config.evaluation.predictor, shelf.method_of(config.finetuning))
-    check_model(config)
+    check_model(config, drafted)
     return config
 
 
@@ -140,21 +144,39 @@ def check_storage(config: Config) -> None:
         passphrase("encryption.at_rest passphrase")
 
 
-def check_model(config: Config) -> None:
-    """Checks the layers of a model, and that its weights exist, without loading the weights.
+def draft_of(model: ModelConfig) -> Backbone | None:
+    """Builds a model to look at it, and checks that its weights exist, without loading them.
 
-    The check takes about a second. The bundled models are known to work. Problems that depend on
-    the weights themselves, and those of methods that read the weights, are found by
-    `preparation.prepare_model`.
+    A start-up makes this draft once, and hands it to all functions that look at the model. It takes
+    about a second.
+
+    Returns:
+        The model without memory for its tensors; None for the bundled models, which are known to
+        work.
 
     Raises:
-        UserError: If the model cannot be built, the method cannot be attached to it, or the weights
-            cannot be found.
+        UserError: If the model cannot be built, or the weights cannot be found.
     """
-    model = config.model
     if model.name in backbone.BUNDLED and model.weights in (backbone.PRETRAINED, backbone.RANDOM):
+        return None
+    return backbone.draft(model, classes=2)
+
+
+def check_model(config: Config, drafted: Backbone | None) -> None:
+    """Checks that the fine-tuning method can train the layers of a model.
+
+    Problems that depend on the weights themselves, and those of methods that read the weights, are
+    found by `preparation.prepare_model`.
+
+    Args:
+        config: The configuration of the run.
+        drafted: What `draft_of` returned for the model. The method is attached to it.
+
+    Raises:
+        UserError: If the method cannot be attached to the model.
+    """
+    if drafted is None:
         return
-    drafted = backbone.draft(model, classes=2)
     method = shelf.method_of(config.finetuning)
     if any(part.reads_weights for _, part in method.parts):
         return

@@ -16,8 +16,10 @@ import strategies
 from fl_vitlora import config as configuration
 from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment import runner
 from fl_vitlora.experiment.comparison import as_it_runs
 from fl_vitlora.experiment.head_start import why_zero, with_head_start
+from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.reporting.run_folder import find_run
 from fl_vitlora.strategy import Strategy
@@ -121,6 +123,24 @@ def test_a_run_of_an_older_version_started_at_zero(tmp_path: Path, weights: str)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     config, _ = find_run(tmp_path)
     assert config.finetuning.head_start == "zero"
+
+
+def test_a_start_builds_the_model_once_to_look_at_it(
+    tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head start and the check of the layers look at the same draft."""
+    built = list[str]()
+
+    def counted(name: str, **given: Any) -> Any:
+        built.append(name)
+        return create(name, **given)
+
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", counted)
+    config = ordinary(weights, out=str(tmp_path / "run"))
+    started = runner._checked(config, strategies.load_for(config), Watch(), resume=False)
+    assert started.config.finetuning.head_start == "lda"
+    assert len(built) == 1
 
 
 @pytest.mark.slow

@@ -129,7 +129,8 @@ def test_both_refuse_a_folder_that_is_in_use_and_leave_it_alone(tmp_path: Path) 
 
 
 def test_an_experiment_without_a_mistake_passes_as_the_strategy_runs_it(tmp_path: Path) -> None:
-    doors = {"new_folder": True, "writes_checkpoints": True, "needs_passphrase": True}
+    doors: dict[str, Any] = {"drafted": None, "new_folder": True, "needs_passphrase": True}
+    doors["writes_checkpoints"] = True
     plain = configure(tmp_path, {})
     assert check(plain, load_strategy(plain), **doors) == plain
     assert check_node(plain, load_strategy(plain)) == plain
@@ -148,7 +149,7 @@ def test_only_a_run_with_checkpoints_needs_a_strategy_that_they_can_hold(tmp_pat
         UserError, match="its attribute seen is a set, which a checkpoint cannot store"
     ):
         run(config, Remembering())
-    doors = {"new_folder": True, "needs_passphrase": True}
+    doors: dict[str, Any] = {"drafted": None, "new_folder": True, "needs_passphrase": True}
     assert check(config, Remembering(), writes_checkpoints=False, **doors) == config
 
 

@@ -14,10 +14,10 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fl_vitlora.config import ModelConfig, load
+from fl_vitlora.config import Config, ModelConfig, load
 from fl_vitlora.config.method_names import PARTS
 from fl_vitlora.errors import UserError
-from fl_vitlora.experiment.validation import check_model
+from fl_vitlora.experiment.validation import check_model, draft_of
 from fl_vitlora.models import hub_weights, timm_models
 from fl_vitlora.models.backbone import WEIGHTS_FOLDER, Backbone, build, draft
 
@@ -158,6 +158,11 @@ def test_the_proxy_is_asked_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
     assert hub_weights._first_address("https://hub.example/") == ("hub.example", 443)
 
 
+def look(config: Config) -> None:
+    """Looks at a model as the start of a run does."""
+    check_model(config, draft_of(config.model))
+
+
 REFUSED = [
     "volo_d1_224",
     "hiera_tiny_224",
@@ -175,20 +180,20 @@ REFUSED = [
 def test_models_that_do_not_begin_with_patches_are_refused_before_anything_starts(name: str):
     config = load(None, {"model.name": name, "model.weights": "random"})
     with pytest.raises(UserError, match="no patch embedding of non-overlapping patches"):
-        check_model(config)
+        look(config)
 
 
 @pytest.mark.parametrize("name", ["beit_base_patch16_224", "eva02_tiny_patch14_224"])
 def test_models_that_would_bypass_lora_are_refused_before_anything_starts(name: str):
     asked = {"model.name": name, "model.weights": "random"}
     with pytest.raises(UserError, match="would bypass LoRA"):
-        check_model(load(None, asked))
-    check_model(load(None, {**asked, "finetuning.method": "full"}))
+        look(load(None, asked))
+    look(load(None, {**asked, "finetuning.method": "full"}))
 
 
 @pytest.mark.parametrize("name", [TINY, "deit_tiny_distilled_patch16_224", "cait_xxs24_224"])
 def test_models_that_can_be_trained_pass(name: str):
-    check_model(load(None, {"model.name": name, "model.weights": "random"}))
+    look(load(None, {"model.name": name, "model.weights": "random"}))
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -196,9 +201,9 @@ def test_every_method_can_be_tried_on_an_ordinary_model_before_its_weights_are_l
     alone = part not in ("descent", "feature_statistics")
     method = part if alone else f"lora+{part}"
     given = {"model.name": TINY, "model.weights": "random", "finetuning.method": method}
-    check_model(load(None, given))
+    look(load(None, given))
 
 
 def test_a_bundled_model_with_weights_of_ones_own_passes_the_first_look():
     weights = str(WEIGHTS_FOLDER / "vit_letters_16_plain.safetensors")
-    check_model(load(None, {"model.weights": weights}))
+    look(load(None, {"model.weights": weights}))
