@@ -19,8 +19,8 @@ grows in a round by |S|/N · the mean of dₖ⁺ - dₖ over its participants S,
 In FedAvg the local steps of different clients drift apart, which biases the result; SCAFFOLD
 removes this bias. With LoRA the result is still biased, because the factors A and B are averaged
 separately. A client sends two tensors for each trained tensor, and receives two for each (in the
-first round only one). A client stores dₖ between its rounds. The server needs only the sum of the
-clients' updates.
+first round only one). Of a tensor that rests in a round, neither d nor a change of dₖ is sent. A
+client stores dₖ between its rounds. The server needs only the sum of the clients' updates.
 
 Source: Karimireddy et al., arXiv 1910.06378, algorithm 1.
 """

@@ -74,6 +74,8 @@ class Wrong(Strategy):
             return {"head.bias": torch.ones(1)}
         if self.fault == "expects a broadcast":
             return {"head.bias": broadcast["head.bias"]}
+        if self.fault == "reads what rests" and broadcast:
+            return {"head.bias": broadcast["patch_embed.proj.bias"].sum() * broadcast["head.bias"]}
         if self.fault == "writes to the memory" and memory:
             memory["head.bias"] *= 2
         return subtract(broadcast, memory) if broadcast and memory else {}
@@ -182,6 +184,7 @@ SERVER_FAULTS: dict[str, Callable[..., Any]] = {
         ("drifts elsewhere", r"the drift has missing or unknown tensors: \['norm.weight'\]"),
         ("drifts in another shape", r"head.bias of shape \(1,\), expected \(3,\)"),
         ("expects a broadcast", "round 1: drift fails: KeyError: 'head.bias'"),
+        ("reads what rests", "round 2: drift fails: KeyError: 'patch_embed.proj.bias'"),
         ("reports a part", "the report has missing or unknown tensors: "),
         ("reports alone", r"report returned a dict, expected \(report, memory\)"),
         ("remembers nothing", "the new memory is a NoneType, expected a dictionary of tensors"),
@@ -239,6 +242,7 @@ def test_every_rule_is_broken_by_some_fault():
     """A rule that nothing breaks would be a promise that nobody keeps."""
     tried = [
         *(Wrong(fault=fault) for fault in (*SERVER_FAULTS, "plans nothing", "remembers a number")),
+        Wrong(fault="reads what rests"),
         Holding(),
         declared(any_rank=True, fault="cuts to a rank"),
         declared(sums_suffice=True, fault="takes the first"),
@@ -248,7 +252,7 @@ def test_every_rule_is_broken_by_some_fault():
     ]
     told = [finding for strategy in tried for finding in findings(strategy)]
     assert {rule for rule, _ in told} == {rule for rule, problem in told if problem}
-    assert len({rule for rule, _ in told}) == 18
+    assert len({rule for rule, _ in told}) == 19
 
 
 @dataclass(frozen=True, kw_only=True)

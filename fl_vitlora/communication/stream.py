@@ -28,7 +28,7 @@ from fl_vitlora.communication.parcel import Parcel, Part, read, write
 from fl_vitlora.state import State, add, subtract
 from fl_vitlora.storage.trees import Tree
 
-WHOLE = -1  # the version before a full state: the state is added to tensors of zeros
+WHOLE = -2  # the version before a full state; -1 in older programs, whose state lacks no tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,27 +115,30 @@ class Stream:
         Returns:
             First, the version of the client's tensors to which the parts are added. This version is
             `WHOLE` if the parts are the full state: because it is smaller than the missed steps, or
-            because these are no longer kept. Second, the parts (coded tensors) that the client must
-            add.
+            because these are no longer kept. A full state lacks the tensors that never changed.
+            Second, the parts (coded tensors) that `follow` reads.
         """
         missed = self.version - version
         if missed <= len(self.steps):
             return version, self.steps[len(self.steps) - missed :]
         draw = np.random.default_rng(0)  # not used, since an exact codec needs no random numbers
-        return WHOLE, (code(self.held, self.layout, EXACT, draw),)
+        moved = {n: t for n, t in self.held.items() if not torch.equal(t, self.initial[n])}
+        return WHOLE, (code(moved, self.layout, EXACT, draw),)
 
 
-def follow(held: State, parts: Iterable[Part], layout: Layout) -> State:
+def follow(held: State, base: int, parts: Iterable[Part], layout: Layout) -> State:
     """Returns a client's tensors after the changes that the server sent.
 
     Args:
-        held: The client's tensors before the changes; tensors of zeros if the parts are the full
-            state.
-        parts: The coded changes that `Stream.since` returned.
+        held: The client's tensors before the changes; the tensors before the first change of the
+            stream if the parts are the full state.
+        base: The version of the client's tensors, or `WHOLE`, as `Stream.since` returned it.
+        parts: The coded tensors that `Stream.since` returned.
         layout: The names and shapes of all tensors of the stream.
     """
     for part in parts:
-        held = moved_by(held, decode(part, layout))
+        found = decode(part, layout)
+        held = held | found if base < 0 else moved_by(held, found)
     return held
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from fl_vitlora.errors import UserError, blame, unknown
 from fl_vitlora.federation.evaluation import Answer
 from fl_vitlora.federation.failures import Failure
-from fl_vitlora.federation.global_model import GlobalModel, split
+from fl_vitlora.federation.global_model import GlobalModel, split, without_zeros
 from fl_vitlora.federation.hooks import Metrics
 from fl_vitlora.federation.instruction import (
     LEARNING_RATE,
@@ -191,7 +191,8 @@ class OwnAggregator:
         with blame(self._strategy, server_round):
             self._metrics = plain_metrics(self._strategy.metrics(new, updates, self._state))
         return model.followed_by(
-            {n: new[n].to(w.dtype).contiguous() for n, w in model.tensors.items()}, merged
+            {n: new[n].to(w.dtype).contiguous() for n, w in model.tensors.items()},
+            without_zeros(merged),
         )
 
     def _check_same(self, did: str, model: State, new: State) -> None:

@@ -133,21 +133,24 @@ class ClientRecords:
         self._change(client, validation_images=images if first is None else first)
         return images if first is None else first
 
-    def cached(self, client: int, model: State, plan: ClientPlan) -> frozenset[str]:
+    def cached(
+        self, client: int, model: State, plan: ClientPlan, measured: tuple[str, ...] = ()
+    ) -> frozenset[str]:
         """Returns the names of the tensors that need not be sent because the client has them.
 
         Args:
             client: The number of the client.
             model: The tensors that the client needs for the round.
             plan: The strategy's plan of the round, which names the frozen tensors.
+            measured: Endings of the names of tensors that clients measure.
         """
+        untrained = (*plan.frozen, *plan.restarted, *measured)
         remembered = self.of(client).memory.tensors
 
         def is_known(name: str, tensor: Tensor) -> bool:
             if name in remembered:
                 return torch.equal(remembered[name], tensor)
-            rests = name.endswith((*plan.frozen, *plan.restarted))
-            return rests and torch.equal(self._initial[name], tensor)
+            return name.endswith(untrained) and torch.equal(self._initial[name], tensor)
 
         return frozenset(name for name, tensor in model.items() if is_known(name, tensor))
 

@@ -108,6 +108,22 @@ def split(tensors: State) -> tuple[State, State]:
     return {n: t for n, t in tensors.items() if n not in merged}, merged
 
 
+def without_zeros(merged: State) -> State:
+    """Returns the merged pairs without those of which one factor is zero.
+
+    Such a pair adds nothing to the frozen weight, so nobody needs it. If a low-rank pair rests in a
+    round, a strategy may still return a merged pair for it, for example the sum of products of a
+    matrix B that is still zero.
+
+    Example:
+        >>> one = {"p.merged_A": torch.ones(1, 3), "p.merged_B": torch.zeros(2, 1)}
+        >>> without_zeros(one)
+        {}
+    """
+    zero = {name.rpartition(".")[0] for name, tensor in merged.items() if not tensor.any()}
+    return {n: t for n, t in merged.items() if n.rpartition(".")[0] not in zero}
+
+
 def join(merges: Sequence[State]) -> State:
     """Joins the low-rank pairs B·A of several rounds: stacks the rows of A and the columns of B.
 

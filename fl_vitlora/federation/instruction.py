@@ -32,7 +32,10 @@ class Instruction:
         config: The scalars and lists of the round, by name.
         plan: The strategy's plan for the client in this round: for example, the tensors that are
             frozen, and the weight of the proximal penalty.
-        broadcast: The tensors that the strategy sends in addition to the model.
+        broadcast: The tensors that the strategy sends in addition to the model. Those of frozen
+            tensors are not sent.
+        measured: Endings of the names of tensors that clients do not train but measure. A client
+            knows their initial values, so these are not sent.
     """
 
     client: int
@@ -40,3 +43,4 @@ class Instruction:
     config: Mapping[str, ConfigValue]
     plan: ClientPlan = field(default_factory=ClientPlan)
     broadcast: State = field(default_factory=dict)
+    measured: tuple[str, ...] = ()

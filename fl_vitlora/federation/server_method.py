@@ -40,10 +40,12 @@ def check_method_fits(method: Method, aggregator: Aggregator) -> None:
         )
 
 
-def with_rests(
+def with_method(
     method: Method, server_round: int, instructions: Sequence[Instruction]
 ) -> list[Instruction]:
-    """Adds the tensors that a method freezes in a round to the plan of every instruction.
+    """Adds to every instruction which tensors a method freezes in a round, and which it measures.
+
+    The frozen tensors are added to the plan of the instruction.
 
     Args:
         method: The fine-tuning method of the run.
@@ -53,14 +55,15 @@ def with_rests(
     Raises:
         UserError: If the method returns an ending, but no exchanged tensor's name ends with it.
     """
-    if not (method.has_rests and instructions):
-        return list(instructions)
-    model = instructions[0].model
+    told = [replace(one, measured=method.measured) for one in instructions]
+    if not (method.has_rests and told):
+        return told
+    model = told[0].model
     resting = method.resting(server_round, model.memory, model.tensors)
     check_endings(resting, f"rests of method {method.name}", model.tensors)
     return [
         replace(one, plan=replace(one.plan, frozen=joined(one.plan.frozen, resting)))
-        for one in instructions
+        for one in told
     ]
 
 

@@ -19,7 +19,7 @@ from fl_vitlora.federation.global_model import GlobalModel, join
 from fl_vitlora.federation.hooks import RoundHooks, RoundReport
 from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND, Instruction
 from fl_vitlora.federation.observer import Sight
-from fl_vitlora.federation.server_method import after_round, check_not_clipped, with_rests
+from fl_vitlora.federation.server_method import after_round, check_not_clipped, with_method
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.lowrank import relative_error
 from fl_vitlora.population.sampling import sample
@@ -157,7 +157,7 @@ class TrainingRound:
         rate = scheduled_rate(self.training, server_round, self.rounds)
         config = {SERVER_ROUND: server_round, LEARNING_RATE: rate}
         asked = self.aggregator.instruct(server_round, model, participants, config)
-        return with_rests(self.method, server_round, asked)
+        return with_method(self.method, server_round, asked)
 
     def _check_quorum(self, server_round: int, exchange: Exchange, asked: int) -> None:
         """Ends the run if a round has too few usable updates.

@@ -23,10 +23,10 @@ bias b_c:
 
 From round 2 on the head is trained like any other, and the statistics are neither measured nor
 sent. In round 1 a client sends (D+1)·(D+2)/2 + C·(D+1) numbers; of S, only the upper triangle is
-sent. The statistics say exactly how many images of each class a client has (the attack
-`label_counts`). The second moments of a client's features say more about its images than a gradient
-of the head does; no attack on them was tried. With secure aggregation the server sees only the sum
-of all clients' statistics.
+sent. The server sends no statistics in any round. The statistics say exactly how many images of
+each class a client has (the attack `label_counts`). The second moments of a client's features say
+more about its images than a gradient of the head does; no attack on them was tried. With secure
+aggregation the server sees only the sum of all clients' statistics.
 
 Sources: linear discriminant analysis is Fisher's (1936), its shrinkage Friedman's regularised
 discriminant analysis (1989). Fed3R (Fanì et al., 2024) sums S and M over clients for a ridge
@@ -66,8 +66,8 @@ class Statistics(nn.Module):
         classes: The number of classes C.
 
     Attributes:
-        moments: The upper triangle of S, ((D+1)·(D+2)/2,); zero before round 1.
-        means: The matrix M, (C, D+1); zero before round 1.
+        moments: The upper triangle of S, ((D+1)·(D+2)/2,); zero before and after round 1.
+        means: The matrix M, (C, D+1); zero before and after round 1.
     """
 
     def __init__(self, width: int, classes: int) -> None:
@@ -150,16 +150,21 @@ class LDA(Part):
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
         """Replaces the head after round 1 by the head of the discriminant analysis.
 
+        The statistics, which nobody needs any more, become zero again. Every client knows that
+        value, so that the server need not send them.
+
         Raises:
             UserError: If the strategy or noise has changed the statistics so that they are no means
                 over images.
         """
         if known.round > 1:
             return {}, dict(memory)
-        moments, means = (known.after[exchanged_name(n, LORA)] for n in (MOMENTS, MEANS))
+        statistics = {n: known.after[exchanged_name(n, LORA)] for n in (MOMENTS, MEANS)}
+        moments, means = statistics.values()
         _expect_means(moments, means)
         weight, bias = discriminant(moments.double(), means.double(), self.shrinkage)
-        return {"head.weight": weight, "head.bias": bias}, dict(memory)
+        used = {exchanged_name(n, LORA): torch.zeros_like(t) for n, t in statistics.items()}
+        return {"head.weight": weight, "head.bias": bias, **used}, dict(memory)
 
     def merge(self, model: nn.Module) -> None:
         """Removes the measured statistics from the model."""

@@ -6,6 +6,11 @@ An argument that a method does not explain is one of these:
     state          the state that `aggregate` returned in the round before; empty at first
     broadcast      the tensors that the server sent to the client in addition to the model
     memory         the memory that `report` returned in the client's last round; empty at first
+
+In some rounds some tensors are frozen, by the plan or by the fine-tuning method. A client does not
+train them, and its strategy gets nothing of them: `broadcast` and `memory` lack the tensors with
+their names. What the client remembers of them is put aside, and is there again when they are
+trained again. The server's `state` has all tensors that `aggregate` returned.
 """
 
 from __future__ import annotations
@@ -109,8 +114,8 @@ class Strategy(ABC):
         """Returns tensors that the server sends to the participants in addition to the model.
 
         Returns:
-            A dictionary: a tensor for every name of the model, with the same shape. The default is
-            an empty dictionary.
+            A dictionary: a tensor for every name of the model, with the same shape. What belongs to
+            frozen tensors is not sent. The default is an empty dictionary.
         """
         del state
         return {}

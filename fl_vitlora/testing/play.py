@@ -7,8 +7,8 @@ the updates (`rules`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -57,6 +57,7 @@ class Play:
         images: The factor by which the number of images of every client is multiplied.
         backwards: True if the updates are listed from the last client to the first.
         summed: True if the server gets only the mean of the updates.
+        resting: For some rounds, endings of the names of tensors that a fine-tuning method freezes.
         hand: A function through which all tensors reach the strategy. The arguments of `hand` are
             the number of the round, a text that says what the tensors are, and the tensors. The
             function returns the tensors that the strategy gets.
@@ -71,6 +72,7 @@ class Play:
     images: int = 1
     backwards: bool = False
     summed: bool = False
+    resting: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     hand: Handover = lambda _round, _what, tensors: tensors
     send: Callable[[Strategy], Strategy] = lambda strategy: strategy
 
@@ -142,11 +144,12 @@ class Play:
 
         Returns:
             A pair: the update of the client, and the tensors that the client remembers. As in
-            training, the drift of every step is part of the delta.
+            training, the drift of every step is part of the delta. As in a run, the strategy gets
+            nothing of frozen tensors: neither of the broadcast nor of the memory.
         """
         rank = self.ranks[client] if self.ranks else None
         plan = self.plan(server_round, state, client)
-        frozen = plan.frozen
+        frozen = (*plan.frozen, *self.resting.get(server_round, ()))
         drawn = made_up.made_up_delta(self.strategy, server_round, client, self.size, self.dtype)
         whole = {name: tensor for name, tensor in drawn.items() if not name.endswith(frozen)}
         start = LocalWork(
@@ -154,9 +157,12 @@ class Play:
             steps=made_up.STEPS[client] * (plan.epochs or 1),
             rate=made_up.RATE * plan.rate,
         )
-        received = lowrank.cut(broadcast, rank)
-        work = self._drifted(server_round, start, received, memory)
-        report, memory = self.calls.report(server_round, work, received, memory)
+        awake = {name: t for name, t in broadcast.items() if not name.endswith(frozen)}
+        received = lowrank.cut(awake, rank)
+        put_aside = {n: t for n, t in memory.items() if n in drawn and n.endswith(frozen)}
+        known = {name: t for name, t in memory.items() if name not in put_aside}
+        work = self._drifted(server_round, start, received, known)
+        report, kept = self.calls.report(server_round, work, received, known)
         update = Update(
             client=client,
             samples=made_up.SAMPLES[client] * self.images,
@@ -167,7 +173,7 @@ class Play:
             report=lowrank.pad(report, whole),
             population=len(made_up.CLIENTS),
         )
-        return update, memory
+        return update, {**put_aside, **kept}
 
     def aggregate(self, server_round: int, ending: Ending, updates: Sequence[Update]) -> Ending:
         """Lets the strategy aggregate the updates of a round.
@@ -204,6 +210,17 @@ class Play:
             with self.calls.blame(server_round, "the mean of the updates"):
                 return [mean_update(updates, [update.samples for update in updates])]
         return updates[::-1] if self.backwards else updates
+
+
+def answer_while_resting(play: Play) -> None:
+    """Runs a round, and then lets all clients train in a second one, in which tensors may rest."""
+    start, clients = play.start(), made_up.CLIENTS
+    broadcast = play.broadcast(1, start)
+    answers = {client: play.answer(1, client, broadcast, {}) for client in clients}
+    ending = play.aggregate(1, start, [update for update, _ in answers.values()])
+    broadcast = play.broadcast(2, ending)
+    for client, (_, memory) in answers.items():
+        play.answer(2, client, broadcast, memory, ending.state)
 
 
 def made_up_updates(

@@ -22,7 +22,7 @@ from fl_vitlora.strategy.extras import wants
 from fl_vitlora.testing import declared, made_up
 from fl_vitlora.testing.blaming import blaming, broken
 from fl_vitlora.testing.entrywise import expect_entrywise
-from fl_vitlora.testing.play import ROUNDS, Ending, Play
+from fl_vitlora.testing.play import ROUNDS, Ending, Play, answer_while_resting
 from fl_vitlora.testing.returned import ContractError
 
 PLANNED_ROUNDS = 50
@@ -112,6 +112,11 @@ def _rests(strategy: Strategy) -> None:
         play.run(),
         "all updates are zero, but what the model computes changes",
     )
+
+
+def _lets_tensors_rest(strategy: Strategy) -> None:
+    pairs = tuple(f".adapters.q{end}" for end in (lowrank.A, lowrank.B, lowrank.R))
+    answer_while_resting(Play(strategy=strategy, resting={2: ("patch_embed.proj.bias", *pairs)}))
 
 
 def _weighs(strategy: Strategy) -> None:
@@ -263,6 +268,7 @@ RULES = (
     Rule("changes no tensor in its arguments", _writes_nothing),
     Rule("changes the model if the clients changed their tensors", _moves),
     Rule("does not change the model's outputs if no client changed a tensor", _rests),
+    Rule("works at clients if a method lets tensors rest (drift, report)", _lets_tensors_rest),
     Rule("gives the same model if every client has twice as many images", _weighs),
     Rule("gives the same model in whatever order the updates are listed", _ignores_order),
     Rule("works with one client", _stands_alone),

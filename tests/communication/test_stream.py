@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_vitlora.communication.compression import code
+from fl_vitlora.communication.lanes import EXACT
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.communication.parcel import Part
 from fl_vitlora.communication.stream import WHOLE, Stream, follow
@@ -38,7 +40,7 @@ def streams(spec: str, targets: list[State]) -> list[Stream]:
 
 
 def received(held: State, base: int, parts: tuple[Part, ...]) -> State:
-    return follow(scale(held, 0.0) if base == WHOLE else held, parts, LAYOUT)
+    return follow(START if base == WHOLE else held, base, parts, LAYOUT)
 
 
 @pytest.mark.parametrize("spec", LOSSY)
@@ -105,6 +107,17 @@ def test_nobody_is_ever_sent_more_than_the_whole():
         assert stream.since(0)[0] == WHOLE
         assert stream.since(stream.version - 1)[0] == stream.version - 1
         assert sum(step.size for step in stream.steps) <= whole
+
+
+def test_the_whole_lacks_what_never_moved():
+    targets = [{n: t for n, t in one.items() if not n.startswith("head")} for one in walk(60)]
+    stream = streams("int8", targets)[-1]
+    base, parts = stream.since(0)
+    assert base == WHOLE
+    assert [section.group for part in parts for section in part.sections].count("head") == 0
+    assert equal(received(START, base, parts), stream.held)
+    full = (code(stream.held, LAYOUT, EXACT, draw()),)
+    assert equal(follow(START, -1, full, LAYOUT), stream.held)  # as older programs send it
 
 
 def test_the_whole_is_exact():

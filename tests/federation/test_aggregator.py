@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import strategies
 from fl_vitlora.errors import UserError
 from fl_vitlora.federation.aggregator import OwnAggregator
 from fl_vitlora.federation.failures import Failure
@@ -188,3 +189,16 @@ def test_only_a_strategy_that_can_end_a_run_is_asked():
     assert OwnAggregator(Ending(answer=True)).should_stop(1, result) is True
     with pytest.raises(UserError, match="should_stop returned 1, expected True or False"):
         OwnAggregator(Ending(answer=1)).should_stop(1, result)
+
+
+def test_a_merged_pair_of_zeros_is_dropped() -> None:
+    """If a pair rests in a round, its stack of matrices B may still be zero."""
+    tensors = {"a.lora_A": torch.ones(1, 3), "a.lora_B": torch.zeros(2, 1)}
+    before = GlobalModel(tensors=tensors)
+    still = Update(client=0, samples=1, loss=0.0, delta={})
+    moved = Update(client=0, samples=1, loss=0.0, delta={"a.lora_B": torch.ones(2, 1)})
+    flora = strategies.load("flora", {})
+    assert isinstance(flora, Strategy)
+    assert OwnAggregator(flora).aggregate(1, before, [still], []).rounds == 0
+    after = OwnAggregator(flora).aggregate(1, before, [moved], [])
+    assert (after.rounds, after.increments["a"].tolist()) == (1, [[1.0] * 3] * 2)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fl_vitlora.errors import UserError
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.instruction import Instruction
-from fl_vitlora.federation.server_method import after_round, with_rests
+from fl_vitlora.federation.server_method import after_round, with_method
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.finetuning.part import Aggregated, Part
 from fl_vitlora.state import State
@@ -59,7 +59,7 @@ def asked(model: GlobalModel) -> list[Instruction]:
 def test_a_control_tensor_rests_always_and_keeps_its_bits_in_the_aggregation():
     before = start()
     counting = method(Counting())
-    for instruction in with_rests(counting, 1, asked(before)):
+    for instruction in with_method(counting, 1, asked(before)):
         assert instruction.plan.frozen == (".index",)
     aggregated = GlobalModel(tensors={n: t * 1.0001 for n, t in before.tensors.items()})
     new = after_round(counting, before, aggregated, 1, 9)
@@ -70,11 +70,11 @@ def test_a_control_tensor_rests_always_and_keeps_its_bits_in_the_aggregation():
 def test_what_a_part_remembers_decides_what_rests():
     model, counting = start(), method(Counting())
     for number in (1, 2):
-        assert with_rests(counting, number, asked(model))[0].plan.frozen == (".index",)
+        assert with_method(counting, number, asked(model))[0].plan.frozen == (".index",)
         model = after_round(counting, model, model, number, 9)
-    assert with_rests(counting, 3, asked(model))[0].plan.frozen == (".index", ".value")
+    assert with_method(counting, 3, asked(model))[0].plan.frozen == (".index", ".value")
     restored = GlobalModel.restored(model.snapshot())
-    assert with_rests(counting, 3, asked(restored))[0].plan.frozen == (".index", ".value")
+    assert with_method(counting, 3, asked(restored))[0].plan.frozen == (".index", ".value")
 
 
 def test_parts_of_a_sum_have_memories_of_their_own():

@@ -106,8 +106,8 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     begin = _begin(message.content, context, worker, client)
     asked, coordinates = begin.message, begin.coordinates
     shard = worker.training_shard(client, coordinates.base)
-    memory = context_state.own(context, asked.taken)
     frozen = frozenset(name for name in begin.model if name.endswith(asked.frozen))
+    memory = context_state.own(context, asked.taken, frozen)
     seed, fresh = settings.config.seed, settings.fresh_order
     order = _fresh_order() if fresh else generator(seed, "batches", asked.round, client)
     job = LocalJob(
@@ -142,7 +142,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
         images=len(shard),
     )
     context_state.keep(context, asked.round, worker.kept, done.state)
-    context_state.keep_own(context, asked.round, memory)
+    context_state.keep_own(context, asked.round, memory, frozen)
     if frozen:
         rested = {name: tensor for name, tensor in begin.model.items() if name in frozen}
         context_state.rest(context, asked.round, rested)

@@ -122,11 +122,12 @@ def merge(context: Context, received: RoundMessage, layout: Layout) -> State:
     return increments
 
 
-def own(context: Context, taken: int | None) -> State:
+def own(context: Context, taken: int | None, frozen: frozenset[str] = frozenset()) -> State:
     """Returns the memory of the strategy's code at the client; empty before the first round.
 
     Args:
         context: The Flower context of the client, which stores its memory between rounds.
+        frozen: The names of the tensors that are frozen in this round; they are left out.
         taken: The round of this client's last update that the server used; None if the server does
             not say. Memory that the client stored in a later round is dropped, because the server
             did not use its report of the later round.
@@ -134,15 +135,28 @@ def own(context: Context, taken: int | None) -> State:
     _take_back(context, OWN, taken)
     if OWN not in context.state.array_records:
         return {}
-    return dict(context.state.array_records[OWN].to_torch_state_dict())
+    stored = context.state.array_records[OWN].to_torch_state_dict()
+    return {name: tensor for name, tensor in stored.items() if name not in frozen}
 
 
-def keep_own(context: Context, server_round: int, memory: State) -> None:
-    """Stores the memory of the strategy's code at the client, and keeps the previous memory."""
+def keep_own(
+    context: Context, server_round: int, memory: State, frozen: frozenset[str] = frozenset()
+) -> None:
+    """Stores the memory of the strategy's code at the client, and keeps the previous memory.
+
+    Args:
+        context: The Flower context of the client, which stores its memory between rounds.
+        server_round: The number of the round, from 1.
+        memory: The new memory, without the tensors that `own` has left out.
+        frozen: The names of the tensors that are frozen in this round. What the client remembers of
+            them stays as it is.
+    """
     if not memory and OWN not in context.state.array_records:
         return
+    resting = {n: t for n, t in own(context, None).items() if n in frozen}
+    whole = {**resting, **{name: _storable(tensor) for name, tensor in memory.items()}}
     _put_aside(context, OWN)
-    context.state[OWN] = messages.to_arrays({n: _storable(t) for n, t in memory.items()})
+    context.state[OWN] = messages.to_arrays(whole)
     context.state[OWN + WHICH] = ConfigRecord({NUMBER: server_round})
 
 

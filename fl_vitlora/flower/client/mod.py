@@ -19,7 +19,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from fl_vitlora.communication.compression import compress, decode, is_exact
 from fl_vitlora.communication.lanes import Lanes
 from fl_vitlora.communication.parcel import Part
-from fl_vitlora.communication.stream import WHOLE, follow
+from fl_vitlora.communication.stream import follow
 from fl_vitlora.flower.client import context_state
 from fl_vitlora.flower.client.workspace import (
     ClientSettings,
@@ -143,9 +143,8 @@ class ClientEnd:
         else:
             initial = self.worker.initial_of(client_of(self.context))
             first = cut({name: initial[name] for name in layout.names}, self.layouts.rank)
-            from_initial = known != WHOLE and record == messages.ARRAYS
-            before = first if from_initial else scale(first, 0.0)
-        held = follow(before, parts, layout)
+            before = first if record == messages.ARRAYS else scale(first, 0.0)
+        held = follow(before, known, parts, layout)
         context_state.hold(self.context, record, new, held)
         return held
 

@@ -228,9 +228,8 @@ class Asker:
 
     def _cached(self, asked: Instruction) -> frozenset[str]:
         """Returns the names of the tensors that need not be sent because the client has them."""
-        if not self.end.caches:
-            return frozenset()
-        return self.records.cached(asked.client, asked.model.tensors, asked.plan)
+        model = {name: t for name, t in asked.model.tensors.items() if self.end.caches(name)}
+        return self.records.cached(asked.client, model, asked.plan, asked.measured)
 
 
 class _RefusedReplyError(Exception):

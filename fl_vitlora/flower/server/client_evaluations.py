@@ -26,6 +26,7 @@ def ask_for_evaluations(
     views: Sequence[str],
     most: int | None,
     plan: ClientPlan,
+    measured: tuple[str, ...] = (),
 ) -> list[Answer]:
     """Asks every client to evaluate a model on its own encrypted images.
 
@@ -36,6 +37,7 @@ def ask_for_evaluations(
         views: The names of the views of the images (`federation.evaluation`).
         most: The number of images of all clients together; None for all images.
         plan: The plan of the last round, which says which tensors are frozen.
+        measured: Endings of the names of tensors that clients measure when they train.
 
     Returns:
         The answers, sorted by client.
@@ -49,7 +51,7 @@ def ask_for_evaluations(
     if (share := share_of(most, len(clients))) is not None:
         config[messages.MOST] = share
     asked = {
-        client: Instruction(client=client, model=model, config=config, plan=plan)
+        client: Instruction(client=client, model=model, config=config, plan=plan, measured=measured)
         for client in clients
     }
 

@@ -1,4 +1,10 @@
-"""Makes the message to a client: the instruction, without tensors that the client already has."""
+"""Makes the message to a client: the instruction, without tensors that the client does not need.
+
+A client does not need tensors that it already has. For tensors that are frozen in the round, it
+also does not need what the strategy sends in addition to the model. So whatever a strategy
+broadcasts, nothing of it is sent for frozen tensors. The state of the strategy, which stays at the
+server, is about all tensors.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,8 @@ from fl_vitlora.federation.client_records import Memory
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.instruction import Instruction
 from fl_vitlora.flower.wire.round_message import RoundMessage, read_scalars
+from fl_vitlora.state import State
+from fl_vitlora.strategy import ClientPlan
 
 
 def compose(asked: Instruction, memory: Memory, cached: frozenset[str]) -> RoundMessage:
@@ -27,13 +35,25 @@ def compose(asked: Instruction, memory: Memory, cached: frozenset[str]) -> Round
         tensors={n: t for n, t in asked.model.tensors.items() if n not in cached},
         cached=cached,
         since=memory.round if cached and memory.tensors else 0,
-        broadcast=asked.broadcast,
+        broadcast=without_frozen(asked.broadcast, plan),
         frozen=plan.frozen,
         restarted=plan.restarted,
         proximal_mu=plan.proximal_mu or stated.proximal_mu,
         taken=memory.taken if memory.missed else None,
     )
     return _with_merges(message, asked.model, memory.merges)
+
+
+def without_frozen(broadcast: State, plan: ClientPlan) -> State:
+    """Returns the tensors of a strategy's broadcast that belong to tensors trained in the round.
+
+    Example:
+        >>> import torch
+        >>> broadcast = {"a.lora_A": torch.zeros(1), "a.lora_B": torch.zeros(1)}
+        >>> list(without_frozen(broadcast, ClientPlan(frozen=(".lora_A",))))
+        ['a.lora_B']
+    """
+    return {name: t for name, t in broadcast.items() if not name.endswith(plan.frozen)}
 
 
 def _with_merges(message: RoundMessage, model: GlobalModel, known: int) -> RoundMessage:

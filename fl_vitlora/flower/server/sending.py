@@ -99,17 +99,14 @@ class ServerEnd:
         """Returns the codec and the sending interval of each group of tensors in instructions."""
         return lanes_of(self._config.compression.downlink)
 
-    @property
-    def caches(self) -> bool:
-        """Returns True if tensors that clients already have may be left out of messages.
+    def caches(self, name: str) -> bool:
+        """Returns True if a tensor may be left out of messages to clients that already have it.
 
         With lossy downlink codecs no tensor is left out: the server sends streams, which contain
-        only changes anyway. No tensor is left out either if clients send some groups of tensors
-        only in some rounds, because a client's tensors may then differ from those that the server
-        assumes.
+        only changes anyway. A tensor of a group that clients send only in some rounds is not left
+        out either, because a client's tensor may then differ from the one that the server assumes.
         """
-        uplink = lanes_of(self._config.compression.uplink)
-        return self.lanes.exact and all(lane.every == 1 for lane in uplink.by_group.values())
+        return self.lanes.exact and lanes_of(self._config.compression.uplink).of(name).every == 1
 
     def seal(self, server_round: int, addressed: Sequence[Addressed]) -> list[Sealed]:
         """Encodes the messages to clients.

@@ -65,6 +65,7 @@ class Transport:
         self._class_names = class_names
         self._sums = sums
         self._plan = ClientPlan()  # the plan of the last round
+        self._measured: tuple[str, ...] = ()  # what clients measure, as in the last round
         self._records = ClientRecords(initial)
         self._asker = Asker(
             post=post,
@@ -93,11 +94,12 @@ class Transport:
         )
 
     def snapshot(self) -> Tree:
-        """Returns the client records, the streams and the last plan, for a checkpoint."""
+        """Returns the client records, the streams and the last instructions, for a checkpoint."""
         return {
             "clients": self._records.snapshot(),
             "streams": self._asker.end.snapshot(),
             "plan": dict(vars(self._plan)),
+            "measured": list(self._measured),
         }
 
     def restore(self, tree: Tree) -> None:
@@ -106,6 +108,7 @@ class Transport:
         self._records.restore(known["clients"])
         self._asker.end.restore(known["streams"])
         self._plan = _plan_of(known["plan"])
+        self._measured = tuple(known.get("measured", ()))  # older checkpoints do not have it
 
     def exchange(self, server_round: int, instructions: Sequence[Instruction]) -> Exchange:
         """Sends the instructions of a round and waits for the updates; see `Asker.ask`.
@@ -115,7 +118,7 @@ class Transport:
             instructions: One instruction for each participant.
         """
         asked = {one.client: one for one in sorted(instructions, key=lambda one: one.client)}
-        self._plan = instructions[0].plan
+        self._plan, self._measured = instructions[0].plan, instructions[0].measured
         images = {client: self._records.images_of(client) for client in asked}
         weights = limited(images, self._config.max_client_share)
         clipped: int | None = None
@@ -183,7 +186,13 @@ class Transport:
             The answers, sorted by client.
         """
         return ask_for_evaluations(
-            self._asker, server_round, model, views=views, most=most, plan=self._plan
+            self._asker,
+            server_round,
+            model,
+            views=views,
+            most=most,
+            plan=self._plan,
+            measured=self._measured,
         )
 
     def _read_update(

@@ -66,7 +66,7 @@ class MessageLayouts:
         if record == messages.ARRAYS:
             return self.sent
         if record == messages.BROADCAST:
-            return self.whole
+            return self.trained
         if record == messages.MERGED:
             return merged_layout(self.exchanged, self._rank_sums)
         if record == messages.INCREMENTS:
@@ -122,7 +122,10 @@ class MessageLayouts:
 
     @cached_property
     def trained(self) -> Layout:
-        """Returns names and shapes of the tensors that are not frozen; a client sends them back."""
+        """Returns names and shapes of the tensors that are not frozen.
+
+        A client sends these tensors back. A strategy sends its own tensors only for them.
+        """
         return self.whole.without(self.resting) if self.frozen else self.whole
 
     @cached_property

@@ -31,6 +31,9 @@ from tests.flower.conftest import SIZES, LocalGrid, both, transport_of, write_sh
 B_ROUND, A_ROUND = ClientPlan(frozen=(A,)), ClientPlan(frozen=(B,))
 
 
+TRAINING = TrainingConfig(epochs=2, batch_size=4, optimizer="sgd")  # keeps rounding small
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plain(Strategy):
     """A client half without anything."""
@@ -51,15 +54,14 @@ class Clients:
         sums: SecureAggregator | None = None,
         *,
         repeats_errors: bool = True,
+        training: TrainingConfig = TRAINING,
         **given: Any,
     ) -> None:
         overrides = {path.replace("__", "."): value for path, value in given.items()}
         self.config: Config = load(None, {"clients": 3, "encryption.steps": [], **overrides})
         self.config = replace(
             self.config,
-            training=TrainingConfig(
-                epochs=2, batch_size=4, optimizer="sgd"
-            ),  # keeps rounding small
+            training=training,
             encryption=replace(self.config.encryption, key_file=""),
         )
         folder.mkdir(exist_ok=True)
@@ -406,6 +408,19 @@ def test_what_a_strategy_reports_arrives_and_what_it_remembers_stays(tmp_path: P
     )
     assert mean == pytest.approx(10 * 1e-2, rel=0.3)  # ten steps of η, against the gradient
     assert plain.client == 1
+
+
+def test_what_a_strategy_remembers_and_sends_of_resting_tensors_is_put_aside(tmp_path: Path):
+    """A strategy that adds its broadcast to its memory sees the same tensors in both."""
+    clients = Clients(tmp_path, Counting())
+    still = {name: torch.zeros_like(tensor) for name, tensor in clients.initial.items()}
+    clients.train(1, clients.initial, 0, broadcast=still)
+    (update,) = clients.train(2, clients.initial, 0, broadcast=still, plan=B_ROUND)
+    assert update.delta.keys() == {name for name in clients.initial if not name.endswith(A)}
+    trained = {n: float(t.max()) for n, t in context_state.own(clients.context(0), None).items()}
+    assert trained == {name: 1 if name.endswith(A) else 2 for name in clients.initial}
+    awake = sum(tensor.numel() for name, tensor in still.items() if not name.endswith(A))
+    assert clients.payload(2, "downlink") == 2 * awake  # the model and the broadcast
 
 
 def lost(reply: Message, message: Message) -> Message:
