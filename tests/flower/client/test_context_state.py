@@ -423,6 +423,14 @@ def test_what_a_strategy_remembers_and_sends_of_resting_tensors_is_put_aside(tmp
     assert clients.payload(2, "downlink") == 2 * awake  # the model and the broadcast
 
 
+def test_what_clients_send_rarely_is_sent_to_them_and_all_else_that_rests_is_not(tmp_path: Path):
+    clients = Clients(tmp_path, compression__uplink__lora_B="every(2)+float32")
+    clients.train(1, clients.initial, 0, plan=ClientPlan(frozen=(A, B)))
+    assert clients.failures == []
+    whole = sum(tensor.numel() for tensor in clients.initial.values())
+    assert clients.payload(1, "downlink") == whole - size(clients.initial, A)
+
+
 def lost(reply: Message, message: Message) -> Message:
     """The client has done its work, and the server hears nothing of it."""
     del reply

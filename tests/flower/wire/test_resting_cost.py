@@ -6,6 +6,7 @@ and by the ledger. The clients are real, and so are the messages.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import strategies
 from fl_vitlora.config import TrainingConfig
+from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.federation.aggregator import OwnAggregator
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
@@ -25,6 +27,7 @@ from tests.flower.client.test_context_state import Clients
 from tests.flower.conftest import both
 
 ROUNDS = 4
+EVALUATING = ("evaluation", "downlink")
 ATTENDANCE = ((0, 1), (0, 1, 2), (1,), (0, 1, 2))  # client 0 sits out a round, client 2 comes late
 ONE_STEP = TrainingConfig(epochs=1, batch_size=20, optimizer="sgd")
 HEADER = 400  # bytes of the names of the tensors that rest
@@ -53,7 +56,21 @@ class BornFrozen(AFLoRA):
         return made
 
 
-def play(folder: Path, name: str, method: str, **given: Any) -> Clients:
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """Some rounds: the clients with their ledger, and the last model."""
+
+    clients: Clients
+    model: GlobalModel
+
+
+def play(
+    folder: Path,
+    name: str,
+    method: str,
+    attendance: Sequence[Sequence[int]] = ATTENDANCE,
+    **given: Any,
+) -> Played:
     """Runs rounds of a strategy and a method over a real client app."""
     strategy = strategies.load(name, {})
     assert isinstance(strategy, Strategy)
@@ -67,7 +84,7 @@ def play(folder: Path, name: str, method: str, **given: Any) -> Clients:
     )
     tuned = clients.worker.method
     aggregator, model = OwnAggregator(strategy), GlobalModel(tensors=clients.initial)
-    for number, participants in enumerate(ATTENDANCE, start=1):
+    for number, participants in enumerate(attendance, start=1):
         config = {SERVER_ROUND: number, LEARNING_RATE: 1e-2}
         planned = aggregator.instruct(number, model, participants, config)
         exchange = clients.transport.exchange(number, with_method(tuned, number, planned))
@@ -75,13 +92,17 @@ def play(folder: Path, name: str, method: str, **given: Any) -> Clients:
         assert failures == []
         aggregated = aggregator.aggregate(number, model, updates, failures)
         model = after_round(tuned, model, aggregated, number, ROUNDS)
-    return clients
+    return Played(clients=clients, model=model)
 
 
-def excess(found: Clients, plain: Clients) -> dict[tuple[int, int], tuple[int, int]]:
+def excess(found: Played, plain: Played) -> dict[tuple[int, int], tuple[int, int]]:
     """Returns by how many bytes messages to clients are larger: of tensors, and of all else."""
     sent, others = (
-        {(e.round, e.client): e for e in one.ledger if e.round and e.direction == "downlink"}
+        {
+            (e.round, e.client): e
+            for e in one.clients.ledger
+            if e.round and e.direction == "downlink"
+        }
         for one in (found, plain)
     )
     assert len(sent) == len(others) == sum(map(len, ATTENDANCE))
@@ -117,7 +138,7 @@ def test_a_matrix_that_aflora_froze_is_sent_to_a_client_at_most_once_more(
 ) -> None:
     freezing = play(tmp_path / "aflora", name, AFLORA[0], **FREEZES, **codec)
     plain = play(tmp_path / "plain", name, AFLORA[1], **FREEZES, **codec)
-    matrices = sum(t.numel() for n, t in freezing.initial.items() if n.endswith(MATRICES))
+    matrices = sum(t.numel() for n, t in freezing.model.tensors.items() if n.endswith(MATRICES))
     had = set[int]()
     for (number, client), (payload, overhead) in excess(freezing, plain).items():
         if number > 2:
@@ -125,3 +146,11 @@ def test_a_matrix_that_aflora_froze_is_sent_to_a_client_at_most_once_more(
             assert overhead <= HEADER, (number, client)
             had.add(client)
     assert had == {0, 1, 2}
+
+
+def test_a_client_that_evaluates_after_round_1_is_sent_the_new_head_alone(tmp_path: Path) -> None:
+    played = play(tmp_path, "fedavg", LDA[0], [(0, 1, 2)])
+    played.clients.transport.measure(1, played.model, [RIGHT_KEY])
+    head = sum(t.numel() for n, t in played.model.tensors.items() if n.startswith("head."))
+    asked = [e for e in played.clients.ledger if (e.purpose, e.direction) == EVALUATING]
+    assert [entry.payload for entry in asked] == [4 * head] * 3
