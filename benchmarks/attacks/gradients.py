@@ -84,10 +84,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attacks.gradients")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--trials", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=GradientMatching.seconds)
+    parser.add_argument("--steps", type=int, default=GradientMatching.steps)
     parser.add_argument("--published-steps", type=int, default=GradientMatching.published_steps)
     arguments = parser.parse_args()
-    attack = GradientMatching(seconds=arguments.seconds, published_steps=arguments.published_steps)
+    attack = GradientMatching(steps=arguments.steps, published_steps=arguments.published_steps)
     first = True
     for name in arguments.cases:
         started = time.process_time()
@@ -143,6 +143,7 @@ def trial(case: Given, attack: GradientMatching, number: int) -> list[Figure]:
         rates=(config.training.learning_rate,) * 2,
         classes=CLASSES,
         patch_size=BLOCK,
+        cipher=keys.cipher,
         reader=reader,
         images=others.images,
     )

@@ -2,8 +2,7 @@
 
 No attack is interrupted from outside. An attack that takes long asks its clock between two steps,
 and the clock raises an error when the budget is spent. So a guess is whole or there is none, and
-how fast the machine is changes no figure. The attack `gradient_matching` is an exception: it has a
-time limit of its own, at which it returns what it has found so far.
+how fast the machine is changes no figure.
 """
 
 from __future__ import annotations

@@ -7,19 +7,17 @@ that give the same gradient, in three ways: least squares within the span of the
 takes the one whose gradient is nearest. The images are ciphertext; they are plain where updates are
 sent in plain coordinates (``finetuning.patch_embedding=aligned``).
 
-A batch of many images has more unknowns than the gradient tells. If all updates have more than
-`LARGEST` images, only one of them is attacked, as if it were that of one image of its commonest
-class, and the search is short.
+A batch of many images has more unknowns than the gradient tells. If all updates have more images
+than the attack may use together, only one of them is attacked, as if it were that of one image of
+its commonest class, and the search is short.
 
 B images, C channels, H × W pixels.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from statistics import mean
 
 import torch
@@ -30,15 +28,15 @@ from fl_vitlora.attacks.inversion.comparison import likeness, of_same_classes
 from fl_vitlora.attacks.inversion.distances import residuals
 from fl_vitlora.attacks.inversion.first_order import Variant, match
 from fl_vitlora.attacks.inversion.in_span import POINTS, SpanProblem, reconstruct
+from fl_vitlora.attacks.inversion.least_squares import Steps
 from fl_vitlora.attacks.inversion.observed import Observed, most_telling
-from fl_vitlora.attacks.inversion.similarity import WINDOW
 from fl_vitlora.attacks.inversion.simulated import simulated
 from fl_vitlora.attacks.results import Figure
 from fl_vitlora.attacks.truth import Owned, Truth
 from fl_vitlora.attacks.views import Public, ServerView
 from fl_vitlora.finetuning import methods
 
-LARGEST = 8  # images that are reconstructed together
+LAST_STEPS = 60  # of least squares with all unknowns
 SHORT = 20  # steps of the published ways in a short search
 DRAWS = 10  # other images with which a guess is compared
 PARAMETERS, PATCHES = 5_000_000, 64  # of the largest model that is attacked
@@ -84,19 +82,18 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
     """The attack, on the update of each client that tells most about its images.
 
     Attributes:
-        seconds: How long the search lasts at most, in seconds. Clients that have not had their turn
-            by then are left out, and a search that lasts until then ends where it is. So a slower
-            machine may find less.
-        steps: The largest number of steps of least squares with all unknowns; 0 for a short search.
-        published_steps: The number of steps of each of the two published ways.
+        images: The number of images that are reconstructed together, and of all clients.
+        steps: The largest number of steps of least squares for all clients together. A step counts
+            once for every 64 unknowns, and so do 60 moves of patches. A search that has no step
+            left ends where it is, and clients that have not had their turn by then are left out.
+        published_steps: The number of steps of each of the two published ways, for each client.
     """
 
     adversaries = (ServerView,)
     goal = "The images of a client, from the gradient that its update tells."
     figures = (SIMILARITY, ERROR, *(f"SSIM by {way}" for way in WAYS), NOISE, TRIED)
 
-    seconds: float = 180.0
-    steps: int = 60
+    steps: int = 2000
     published_steps: int = 200
 
     def lacks(self, view: ServerView) -> str:
@@ -113,18 +110,17 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
         return _lacks_model(view)
 
     def guess(self, view: ServerView) -> Reconstructions:
-        """Returns the images of as many clients as `images` and `seconds` allow."""
+        """Returns the images of as many clients as `images` and `steps` allow."""
         assert view.model is not None
-        end, shape = time.monotonic() + self.seconds, view.public.images.shape[1:]
+        allowed, shape = Steps(self.steps, view.clock), view.public.images.shape[1:]
         found, tried = list[Reconstruction](), 0
         for observed in most_telling(view.rounds, view.public, methods.rates(view.model)):
-            problem = problem_of(view.model, observed, view.public)
+            problem = problem_of(view.model, observed, view.public, self.images)
             tried += len(problem.classes)
-            large = len(observed.classes) > LARGEST
-            if found and (large or tried > self.images or time.monotonic() >= end):
+            large = len(observed.classes) > self.images
+            if found and (large or tried > self.images or allowed.over):
                 break
-            search = replace(self, steps=0, published_steps=SHORT) if large else self
-            found.append(search._reconstructed(problem, observed.client, shape, end))
+            found.append(self._reconstructed(problem, observed.client, shape, allowed, short=large))
         plain = view.public.settings.finetuning.patch_embedding == "aligned"
         return Reconstructions(found, plain)
 
@@ -156,15 +152,21 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
         ]
 
     def _reconstructed(
-        self, problem: SpanProblem, client: int, shape: torch.Size, end: float
+        self,
+        problem: SpanProblem,
+        client: int,
+        shape: torch.Size,
+        allowed: Steps,
+        *,
+        short: bool,
     ) -> Reconstruction:
-        size, found = (int(shape[0]), int(shape[1]), int(shape[2])), dict[str, Tensor]()
-        share = max(0.0, end - time.monotonic()) / 8  # most of the time for the published ways
+        size = (int(shape[0]), int(shape[1]), int(shape[2]))
+        published = min(SHORT, self.published_steps) if short else self.published_steps
+        found = dict[str, Tensor]()
         for way in PUBLISHED:
-            until = partial(_before, time.monotonic() + share)
-            found[way] = match(problem, size, way, self.published_steps, until)
-        points = POINTS if self.steps else 1
-        found[SPAN], _ = reconstruct(problem, self.steps, points, partial(_before, end))
+            found[way] = match(problem, size, way, published, allowed.clock)
+        last, points = (0, 1) if short else (LAST_STEPS, POINTS)
+        found[SPAN], _ = reconstruct(problem, last, points, allowed)
         costs = {way: mismatch(problem, images) for way, images in found.items()}
         return Reconstruction(
             client=client,
@@ -209,18 +211,20 @@ class Compared:
         )
 
 
-def problem_of(model: nn.Module, observed: Observed, public: Public) -> SpanProblem:
+def problem_of(model: nn.Module, observed: Observed, public: Public, most: int) -> SpanProblem:
     """Returns the problem of least squares for an update.
 
     Args:
         model: The model of the server.
         observed: The gradient that the update tells.
         public: The settings of the run.
+        most: The largest number of images. An update of more images is taken for one of a single
+            image of the commonest class.
     """
     own = simulated(model, observed.model, public.settings.training.label_smoothing)
     height, width = public.images.shape[-2:]
     classes = observed.classes
-    if len(classes) > LARGEST:
+    if len(classes) > most:
         classes = classes.mode().values.reshape(1)
     return SpanProblem(
         model=own,
@@ -238,18 +242,12 @@ def mismatch(problem: SpanProblem, images: Tensor) -> float:
     return float(residuals(gradient, problem.target, problem.exact).square().sum())
 
 
-def _before(end: float) -> bool:
-    return time.monotonic() < end
-
-
 def _lacks_model(view: ServerView) -> str:
     """Returns why the server cannot compute the gradients of a client; empty if it can."""
     settings = view.public.settings
     turned = settings.finetuning.patch_embedding == "aligned" and settings.encryption.steps
     if turned and not settings.encryption.adapt:
         return "clients read other coordinates than they send (aligned, not adapted)"
-    if min(view.public.images.shape[-2:]) < WINDOW:
-        return f"images of less than {WINDOW} pixels have no structural similarity"
     if view.model is None:
         return "the server has no complete model"
     height, width = view.public.images.shape[-2:]

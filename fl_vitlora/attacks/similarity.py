@@ -1,4 +1,4 @@
-"""How alike two images look: the structural similarity.
+"""How alike two images are: the structural similarity, and the mean error of a pixel.
 
 B images, C channels, H × W pixels.
 """
@@ -49,6 +49,16 @@ def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
     brightness = (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
     structure = (2 * covariance + C2) / (variance_x + variance_y + C2)
     return (brightness * structure).flatten(1).mean(dim=1)
+
+
+def mean_error(first: Tensor, second: Tensor) -> Tensor:
+    """Returns the mean absolute difference of the pixels of pairs of images, float64 (B,).
+
+    Args:
+        first: Images, (B, C, H, W).
+        second: As many images of the same shape.
+    """
+    return (first.double() - second.double()).abs().flatten(1).mean(dim=1)
 
 
 def _window(side: int) -> Tensor:

@@ -135,8 +135,11 @@ def _run(name: str, own: int, given: Mapping[str, Any]) -> AttackedRun:
         images=known.images,
         labels=known.labels,
     )
+    start = methods.export_state(built.model)
+    rounds = _rounds(config, built, shards)
+    methods.copy_in(methods.trainable(built.model), start)  # training has overwritten them
     views: dict[type[View], Sequence[View]] = {
-        **_views_of_the_model(public, reader, built, _rounds(config, built, shards)),
+        **_views_of_the_model(public, reader, built, rounds),
         **_views_of_shards(public, reader, shards[: VICTIMS if not given else 1], plain),
     }
     return AttackedRun(name=name, views=views, truth=_truth(holder, plain, known.images))
@@ -177,7 +180,7 @@ def _views_of_the_model(
     labels = torch.arange(CANDIDATES) % CLASSES
     logits = torch.randn(CANDIDATES, CLASSES, generator=generator(0, "answers"))
     return {
-        ServerView: [ServerView(public=public, reader=reader, rounds=rounds)],
+        ServerView: [ServerView(public=public, reader=reader, rounds=rounds, model=built.model)],
         InformedServerView: [
             InformedServerView(
                 public=public,
@@ -250,7 +253,7 @@ def _bare(usual: AttackedRun) -> AttackedRun:
 
 def _emptied(view: View) -> View:
     if isinstance(view, ServerView):
-        return replace(view, reader=None, rounds=())
+        return replace(view, reader=None, rounds=(), model=None)
     if isinstance(view, ThiefView):
         return replace(view, reader=None, images=None, labels=None, sealed="the shard is sealed")
     if isinstance(view, UserView):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 
+from fl_vitlora.attacks.clock import Clock, OutOfTimeError
 from fl_vitlora.attacks.gradient_matching import PUBLISHED, SPAN, GradientMatching
 from fl_vitlora.attacks.results import Outcome
 from fl_vitlora.attacks.truth import Truth
@@ -15,6 +16,7 @@ from fl_vitlora.attacks.views import ServerView
 from fl_vitlora.federation.observer import Sight
 from fl_vitlora.models.reading import WEIGHT
 from fl_vitlora.strategy import SEVERAL, Update
+from fl_vitlora.testing.attack import RULES, findings
 from tests.attacks.made_up_views import (
     digits,
     encrypted,
@@ -55,7 +57,7 @@ def outcome(view: ServerView, true: Truth, **given: Any) -> Outcome:
 
 @pytest.mark.slow
 def test_one_step_of_descent_on_one_image_gives_the_image():
-    found = outcome(*observed(1), published_steps=20, seconds=3000)
+    found = outcome(*observed(1), published_steps=20)
     figures = named(found.figures)
     assert found.verdict == "recovered"
     assert figures[SSIM].value > 99
@@ -85,8 +87,33 @@ def test_what_a_server_does_not_have_is_told():
     assert "lower ranks" in attack.lacks(replace(view, rounds=[smaller]))
 
 
-def test_the_search_ends_when_its_time_is_over_and_says_how_many_images_it_tried():
+def test_the_search_ends_without_steps_always_at_the_same_place_and_says_what_it_tried():
     view, true = observed(2)
-    figures = named(outcome(view, true, seconds=0).figures)
+    one, other = (outcome(view, true, steps=3, published_steps=1) for _ in range(2))
+    assert one.figures == other.figures
+    figures = named(one.figures)
     assert figures["images tried"].value == 2
     assert figures[SSIM].floor is not None
+
+
+@pytest.mark.parametrize("published", [0, 1], ids=["least squares", "published ways"])
+def test_the_search_asks_the_clock_of_the_audit(published: int):
+    view, _ = observed(1)
+    with pytest.raises(OutOfTimeError):
+        GradientMatching(published_steps=published).guess(replace(view, clock=Clock.of(0)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hasty(GradientMatching):
+    """The attack with short searches."""
+
+    steps: int = 3
+    published_steps: int = 1
+
+
+@pytest.mark.slow
+def test_the_attack_keeps_the_contract():
+    found = findings(Hasty)
+    assert [finding.problem for finding in found if finding.problem] == []
+    untried = {rule.told for rule in RULES} - {finding.rule for finding in found}
+    assert untried == {"uses no more encrypted images than it may"}  # it uses none

@@ -12,6 +12,7 @@ from fl_vitlora.attacks.similarity import (
     C1,
     C2,
     SPREAD,
+    mean_error,
     structural_similarity,
 )
 
@@ -48,3 +49,16 @@ def test_one_window_gives_the_formula_as_loops_compute_it(side: int):
     expected = (2 * mx * my + C1) * (2 * c + C2) / ((mx**2 + my**2 + C1) * (vx + vy + C2))
     found = structural_similarity(x.view(1, 1, side, side), y.view(1, 1, side, side))
     assert found.item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_an_image_without_a_whole_window_has_one_window_of_its_smaller_side():
+    """With its smaller side of 5, an image of 5 x 9 pixels has 5 windows of 5 x 5 pixels."""
+    draw = torch.Generator().manual_seed(3)
+    x, y = (torch.rand(1, 1, 5, 9, generator=draw).double() * 255 for _ in range(2))
+    parts = [structural_similarity(x[..., k : k + 5], y[..., k : k + 5]) for k in range(5)]
+    assert torch.allclose(structural_similarity(x, y), torch.stack(parts).mean(dim=0))
+
+
+def test_the_mean_error_is_in_grey_levels():
+    some = torch.zeros(2, 1, 8, 8)
+    assert mean_error(some, some + torch.tensor([3.0, 0.0]).reshape(2, 1, 1, 1)).tolist() == [3, 0]

@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from fl_vitlora.attacks.inversion.similarity import mean_error, ssim
+from fl_vitlora.attacks.similarity import mean_error, structural_similarity
 
 JUDGED = 64  # images of a client with which guesses are compared
 
@@ -33,7 +33,7 @@ def likeness(guesses: Tensor, own: Tensor) -> tuple[float, float]:
         (1.0, 0.0)
     """
     own = own[:JUDGED]
-    table = torch.stack([ssim(guess.expand(own.shape), own) for guess in guesses.float()])
+    table = torch.stack([structural_similarity(guess.expand(own.shape), own) for guess in guesses])
     rows, columns = linear_sum_assignment(table.numpy(), maximize=True)
     errors = mean_error(guesses[rows], own[columns])
     return float(table[rows, columns].mean()), float(errors.mean())

@@ -12,15 +12,14 @@ B images, C channels, H × W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fl_vitlora.attacks.clock import UNLIMITED, Clock
 from fl_vitlora.attacks.inversion.distances import cosine_distance, residuals
 from fl_vitlora.attacks.inversion.in_span import SpanProblem
-from fl_vitlora.attacks.inversion.least_squares import always
 from fl_vitlora.attacks.inversion.priors import seams, total_variation
 
 Variant = Literal["inverting gradients", "GradViT"]
@@ -36,7 +35,7 @@ def match(
     shape: tuple[int, int, int],
     variant: Variant,
     steps: int,
-    may_go_on: Callable[[], bool] = always,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Reconstructs images from a gradient, from a start of noise that is always the same.
 
@@ -45,10 +44,13 @@ def match(
         shape: The shape (C, H, W) of an image.
         variant: The published attack.
         steps: The number of steps of Adam.
-        may_go_on: A function that is asked before every step; the search ends if it returns False.
+        clock: The clock that is asked before every step.
 
     Returns:
         The images, in [-1, 1], (B, C, H, W).
+
+    Raises:
+        OutOfTimeError: If the time budget of the clock is spent.
     """
     draw = torch.Generator().manual_seed(0)
     noise = torch.randn(len(problem.classes), *shape, generator=draw)
@@ -58,8 +60,7 @@ def match(
     falls = [int(share * steps) for share in FALLS]
     schedule = torch.optim.lr_scheduler.MultiStepLR(adam, falls, gamma=0.1)
     for number in range(steps):
-        if not may_go_on():
-            break
+        clock.check()
         adam.zero_grad()
         loss = loss_of(problem, images, variant, late=number >= steps // 2)
         (images.grad,) = torch.autograd.grad(loss, [images])

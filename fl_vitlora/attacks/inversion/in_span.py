@@ -17,7 +17,7 @@ B images, N patches, D entries of a patch, r dimensions of the span.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fl_vitlora.attacks.inversion.distances import residuals
-from fl_vitlora.attacks.inversion.least_squares import always, levenberg_marquardt
+from fl_vitlora.attacks.inversion.least_squares import Steps, levenberg_marquardt
 from fl_vitlora.attacks.inversion.simulated import Simulated
 from fl_vitlora.attacks.span import row_space
 from fl_vitlora.encryption.image_blocks import from_blocks
@@ -42,8 +42,6 @@ ROUNDS, BEST, MOVE_STEPS = 3, 2, 6  # rounds of moves, moves that are followed, 
 MOVES, TOGETHER = 720, 60  # most moves that are tried in a round; moves computed together
 FINER = ((6, 10), (8, 8), (10, 6), (12, 6))  # dimensions and steps; all dimensions come last
 UNKNOWNS = 2048  # with more, the last dimensions of the span are left out
-
-GoOn = Callable[[], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +83,15 @@ class SpanProblem:
         return torch.cat([residuals(gradient, self.target, self.exact), OUTSIDE * beyond.flatten()])
 
     def solve(
-        self, start: Tensor, basis: Tensor, steps: int, may_go_on: GoOn
+        self, start: Tensor, basis: Tensor, steps: int, allowed: Steps
     ) -> tuple[Tensor, float]:
         """Returns the coefficients that `levenberg_marquardt` finds, and their sum of squares."""
         function = partial(self.residuals, basis=basis)
-        return levenberg_marquardt(function, start, steps=steps, slow=SLOW, may_go_on=may_go_on)
+        return levenberg_marquardt(function, start, steps=steps, slow=SLOW, allowed=allowed)
 
 
 def reconstruct(
-    problem: SpanProblem, steps: int, points: int = POINTS, may_go_on: GoOn = always
+    problem: SpanProblem, steps: int, points: int = POINTS, allowed: Steps | None = None
 ) -> tuple[Tensor, float]:
     """Reconstructs images from a gradient.
 
@@ -102,25 +100,27 @@ def reconstruct(
         steps: The largest number of steps with all dimensions of the span. With 0 the search ends
             with the first `COARSE` dimensions.
         points: The largest number of random points from which the search begins.
-        may_go_on: A function that is asked before every step; the search ends if it returns False.
+        allowed: The steps that may be taken in all; the search ends if no step is left. None for
+            any number.
 
     Returns:
         A pair: the images, in [-1, 1], (B, C, H, W), and what is left of the squared residuals.
     """
     whole = row_space(problem.target[WEIGHT].flatten(1)).to(problem.target[WEIGHT].dtype)
     basis = whole[:, : max(1, UNKNOWNS // problem.patches)]
-    coefficients, cost = coarse(problem, basis[:, :COARSE], points, may_go_on)
+    allowed = allowed or Steps()
+    coefficients, cost = coarse(problem, basis[:, :COARSE], points, allowed)
     finer = [(k, n) for k, n in FINER if steps and k < basis.shape[1]]
     for dimensions, most in [*finer, (basis.shape[1], steps)]:
         rows = coefficients.reshape(problem.patches, -1)
         missing = rows.new_zeros(len(rows), dimensions - rows.shape[1])
         begun = torch.cat([rows, missing], dim=1).flatten()
-        coefficients, cost = problem.solve(begun, basis[:, :dimensions], most, may_go_on)
+        coefficients, cost = problem.solve(begun, basis[:, :dimensions], most, allowed)
     return problem.images(coefficients, basis).clamp(-1, 1), cost
 
 
 def coarse(
-    problem: SpanProblem, basis: Tensor, points: int, may_go_on: GoOn = always
+    problem: SpanProblem, basis: Tensor, points: int, allowed: Steps
 ) -> tuple[Tensor, float]:
     """Searches from random points, with few dimensions.
 
@@ -130,7 +130,7 @@ def coarse(
         problem: The problem.
         basis: The dimensions, (D, k).
         points: The largest number of random points.
-        may_go_on: A function that is asked before every step.
+        allowed: The steps that may be taken.
 
     Returns:
         A pair: the best coefficients, (B·N·k,), and their sum of squares.
@@ -139,12 +139,12 @@ def coarse(
     for number in range(points):
         draw = torch.Generator().manual_seed(number)
         point = DEVIATION * torch.randn(len(best), generator=draw).to(basis)
-        point, cost = problem.solve(point, basis, COARSE_STEPS, may_go_on)
-        point, cost = moved(problem, basis, (point, cost), draw, may_go_on)
+        point, cost = problem.solve(point, basis, COARSE_STEPS, allowed)
+        point, cost = moved(problem, basis, (point, cost), draw, allowed)
         again = least / AGAIN < cost < least * AGAIN
         if cost < least:
             best, least = point, cost
-        if again or least < ENOUGH * len(problem.target) or not may_go_on():
+        if again or least < ENOUGH * len(problem.target) or allowed.over:
             break
     return best, least
 
@@ -154,7 +154,7 @@ def moved(
     basis: Tensor,
     found: tuple[Tensor, float],
     draw: torch.Generator,
-    may_go_on: GoOn = always,
+    allowed: Steps,
 ) -> tuple[Tensor, float]:
     """Leaves local minima: makes patches equal or swaps them, and searches on from there.
 
@@ -163,7 +163,7 @@ def moved(
         basis: The dimensions, (D, k).
         found: Coefficients and their sum of squares.
         draw: The random generator that chooses the moves if there are more than `MOVES`.
-        may_go_on: A function that is asked before every step.
+        allowed: The steps that may be taken. Every `TOGETHER` moves count as one step.
 
     Returns:
         A pair: coefficients that are at least as good, and their sum of squares.
@@ -173,13 +173,14 @@ def moved(
         return problem.residuals(coefficients, basis).square().sum()
 
     for _ in range(ROUNDS):
-        if not may_go_on():
-            break
         rows = found[0].reshape(problem.patches, -1)
         points = neighbours(rows, draw).flatten(1)
-        costs = torch.cat([vmap(cost_of)(some) for some in torch.split(points, TOGETHER)])
+        groups = [some for some in torch.split(points, TOGETHER) if allowed.take()]
+        if allowed.over:
+            break
+        costs = torch.cat([vmap(cost_of)(some) for some in groups])
         nearest = points[costs.argsort(stable=True)[:BEST]]
-        tried = [problem.solve(point, basis, MOVE_STEPS, may_go_on) for point in nearest]
+        tried = [problem.solve(point, basis, MOVE_STEPS, allowed) for point in nearest]
         best = min(tried, key=lambda pair: pair[1])
         if best[1] * AGAIN >= found[1]:
             break

@@ -11,21 +11,61 @@ m residuals, n unknowns.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vmap
+
+from fl_vitlora.attacks.clock import UNLIMITED, Clock
 
 Residuals = Callable[[Tensor], Tensor]
 START, LEAST_RATIO, TRIALS, PATIENCE = 1e-2, 1e-4, 8, 2
 FLOOR = 1e-3  # smallest entry of D, as a share of its largest
 
 
-def always() -> bool:
-    """Returns True: a search with this function ends by itself."""
-    return True
+@dataclass
+class Steps:
+    """The steps that a series of searches may take, and its clock.
+
+    The number of steps does not depend on how fast the machine is, so that the same search always
+    ends at the same place.
+
+    Attributes:
+        left: How many steps are left.
+        clock: The clock that is asked before every step. It ends the search by an error.
+    """
+
+    left: float = math.inf
+    clock: Clock = UNLIMITED
+
+    def take(self) -> bool:
+        """Takes a step if one is left.
+
+        Returns:
+            True if a step was left.
+
+        Raises:
+            OutOfTimeError: If the time budget of the clock is spent.
+
+        Example:
+            >>> steps = Steps(left=1)
+            >>> steps.take(), steps.take()
+            (True, False)
+        """
+        self.clock.check()
+        if self.over:
+            return False
+        self.left -= 1
+        return True
+
+    @property
+    def over(self) -> bool:
+        """Returns True if no step is left."""
+        return self.left < 1
 
 
 def levenberg_marquardt(
@@ -36,7 +76,7 @@ def levenberg_marquardt(
     enough: float = 1e-8,
     slow: float = 0.0,
     columns: int = 64,
-    may_go_on: Callable[[], bool] = always,
+    allowed: Steps | None = None,
 ) -> tuple[Tensor, float]:
     """Minimises the sum of the squares of residuals.
 
@@ -48,8 +88,8 @@ def levenberg_marquardt(
         slow: The search ends after `PATIENCE` steps in a row that lower the sum of squares by less
             than this share.
         columns: How many columns of J are computed at a time.
-        may_go_on: A function that is asked before every step and while derivatives are computed;
-            the search ends if it returns False.
+        allowed: The steps that may be taken. A step counts once for every `columns` unknowns. The
+            search ends if no step is left. None for any number of steps.
 
     Returns:
         A pair: the point that was found, and its sum of squares.
@@ -62,10 +102,11 @@ def levenberg_marquardt(
     """
     point, current = start, residuals(start)
     cost, damping, patience = float(current @ current), START, PATIENCE
+    allowed = allowed or Steps()
     for _ in range(steps):
-        if cost <= enough or not patience or not may_go_on():
+        if cost <= enough or not patience:
             break
-        jacobian = derivatives(residuals, point, columns, may_go_on)
+        jacobian = derivatives(residuals, point, columns, allowed)
         if jacobian is None:
             break
         better = _better(residuals, point, current, jacobian, damping)
@@ -97,7 +138,7 @@ def _better(
 
 
 def derivatives(
-    residuals: Residuals, point: Tensor, columns: int, may_go_on: Callable[[], bool] = always
+    residuals: Residuals, point: Tensor, columns: int, allowed: Steps | None = None
 ) -> Tensor | None:
     """Returns the derivatives J of residuals at a point, (m, n).
 
@@ -105,9 +146,10 @@ def derivatives(
         residuals: A differentiable function from (n,) to (m,).
         point: The point, (n,).
         columns: How many columns of J are computed at a time.
-        may_go_on: A function that is asked before each group of columns. If it returns False, the
-            result is None.
+        allowed: The steps that may be taken; each group of columns takes one. If no step is left,
+            the result is None.
     """
+    allowed = allowed or Steps()
 
     def along(direction: Tensor) -> Tensor:
         found: Tensor = jvp(residuals, (point,), (direction,))[1]
@@ -115,7 +157,7 @@ def derivatives(
 
     found = list[Tensor]()
     for some in torch.split(torch.eye(len(point), dtype=point.dtype), columns):
-        if not may_go_on():
+        if not allowed.take():
             return None
         with warnings.catch_warnings():
             warnings.simplefilter(

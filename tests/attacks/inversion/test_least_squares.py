@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fl_vitlora.attacks.inversion.least_squares import derivatives, levenberg_marquardt
+from fl_vitlora.attacks.inversion.least_squares import Steps, derivatives, levenberg_marquardt
 
 
 def bent(x: Tensor) -> Tensor:
@@ -42,9 +42,9 @@ def test_the_derivatives_are_the_same_however_many_columns_are_computed_together
         assert torch.allclose(found, expected)
 
 
-def test_a_search_that_may_not_go_on_returns_its_start():
+def test_a_search_without_steps_returns_its_start():
     start = torch.tensor([3.0, 4.0])
-    point, _ = levenberg_marquardt(bent, start, steps=9, may_go_on=lambda: False)
+    point, _ = levenberg_marquardt(bent, start, steps=9, allowed=Steps(left=0))
     assert torch.equal(point, start)
 
 
