@@ -6,12 +6,14 @@ and by the ledger. The clients are real, and so are the messages.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 import strategies
@@ -22,9 +24,10 @@ from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
 from fl_vitlora.federation.server_method import after_round, with_method
 from fl_vitlora.finetuning.aflora import MATRICES, AFLoRA, AFLoRAAdapter
+from fl_vitlora.storage.trees import build, flatten
 from fl_vitlora.strategy import Strategy
 from tests.flower.client.test_context_state import Clients
-from tests.flower.conftest import both
+from tests.flower.conftest import SIZES, both, transport_of
 
 ROUNDS = 4
 EVALUATING = ("evaluation", "downlink")
@@ -34,7 +37,7 @@ HEADER = 400  # bytes of the names of the tensors that rest
 LOSSY = {"compression__downlink__codec": "int8"}
 LDA = ("lora+patch_embed+lda", "lora+patch_embed")
 AFLORA = ("aflora", f"{__name__}:BornFrozen")
-FREEZES = {  # all matrices after round 2; before, they have been trained
+FREEZES: dict[str, Any] = {  # all matrices after round 2; before, they have been trained
     "finetuning__targets": ["fc1", "fc2"],
     "finetuning__parameters": {"begin": 1 / ROUNDS, "end": 2 / ROUNDS},
 }
@@ -69,9 +72,13 @@ def play(
     name: str,
     method: str,
     attendance: Sequence[Sequence[int]] = ATTENDANCE,
+    broken_off: int = 0,
     **given: Any,
 ) -> Played:
-    """Runs rounds of a strategy and a method over a real client app."""
+    """Runs rounds of a strategy and a method over a real client app.
+
+    After the round `broken_off` the server forgets everything and goes on from a checkpoint.
+    """
     strategy = strategies.load(name, {})
     assert isinstance(strategy, Strategy)
     clients = Clients(
@@ -92,7 +99,39 @@ def play(
         assert failures == []
         aggregated = aggregator.aggregate(number, model, updates, failures)
         model = after_round(tuned, model, aggregated, number, ROUNDS)
+        if number == broken_off:
+            model, aggregator = gone_on(clients, model, aggregator, OwnAggregator(strategy))
     return Played(clients=clients, model=model)
+
+
+def gone_on(
+    clients: Clients, model: GlobalModel, before: OwnAggregator, after: OwnAggregator
+) -> tuple[GlobalModel, OwnAggregator]:
+    """Puts a new server in place of the old one, with what a checkpoint holds."""
+    state = {"transport": clients.transport.snapshot(), "model": model.snapshot()}
+    tensors, plain = flatten({**state, "strategy": before.snapshot()[0]})
+    tree = build(tensors, json.loads(json.dumps(plain)))
+    clients.transport = transport_of(
+        clients.grid, clients.initial, clients.ledger, config=clients.settings.config, timeout=1
+    )
+    clients.transport.greet(len(SIZES))
+    clients.transport.restore(tree["transport"])
+    after.restore(tree["strategy"], {})
+    return GlobalModel.restored(tree["model"]), after
+
+
+@pytest.mark.parametrize("codec", [{}, LOSSY], ids=["exact", "int8"])
+@pytest.mark.parametrize("method", [LDA[0], AFLORA[0]])
+def test_a_server_that_goes_on_from_a_checkpoint_sends_the_same(
+    method: str, codec: dict[str, Any], tmp_path: Path
+) -> None:
+    given = (FREEZES if method == AFLORA[0] else {}) | codec
+    whole, broken = (
+        play(tmp_path / str(after), "scaffold", method, broken_off=after, **given)
+        for after in (0, 2)
+    )
+    assert all(torch.equal(t, broken.model.tensors[n]) for n, t in whole.model.tensors.items())
+    assert {payload for payload, _ in excess(broken, whole).values()} == {0}
 
 
 def excess(found: Played, plain: Played) -> dict[tuple[int, int], tuple[int, int]]:
