@@ -93,7 +93,7 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
     goal = "The images of a client, from the gradient that its update tells."
     figures = (SIMILARITY, ERROR, *(f"SSIM by {way}" for way in WAYS), NOISE, TRIED)
 
-    steps: int = 2000
+    steps: int = 1000
     published_steps: int = 200
 
     def lacks(self, view: ServerView) -> str:
