@@ -108,9 +108,8 @@ class Part(ABC):
             modules of the part must apply every trained matrix with a function in an attribute
             ``multiply``, as `LoRALinear` does, or ask an attribute ``batch_sizes``, as
             `SideNetwork` does.
-        reads_weights: True if `attach` or the forward pass needs the values of tensors, and not
-            only their shapes. If `reads_weights` is True, a run tries the method only after the
-            weights of the model are loaded.
+        reads_weights: True if `attach` or the forward pass needs the values of tensors. If
+            `reads_weights` is True, a run tries the method after the weights are loaded.
         control: Endings of the names of tensors that only the server changes, in `decide`. Clients
             never train tensors under control of the server. The server sends these tensors without
             loss, and only to clients that have older values.

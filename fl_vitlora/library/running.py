@@ -30,8 +30,7 @@ def run(
 ) -> FinishedRun:
     """Runs an experiment on this machine, as `simulate.py` does, and returns the finished run.
 
-    It can be called from any thread, from a notebook, and several times in one process, one run
-    after the other.
+    It can be called from any thread, and several times in one process, one run after the other.
 
     Args:
         config: The experiment: a mapping of settings, the path of a YAML file, or a `Config`. A
@@ -49,21 +48,16 @@ def run(
         The finished run.
 
     Raises:
-        UserError: If no run is possible with the settings or the images; nothing is left behind.
+        UserError: If no run is possible with the settings or the images.
         RuntimeError: If the run failed; ``simulate.py --resume FOLDER`` continues it.
 
-    Example:
-        ``run({"clients": 20, "rounds": 5}, strategy=FedProx(mu=0.1))``
     """
     import strategies
     from fl_vitlora.experiment.runner import run as run_experiment
     from fl_vitlora.reporting.run_folder import default_path
 
     experiment = settings_of(config, settings)
-    typed = [config] if isinstance(config, Mapping) else []
-    confirmed = frozenset(trust) | set(texts_in([*typed, dict(settings or {})]))
-    if isinstance(config, Config):  # the caller made it
-        confirmed |= set(texts_in(to_mapping(config)))
+    confirmed = frozenset(trust) | _named_by_caller(config, settings)
     check_confirmed(experiment, confirmed)
     chosen = strategies.load_for(experiment, confirmed) if strategy is None else strategy
     out = experiment.out or str(default_path(experiment))
@@ -91,6 +85,14 @@ def settings_of(config: Settings | None, settings: Mapping[str, Any] | None = No
     if isinstance(config, Config):
         return resolve(to_mapping(config), given)
     return resolve({}, {**config, **given})
+
+
+def _named_by_caller(config: Settings | None, settings: Mapping[str, Any] | None) -> set[str]:
+    """Returns all texts that the caller wrote, in contrast to those that only a file contains."""
+    own: Mapping[str, Any] = {}
+    if isinstance(config, Config | Mapping):
+        own = to_mapping(config) if isinstance(config, Config) else config
+    return set(texts_in([own, dict(settings or {})]))
 
 
 def _watch(callbacks: Sequence[Callback], *, verbose: bool) -> Watch:
