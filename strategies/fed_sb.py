@@ -31,6 +31,10 @@ class FedSB(Strategy):
     sums_suffice = True
     adapter = "lora_xs"
 
+    def step_bound(self) -> float:
+        """Returns 1, because a mean lies between the smallest and the largest delta."""
+        return 1.0
+
     def plan(self, server_round: int) -> ClientPlan:
         """Freezes A and B in every round."""
         del server_round

@@ -36,6 +36,10 @@ class FedAvg(Strategy):
         1.0, "The factor by which the mean of the clients' deltas is multiplied.", "(0, inf)"
     )
 
+    def step_bound(self) -> float:
+        """Returns the server rate, by which a mean of the deltas is multiplied."""
+        return self.server_rate
+
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:

@@ -35,6 +35,10 @@ class FedProx(Strategy):
         0.01, "The weight of the penalty on the distance from the global model.", "[0, inf)"
     )
 
+    def step_bound(self) -> float:
+        """Returns 1, because a mean lies between the smallest and the largest delta."""
+        return 1.0
+
     def penalty(
         self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
     ) -> Tensor | float:

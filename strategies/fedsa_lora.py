@@ -31,6 +31,10 @@ class FedSALoRA(Strategy):
     sums_suffice = True
     personal = (B,)
 
+    def step_bound(self) -> float:
+        """Returns 1, because a mean lies between the smallest and the largest delta."""
+        return 1.0
+
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:

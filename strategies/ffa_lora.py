@@ -30,6 +30,10 @@ class FFALoRA(Strategy):
     low_rank = True
     sums_suffice = True
 
+    def step_bound(self) -> float:
+        """Returns 1, because a mean lies between the smallest and the largest delta."""
+        return 1.0
+
     def plan(self, server_round: int) -> ClientPlan:
         """Freezes A in every round."""
         del server_round

@@ -48,6 +48,10 @@ class GeometricMedian(Strategy):
         "Hostile clients may report false numbers.",
     )
 
+    def step_bound(self) -> float:
+        """Returns 1, because the geometric median is a weighted mean of the deltas."""
+        return 1.0
+
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:

@@ -37,6 +37,10 @@ class Krum(Strategy):
         1, "The number of clients of a round that may send arbitrary updates.", "[0, inf)"
     )
 
+    def step_bound(self) -> float:
+        """Returns 1, because the new model has the delta of one client."""
+        return 1.0
+
     def objection(self, config: Config, participants: int) -> str:
         """Returns an objection if a round has fewer than 2f + 3 clients, as Krum's proof needs."""
         del config

@@ -25,6 +25,10 @@ from fl_vitlora.strategy import Strategy, Update, moved
 class Median(Strategy):
     """Moves each coordinate by the median of the clients' deltas; it has no hyper-parameters."""
 
+    def step_bound(self) -> float:
+        """Returns 1, because a median lies between the smallest and the largest delta."""
+        return 1.0
+
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
     ) -> tuple[State, State]:

@@ -44,6 +44,10 @@ class MultiKrum(Strategy):
         "[1, inf)",
     )
 
+    def step_bound(self) -> float:
+        """Returns 1, because a mean lies between the smallest and the largest delta."""
+        return 1.0
+
     def objection(self, config: Config, participants: int) -> str:
         """Returns an objection if a round has fewer than 2f + 3 clients, as Krum's proof needs."""
         del config

@@ -30,6 +30,10 @@ class RoLoRA(Strategy):
     low_rank = True
     sums_suffice = True
 
+    def step_bound(self) -> float:
+        """Returns 1, because a mean lies between the smallest and the largest delta."""
+        return 1.0
+
     def plan(self, server_round: int) -> ClientPlan:
         """Freezes A in odd rounds and B in even rounds."""
         return ClientPlan(frozen=(A,) if server_round % 2 else (B,))

@@ -40,6 +40,10 @@ class TrimmedMean(Strategy):
         "[0, 0.5)",
     )
 
+    def step_bound(self) -> float:
+        """Returns 1, because a trimmed mean lies between the smallest and the largest delta."""
+        return 1.0
+
     def objection(self, config: Config, participants: int) -> str:
         """Returns an objection if β is positive, but too small to leave out a single client."""
         del config

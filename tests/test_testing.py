@@ -657,3 +657,42 @@ def test_made_up_clients_of_a_smaller_rank_change_nothing_beyond_it():
             ]
             assert all(bool((part == 0).all()) for part in beyond)
             assert bool((tensors[f"{Q}.lora_A"][: update.rank] != 0).all())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounded(Strategy):
+    """Federated averaging at a server rate, which states how far it moves entries."""
+
+    rate: float = 1.0
+    bound: float | None = 1.0
+    merges: bool = False
+
+    def step_bound(self) -> float | None:
+        return self.bound
+
+    def aggregate(
+        self, model: State, updates: Sequence[Update], state: State
+    ) -> tuple[State, State]:
+        new = averaged(model, updates, self.rate)
+        if self.merges:
+            moved = mean([update.delta for update in updates], shares(updates))
+            new[f"{Q}.merged_A"] = moved[f"{Q}.lora_A"]
+            new[f"{Q}.merged_B"] = moved[f"{Q}.lora_B"]
+        return new, state
+
+
+@pytest.mark.parametrize(("rate", "bound"), [(1.0, 1.0), (3.0, 3.0), (9.0, None)])
+def test_a_strategy_that_moves_no_farther_than_it_states_passes(rate: float, bound: float | None):
+    check_strategy(Bounded(rate=rate, bound=bound))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"rate": 9.0}, r"step_bound returns 1, but an entry of \S+ moves by"),
+        ({"merges": True}, "step_bound returns 1, but aggregate merges"),
+    ],
+)
+def test_a_strategy_that_moves_farther_than_it_states_is_found(given: dict[str, Any], told: str):
+    with pytest.raises(StrategyError, match=told):
+        check_strategy(Bounded(**given))

@@ -581,6 +581,15 @@ class PrivacyConfig:
         "numbers are clipped to this value.",
         "(0, inf)",
     )
+    guard_steps: int | None = setting(
+        None,
+        "The largest number of training steps that any client takes in a round. Clients then "
+        "refuse every instruction that no honest server could send: another model than the common "
+        "start in round 1, tensors farther from the start than so many steps in each round can "
+        "move them, and frozen tensors, rates or epochs that the settings do not give. By default "
+        "clients do not check instructions.",
+        "[1, inf)",
+    )
     clipping_norm: float | None = setting(
         None,
         "The largest Euclidean norm of a client's update, for differential privacy. A longer "

@@ -99,6 +99,7 @@ def why_zero(config: Config, strategy: AnyStrategy, drafted: Backbone | None = N
         "secure aggregation or clipping may change means": sees_only_sums(config),
         "the codec of the uplink rounds means": (uplink.other or uplink.codec) != EXACT,
         "hostile clients may send any means": bool(config.attack.kinds),
+        "clients with a guard cannot check a measured head": config.privacy.guard_steps is not None,
     }
     found = next((reason for reason, holds in reasons.items() if holds), "")
     return found or _why_not_with_others(config, drafted)

@@ -52,6 +52,7 @@ from fl_vitlora.flower.server.secure_sums import SecureAggregator
 from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.flower.strategies import identity
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half, make_aggregator
+from fl_vitlora.flower.strategies.guard_settings import check_steps
 from fl_vitlora.flower.wire.byte_counts import reference_sizes
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.state import State
@@ -129,6 +130,7 @@ class Run:
         evaluator = self._evaluator(transport, aggregator)
         self.record.shares.extend(class_shares_of(evaluator, self.server))
         clients = transport.greet(self.config.clients)
+        check_steps(self.config, clients)
         self.record.greeted(clients)
         keeping = self._checkpointing(transport, aggregator)
         model, done = GlobalModel(tensors=initial), 0

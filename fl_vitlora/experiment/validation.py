@@ -27,6 +27,7 @@ from fl_vitlora.flower.strategies.aggregators import (
     client_half,
 )
 from fl_vitlora.flower.strategies.confidentiality import check_privacy
+from fl_vitlora.flower.strategies.guard_settings import check_guard
 from fl_vitlora.flower.wire.wiring import check_codecs
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
@@ -74,6 +75,7 @@ def check(
     check_privacy(config, strategy)
     check_measured(config)
     check_codecs(config, client_half(strategy))
+    check_guard(config, strategy)
     if needs_passphrase:
         check_storage(config)
     if new_folder and config.out:
@@ -99,6 +101,7 @@ def check_node(config: Config, strategy: AnyStrategy) -> Config:
     policies.check(config)
     config = policies.for_strategy(config, client_half(strategy))
     check_codecs(config, client_half(strategy))
+    check_guard(config, strategy)
     predictor_for(config.evaluation.predictor, shelf.method_of(config.finetuning))
     return config
 

@@ -78,6 +78,10 @@ class Strategy(ABC):
         del config, participants
         return ""
 
+    def step_bound(self) -> float | None:
+        """Returns c so that no entry moves farther than c·maxₖ|Δₖ| in a round; None if unknown."""
+        return None
+
     def select(
         self, server_round: int, drawn: Sequence[int], clients: Sequence[int], state: State
     ) -> Sequence[int]:

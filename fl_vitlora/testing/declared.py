@@ -30,7 +30,7 @@ HALVES = (
     "metrics",
     "should_stop",
 )
-CONTRACT = ("objection", *HALVES, *FLAGS, "personal", "rebased", "adapter")
+CONTRACT = ("objection", "step_bound", *HALVES, *FLAGS, "personal", "rebased", "adapter")
 LIKENESS = 0.85  # a name that is at least as similar to a name of the contract counts as misspelt
 FORM = "hyper-parameters must be typed fields of a frozen, keyword-only dataclass: " + (
     "write @dataclass(frozen=True, kw_only=True) above the class, and NAME: float = 0.5 in it"

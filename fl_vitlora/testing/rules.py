@@ -21,6 +21,7 @@ from fl_vitlora.strategy import Strategy
 from fl_vitlora.strategy.extras import wants
 from fl_vitlora.testing import declared, made_up
 from fl_vitlora.testing.blaming import blaming, broken
+from fl_vitlora.testing.bounded_steps import expect_bounded_steps
 from fl_vitlora.testing.entrywise import expect_entrywise
 from fl_vitlora.testing.play import ROUNDS, Ending, Play, answer_while_resting
 from fl_vitlora.testing.returned import ContractError
@@ -278,6 +279,7 @@ RULES = (
     Rule("works with float16 and bfloat16", _takes_half),
     Rule("selects as many clients as are drawn (select)", _selects, _overrides("select")),
     Rule("has a penalty that is a sum over tensor entries", _penalises, _overrides("penalty")),
+    Rule("moves no entry farther than it states", expect_bounded_steps, _overrides("step_bound")),
     Rule("works with clients of different ranks (any_rank)", _takes_ranks, lambda s: s.any_rank),
     Rule(
         "needs only the mean of updates (sums_suffice)", _needs_sums_only, lambda s: s.sums_suffice

@@ -175,13 +175,27 @@ def _rate_groups(
     Tensors of LoRA get the learning rate of the round, and other groups get this rate times a
     factor from the settings. The factors of the fine-tuning method (`own`) are multiplied as well.
     """
+    members: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        members.setdefault(rate_factor(name, config, own), []).append(parameter)
+    return [{"params": chosen, "lr": rate * factor} for factor, chosen in members.items()]
+
+
+def rate_factor(name: str, config: TrainingConfig, own: Mapping[str, float]) -> float:
+    """Returns the learning rate of a tensor, as a multiple of the learning rate of the round.
+
+    Args:
+        name: The name of the tensor in messages.
+        config: The hyper-parameters, with the rates of groups of tensors.
+        own: The factors of the fine-tuning method, by name.
+
+    Example:
+        >>> rate_factor("patch_embed.proj.weight", TrainingConfig(patch_embed_rate=0.25), {})
+        0.25
+    """
     factors = {
         methods.PATCH_EMBEDDING: config.patch_embed_rate,
         methods.HEAD: config.head_rate,
         methods.BODY: config.body_rate,
     }
-    members: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        factor = factors.get(methods.group_of(name), 1.0) * own.get(name, 1.0)
-        members.setdefault(factor, []).append(parameter)
-    return [{"params": chosen, "lr": rate * factor} for factor, chosen in members.items()]
+    return factors.get(methods.group_of(name), 1.0) * own.get(name, 1.0)

@@ -28,6 +28,7 @@ from fl_vitlora.data.views import VALIDATION, sampled, seen_in
 from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.finetuning import targets
 from fl_vitlora.flower.client import context_state
+from fl_vitlora.flower.client.guard import check_instruction
 from fl_vitlora.flower.client.mod import make_mod
 from fl_vitlora.flower.client.workspace import (
     ClientSettings,
@@ -48,7 +49,7 @@ from fl_vitlora.population import byzantine, faults
 from fl_vitlora.privacy.noise import bounded
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, clip_norm, subtract
-from fl_vitlora.strategy import LocalWork
+from fl_vitlora.strategy import LocalWork, Strategy
 from fl_vitlora.training.cohort import LocalJob
 from fl_vitlora.training.local import LocalTask, Trained, evaluate
 from fl_vitlora.training.objective import terms_of
@@ -103,7 +104,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     """Trains one client for one round and returns its update."""
     settings, client = settings_of(context), client_of(context)
     worker, strategy = workspace(settings), settings.strategy
-    begin = _begin(message.content, context, worker, client)
+    begin = _begin(message.content, context, worker, strategy, client)
     asked, coordinates = begin.message, begin.coordinates
     shard = worker.training_shard(client, coordinates.base)
     frozen = frozenset(name for name in begin.model if name.endswith(asked.frozen))
@@ -220,7 +221,7 @@ def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Me
     settings, client = settings_of(context), client_of(context)
     worker = workspace(settings)
     shard, validation = worker.shard(client_shard(client, "test")), None
-    begin = _begin(message.content, context, worker, client)
+    begin = _begin(message.content, context, worker, settings.strategy, client)
     put_reader(worker.backbone.model, begin.coordinates.base)
     targets.put_increments(worker.backbone.model, begin.merged)
     state, asked = begin.start, begin.message.views or ()
@@ -258,11 +259,14 @@ class _Beginning:
     merged: State
 
 
-def _begin(content: RecordDict, context: Context, worker: Workspace, client: int) -> _Beginning:
+def _begin(
+    content: RecordDict, context: Context, worker: Workspace, strategy: Strategy, client: int
+) -> _Beginning:
     """Builds a client's model from received tensors and from tensors that the client remembers."""
     initial, coordinates = worker.initial_of(client), worker.coordinates_of(client)
     asked = read(content, worker.layout, worker.rank_of(client))
     model = context_state.complete(context, asked, worker.layout, initial)
+    check_instruction(asked, model, worker, strategy, client)
     merged = context_state.merge(context, asked, worker.layout)
     first = with_exchanged_reader(initial, coordinates.base) if WEIGHT in initial else initial
     kept = context_state.kept(context, worker.kept, first, asked.taken)

@@ -1,0 +1,128 @@
+"""Bounds how far honest training can move the entries of tensors, whatever the images are.
+
+With learning rate η an entry moves in the steps t = 1..T of a round by at most η·Σₜ bₜ:
+
+adam, adamw   |m̂ₜ|/√v̂ₜ ≤ bₜ = (1-β₁)/(1-β₁ᵗ) · √((1-β₂ᵗ)/(1-β₂)) · √(Σⱼ₍ⱼ<ₜ₎ (β₁²/β₂)ʲ)
+adagrad       |g|/√(Σg²) ≤ bₜ = 1
+sgd           |vₜ| ≤ bₜ = C·(1-μᵗ)/(1-μ), if gradients are clipped to the norm C
+
+The bound of Adam is the inequality of Cauchy and Schwarz for m = (1-β₁)·Σ β₁ᵗ⁻ˢ·gₛ and
+v = (1-β₂)·Σ β₂ᵗ⁻ˢ·gₛ². It is reached by gradients gₛ in proportion to (β₁/β₂)ᵗ⁻ˢ, so it is as small
+as a bound can be. Every round begins with a new optimiser. A mean or a median of clients moves no
+entry farther than the client that moves it the farthest, so the bounds of rounds add up:
+
+    |w_r - w_1| ≤ Dᵣ = c·T-step bound·Σ_(s<r) η_s, where c is `Strategy.step_bound`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from fl_vitlora.config import TrainingConfig
+from fl_vitlora.training.local import scheduled_rate
+from fl_vitlora.training.optimizers import BETA2
+
+# Rounding: float32 has 24 bits. A sum of K numbers has a relative error of at most K·2⁻²⁴, so the
+# first share covers means of 16,000 clients; the second one covers the steps of a client.
+OF_SUMS, OF_STEP = 2.0**-10, 2.0**-22
+# Two processors may compute the same start with other last bits, as a share of the largest entry.
+OF_START = 2.0**-18
+
+
+def step_sum(config: TrainingConfig, steps: int) -> float | None:
+    """Returns Σₜ bₜ, the farthest that an entry moves in a round as a multiple of its rate.
+
+    Args:
+        config: The hyper-parameters of local training.
+        steps: The number T of steps in a round.
+
+    Returns:
+        The sum; None if no bound is known: for other optimisers, with weight decay, and for sgd
+        without clipped gradients.
+
+    Example:
+        >>> step_sum(TrainingConfig(optimizer="adagrad"), 10)
+        10.0
+        >>> step_sum(TrainingConfig(optimizer="sgd", momentum=0.5, clip_norm=2.0), 2)
+        5.0
+        >>> step_sum(TrainingConfig(optimizer="sgd"), 10) is None
+        True
+    """
+    if config.weight_decay:
+        return None
+    if config.optimizer in ("adam", "adamw"):
+        return math.fsum(_adam(t, config.beta1, BETA2) for t in range(1, steps + 1))
+    if config.optimizer == "adagrad":
+        return float(steps)
+    if config.optimizer == "sgd" and config.clip_norm is not None:
+        kept, norm = config.momentum, config.clip_norm
+        return math.fsum(norm * (1 - kept**t) / (1 - kept) for t in range(1, steps + 1))
+    return None
+
+
+def _adam(step: int, beta1: float, beta2: float) -> float:
+    """Returns the largest |m̂ₜ|/√v̂ₜ in step t of Adam."""
+    ratio = beta1**2 / beta2
+    first = (1 - beta1) / (1 - beta1**step)
+    second = (1 - beta2**step) / (1 - beta2)
+    return first * math.sqrt(second * math.fsum(ratio**j for j in range(step)))
+
+
+def reach(config: TrainingConfig, rounds: int, done: int, steps: int, factor: float) -> float:
+    """Returns D, the farthest that an entry with the rate factor 1 is from its start.
+
+    Args:
+        config: The hyper-parameters of local training, for which `step_sum` knows a bound.
+        rounds: The number of rounds of the run.
+        done: The number of rounds that were done.
+        steps: The number of steps that a client takes in a round at most.
+        factor: What `Strategy.step_bound` returns.
+
+    Raises:
+        ValueError: If no bound is known.
+
+    Example:
+        >>> flat = TrainingConfig(optimizer="adagrad", learning_rate=0.5, schedule="constant")
+        >>> reach(flat, rounds=9, done=2, steps=3, factor=1.0)
+        3.0
+    """
+    farthest = step_sum(config, steps)
+    if farthest is None:
+        raise ValueError(f"no bound is known for the optimiser {config.optimizer}")
+    rates = (scheduled_rate(config, number, rounds) for number in range(1, done + 1))
+    return factor * farthest * math.fsum(rates)
+
+
+def excess(tensor: Tensor, start: Tensor, distance: float, steps: int) -> tuple[float, float]:
+    """Returns how far the worst entry of a tensor is out of reach, and how far it may be.
+
+    Args:
+        tensor: The received tensor.
+        start: The same tensor before the first round.
+        distance: How far an entry may be from its start; with 0 the tensors must be equal up to the
+            rounding of another processor, and zeros must be zeros.
+        steps: The number of all steps so far, for the rounding of float32.
+
+    Returns:
+        A pair: the distance from its start of the entry that is the farthest out of reach, or 0 if
+        every entry is within reach; and the distance that is allowed there. The distance of NaN is
+        infinite.
+
+    Example:
+        >>> import torch
+        >>> excess(torch.tensor([0.0, 3.0]), torch.zeros(2), 1.0, 0)[0]
+        3.0
+        >>> excess(torch.tensor([0.0, 1.0]), torch.zeros(2), 1.0, 0)[0]
+        0.0
+    """
+    if not tensor.numel():
+        return 0.0, distance
+    first = start.double().abs()
+    away = (tensor.double() - start.double()).abs().nan_to_num(nan=math.inf)
+    allowed = distance * (1 + OF_SUMS) + OF_START * first.max()
+    allowed = allowed + OF_STEP * steps * (first + distance)
+    worst = int((away - allowed).argmax())
+    found, limit = float(away.flatten()[worst]), float(allowed.flatten()[worst])
+    return (found if found > limit else 0.0), limit
