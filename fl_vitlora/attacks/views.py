@@ -10,7 +10,7 @@ width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -22,6 +22,7 @@ from fl_vitlora.encryption.cipher import Cipher
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.federation.observer import Sight
 from fl_vitlora.models.reading import WEIGHT
+from fl_vitlora.state import State
 from fl_vitlora.strategy import SEVERAL
 
 
@@ -151,6 +152,48 @@ class InformedServerView(ServerView):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a hostile server sends to one client in place of the model of a round.
+
+    Attributes:
+        tensors: All exchanged tensors, with any values.
+        round: The number of the round that the message states.
+        frozen: The endings of the names of tensors that the client must not train.
+        rate: The learning rate that the message states.
+    """
+
+    tensors: State = field(repr=False)
+    round: int
+    frozen: tuple[str, ...] = ()
+    rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostileServerView(View):
+    """A server that does not follow the protocol: it sends to one client whatever it likes.
+
+    Attributes:
+        client: The number of the client.
+        model: The model with its frozen weights, in the coordinates of the server; None if the
+            server does not have the patch and position embedding.
+        start: The exchanged tensors with which an honest server begins.
+        ask: A function that sends an order to the client. The client answers as it answers every
+            server: it trains on its own images, and its update comes back as it is decoded by the
+            server. If the client refuses the order, its reason comes back as a text.
+        accepted: A function that changes an order as little as needed for a client with a guard to
+            accept it.
+    """
+
+    adversary: ClassVar[str] = "hostile server"
+
+    client: int
+    model: nn.Module | None = field(repr=False)
+    start: State = field(repr=False)
+    ask: Callable[[Order], State | str] = field(repr=False)
+    accepted: Callable[[Order], Order] = field(default=lambda order: order, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutsiderView(View):
     """An outsider: it has the final model with its patch reader, and nothing of the training."""
 
@@ -223,6 +266,7 @@ class UserView(View):
 ADVERSARIES: tuple[type[View], ...] = (
     ServerView,
     InformedServerView,
+    HostileServerView,
     WorkerView,
     ThiefView,
     InsiderView,

@@ -26,6 +26,7 @@ ATTACKS: Mapping[str, str] = {
     "membership_loss": "fl_vitlora.attacks.membership_loss:MembershipLoss",
     "membership_rounds": "fl_vitlora.attacks.membership_rounds:MembershipRounds",
     "class_presence": "fl_vitlora.attacks.class_presence:ClassPresence",
+    "crafted_embedding": "fl_vitlora.attacks.crafted_embedding:CraftedEmbedding",
     "position_closed_form": "fl_vitlora.attacks.position_closed_form:PositionClosedForm",
 }
 

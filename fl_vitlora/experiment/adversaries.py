@@ -19,6 +19,7 @@ from fl_vitlora.adaptation import policies
 from fl_vitlora.attacks.key_search.three_steps import three_steps
 from fl_vitlora.attacks.truth import Opened, Owned, Truth
 from fl_vitlora.attacks.views import (
+    HostileServerView,
     InformedServerView,
     InsiderView,
     OutsiderView,
@@ -35,6 +36,7 @@ from fl_vitlora.encryption.cipher import CipherKey
 from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.experiment.attacked_run import AttackedRun
+from fl_vitlora.experiment.hostile_server import hostile_server
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import normalize
 from fl_vitlora.models.reading import WEIGHT, exchanged_reader, put_reader
@@ -89,6 +91,7 @@ class Adversaries:
         makers: Mapping[type[View], Callable[[], Sequence[View]]] = {
             ServerView: lambda: [self._server()],
             InformedServerView: lambda: [self._informed_server()],
+            HostileServerView: lambda: [self._hostile(client) for client in self._attacked],
             OutsiderView: lambda: [self._outsider()],
             WorkerView: lambda: [self._worker(client) for client in self._attacked],
             ThiefView: lambda: [self._thief(client) for client in self._attacked],
@@ -128,9 +131,16 @@ class Adversaries:
             members=lambda: self._candidates.members,
         )
 
-    def _server(self) -> ServerView:
+    @property
+    def _server_has_reader(self) -> bool:
         config = self.run.config
-        seen = policies.server_needs_reader(config) or not policies.reader_is_stored(config)
+        return policies.server_needs_reader(config) or not policies.reader_is_stored(config)
+
+    def _hostile(self, client: int) -> HostileServerView:
+        return hostile_server(self.run, self.public, client, has_reader=self._server_has_reader)
+
+    def _server(self) -> ServerView:
+        seen = self._server_has_reader
         return ServerView(
             public=self.public,
             reader=self.run.final_reader() if seen else None,

@@ -28,6 +28,7 @@ from fl_vitlora.experiment.preparation import (
     storage_keys,
 )
 from fl_vitlora.experiment.recorded_updates import RecordedRounds
+from fl_vitlora.flower.strategies.aggregators import Unaided
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import POSITION, WEIGHT, exchanged_reader, reader_of
 from fl_vitlora.reporting.run_folder import MODEL, SHARDS, find_run, located
@@ -51,6 +52,7 @@ class AttackedRun:
         backbone: The public model with the tensors of the fine-tuning method.
         origin: The patch reader (patch and position embedding) of the public model.
         final: The tensors of the final model.
+        strategy: The half of the strategy that runs at clients.
     """
 
     folder: Path
@@ -61,6 +63,7 @@ class AttackedRun:
     backbone: Backbone
     origin: PatchReader
     final: State
+    strategy: Strategy
 
     @cached_property
     def start(self) -> PatchReader:
@@ -166,6 +169,7 @@ def open_run(folder: Path, config: Config, strategy: object) -> AttackedRun:
         backbone=backbone,
         origin=reader_of(backbone),
         final=read_sealed(folder / MODEL)[0],
+        strategy=strategy if isinstance(strategy, Strategy) else Unaided(),
     )
 
 

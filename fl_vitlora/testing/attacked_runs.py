@@ -7,6 +7,7 @@ the key of the owners is made up.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,10 @@ from fl_vitlora import config as configuration
 from fl_vitlora.attacks.key_search.three_steps import three_steps
 from fl_vitlora.attacks.truth import Owned, Truth
 from fl_vitlora.attacks.views import (
+    HostileServerView,
     InformedServerView,
     InsiderView,
+    Order,
     OutsiderView,
     Public,
     ServerView,
@@ -41,7 +44,7 @@ from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import reader_of
 from fl_vitlora.rng import generator
-from fl_vitlora.state import mean, subtract
+from fl_vitlora.state import State, mean, subtract
 from fl_vitlora.strategy import SEVERAL, Update, averaged
 from fl_vitlora.training.local import LocalTask, train
 
@@ -141,6 +144,7 @@ def _run(name: str, own: int, given: Mapping[str, Any]) -> AttackedRun:
     views: dict[type[View], Sequence[View]] = {
         **_views_of_the_model(public, reader, built, rounds),
         **_views_of_shards(public, reader, shards[: VICTIMS if not given else 1], plain),
+        HostileServerView: [_hostile(public, reader, built, shards[0])],
     }
     return AttackedRun(name=name, views=views, truth=_truth(holder, plain, known.images))
 
@@ -171,6 +175,27 @@ def _views_of_shards(
         known=plain[0].images[:INSIDE],
     )
     return {**views, InsiderView: [insider]}
+
+
+def _hostile(
+    public: Public, reader: PatchReader, built: Backbone, shard: Shard
+) -> HostileServerView:
+    """Returns what a hostile server has, which lets client 0 train on its shard."""
+    own = copy.deepcopy(built)
+
+    def ask(order: Order) -> State:
+        frozen = frozenset(name for name in order.tensors if name.endswith(order.frozen))
+        task = LocalTask(learning_rate=order.rate, frozen=frozen)
+        draw = generator(0, "batches", order.round, 0)
+        training = public.settings.training
+        done = train(own, order.tensors, shard, config=training, task=task, generator=draw)
+        moved = subtract(done.state, order.tensors)
+        return {name: tensor for name, tensor in moved.items() if name not in frozen}
+
+    start = methods.export_state(built.model)
+    return HostileServerView(
+        public=public, reader=reader, client=0, model=built.model, start=start, ask=ask
+    )
 
 
 def _views_of_the_model(
@@ -254,6 +279,8 @@ def _bare(usual: AttackedRun) -> AttackedRun:
 def _emptied(view: View) -> View:
     if isinstance(view, ServerView):
         return replace(view, reader=None, rounds=(), model=None)
+    if isinstance(view, HostileServerView):
+        return replace(view, reader=None, model=None)
     if isinstance(view, ThiefView):
         return replace(view, reader=None, images=None, labels=None, sealed="the shard is sealed")
     if isinstance(view, UserView):

@@ -1,0 +1,114 @@
+"""What a hostile server has: a client of a finished run that answers its messages.
+
+The client's own code answers, on the client's own encrypted images and with the settings of the
+run. The client remembers nothing of the run, as a client that joins late.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from fl_vitlora.adaptation import policies
+from fl_vitlora.attacks.views import HostileServerView, Order, Public
+from fl_vitlora.config import Config
+from fl_vitlora.experiment.attacked_run import AttackedRun
+from fl_vitlora.experiment.client_settings import client_settings
+from fl_vitlora.finetuning import methods
+from fl_vitlora.flower.client.direct import answer
+from fl_vitlora.flower.client.workspace import ClientSettings
+from fl_vitlora.flower.wire.round_message import RoundMessage
+from fl_vitlora.models.reading import put_reader
+from fl_vitlora.reporting.run_folder import SHARDS
+from fl_vitlora.state import State
+from fl_vitlora.strategy import Strategy
+from fl_vitlora.strategy.extras import call
+from fl_vitlora.training.local import scheduled_rate
+from fl_vitlora.training.movement import reach
+from fl_vitlora.training.optimizers import rate_factor
+
+
+def hostile_server(
+    run: AttackedRun, public: Public, client: int, *, has_reader: bool
+) -> HostileServerView:
+    """Returns what a hostile server has against one client of a finished run.
+
+    Args:
+        run: The run.
+        public: What everyone knows.
+        client: The number of the client.
+        has_reader: True if the server has the patch and position embedding.
+    """
+    model: nn.Module = copy.deepcopy(run.backbone.model)
+    put_reader(model, run.start)
+    start = policies.exchanged(run.config, methods.export_state(model), run.strategy.personal)
+    return HostileServerView(
+        public=public,
+        reader=run.start if has_reader else None,
+        client=client,
+        model=model if has_reader else None,
+        start=start,
+        ask=asking(settings_of(run), client),
+        accepted=bounding(run.config, run.strategy, start, methods.rates(model)),
+    )
+
+
+def settings_of(run: AttackedRun) -> ClientSettings:
+    """Returns the settings that the clients of a finished simulation had."""
+    return client_settings(
+        run.config,
+        run.folder / SHARDS,
+        run.class_names,
+        "cpu",
+        run.strategy,
+        with_key=policies.clients_need_key(run.config),
+        storage=run.storage,
+    )
+
+
+def asking(settings: ClientSettings, client: int) -> Callable[[Order], State | str]:
+    """Returns the function that sends an order to a client, for `HostileServerView.ask`."""
+
+    def ask(order: Order) -> State | str:
+        instruction = RoundMessage(
+            tensors=order.tensors, round=order.round, frozen=order.frozen, rate=order.rate
+        )
+        return answer(settings, client, instruction)
+
+    return ask
+
+
+def bounding(
+    config: Config, strategy: Strategy, start: State, rates: Mapping[str, float]
+) -> Callable[[Order], Order]:
+    """Returns the function that makes a guard accept an order, for `HostileServerView.accepted`.
+
+    The order then states the last round, in which tensors may be the farthest from their start.
+    Each entry is moved to the nearest value that the guard allows, and the frozen tensors and the
+    rate are those of an honest server. Without a guard an order stays as it is.
+
+    Args:
+        config: The configuration of the run.
+        strategy: The strategy of the run.
+        start: The exchanged tensors before the first round.
+        rates: The factors of learning rates that the fine-tuning method sets, by name.
+    """
+    steps, factor, last = config.privacy.guard_steps, strategy.step_bound(), config.rounds
+    if steps is None or factor is None:
+        return lambda order: order
+    training = config.training
+    far = reach(training, last, last - 1, steps, factor)
+    limits = {name: far * rate_factor(name, training, rates) for name in start}
+
+    def accepted(order: Order) -> Order:
+        tensors = {
+            name: tensor.clamp(start[name] - limits[name], start[name] + limits[name])
+            for name, tensor in order.tensors.items()
+        }
+        rate = scheduled_rate(training, last, last)
+        frozen = call(strategy.plan, last).frozen
+        return Order(tensors=tensors, round=last, frozen=frozen, rate=rate)
+
+    return accepted
