@@ -31,7 +31,7 @@ ATTACKS: Mapping[str, str] = {
 }
 
 # Attacks that take minutes for each client. They are carried out only if ``--only`` names them.
-ON_REQUEST = ("gradient_matching",)
+ON_REQUEST = ("gradient_matching", "crafted_embedding")
 USUAL = tuple(name for name in ATTACKS if name not in ON_REQUEST)
 
 

@@ -44,9 +44,6 @@ def run(
         trust: The names of code from elsewhere that a YAML file may name. The code that the caller
             names in a mapping or in `settings` needs no confirmation.
 
-    Returns:
-        The finished run.
-
     Raises:
         UserError: If no run is possible with the settings or the images.
         RuntimeError: If the run failed; ``simulate.py --resume FOLDER`` continues it.
