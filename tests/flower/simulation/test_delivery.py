@@ -21,6 +21,7 @@ from fl_vitlora.flower.simulation.delivery import (
     replies_to,
     take,
 )
+from tests.waiting import WATCHDOG
 
 
 def message(name: str, node: int, kind: str = "train") -> Any:
@@ -53,12 +54,12 @@ def test_delivery_goes_on_until_it_is_stopped():
     state, queue, stop = state_of(message("a", 1)), Queue[Any](), threading.Event()
     thread = threading.Thread(target=deliver, args=(state, queue, {1: 0}, stop, {}))
     thread.start()
-    assert names(queue.get(timeout=60)) == ["a"]
+    assert names(queue.get(timeout=WATCHDOG)) == ["a"]
     with state.lock:
         state.message_ins_store["b"] = message("b", 1)
-    assert names(queue.get(timeout=60)) == ["b"]
+    assert names(queue.get(timeout=WATCHDOG)) == ["b"]
     stop.set()
-    thread.join(timeout=60)
+    thread.join(timeout=WATCHDOG)
     assert not thread.is_alive()
     assert queue.empty()
 

@@ -18,19 +18,21 @@ from hypothesis import strategies as st
 from ray.exceptions import RayActorError
 
 from fl_vitlora.flower.simulation import worker_pool
+from fl_vitlora.flower.simulation.ray_environment import patient_start
 from fl_vitlora.flower.simulation.worker_pool import (
     WorkerLostError,
     WorkerPool,
     end_process,
     persist,
 )
+from tests.waiting import WATCHDOG, wait_until
 
 pytestmark = pytest.mark.slow
 
 Bundle = list[int]
-WATCHDOG = 120.0  # seconds
-PATIENCE = 15.0  # seconds for what is done at once, on a machine that does much else
 GO = "go"
+HASTE = 1.0  # seconds that a worker has for a message to hang at
+CALM = int(WATCHDOG / HASTE)  # messages as which a bundle of others counts, so that it has minutes
 
 
 def answers(bundle: Sequence[int]) -> list[str]:
@@ -137,30 +139,58 @@ class WorkerState:
 
 @ray.remote
 class Slow:
-    """A worker that takes some seconds to start."""
+    """A worker that starts when a file is there."""
 
-    def __init__(self, seconds: float) -> None:
-        time.sleep(seconds)
+    def __init__(self, gate: Path | None) -> None:
+        while gate is not None and not gate.exists():
+            time.sleep(0.05)
 
     def do(self) -> int:
         return 1
 
 
-def slow(seconds: float = 1.0) -> Any:
+def slow(gate: Path | None = None) -> Any:
     hand: Any = Slow
-    return hand.options(num_cpus=0.5).remote(seconds)
+    return hand.options(num_cpus=0.5).remote(gate)
 
 
-def test_the_time_of_a_worker_begins_when_it_is_up(up: None) -> None:
-    pool = WorkerPool([slow(PATIENCE + 1.0)], slow, patience=PATIENCE)
-    assert pool.ask(lambda worker: worker.do.remote(), 1, []) == 1
+class Clock:
+    """A clock that can be put forward; it counts how often it is read."""
+
+    def __init__(self) -> None:
+        self.ahead, self.reads = 0.0, 0
+
+    def monotonic(self) -> float:
+        self.reads += 1
+        return time.monotonic() + self.ahead
+
+
+def test_the_time_of_a_worker_begins_when_it_is_up(
+    up: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice the time that it may take for an answer is over before it has started."""
+    clock = Clock()
+    monkeypatch.setattr(worker_pool, "time", clock)
+    monkeypatch.setattr(worker_pool, "SECONDS_TO_START", 100 * WATCHDOG)
+    pool = WorkerPool([slow(tmp_path / GO)], slow, patience=WATCHDOG)
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(pool.ask, lambda worker: worker.do.remote(), 1, [])
+        wait_until(lambda: clock.reads > 1)  # it was handed out
+        clock.ahead = 2 * WATCHDOG
+        seen = clock.reads
+        wait_until(lambda: clock.reads > seen + 1)
+        assert not asked.done()
+        (tmp_path / GO).touch()
+        assert asked.result() == 1
     for hand in pool.end():
         ray.kill(hand)
 
 
-def test_who_does_not_start_is_replaced(up: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_does_not_start_is_replaced(
+    up: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker_pool, "SECONDS_TO_START", 0.6)
-    pool = WorkerPool([slow(WATCHDOG)], slow, patience=WATCHDOG)
+    pool = WorkerPool([slow(tmp_path / "never")], slow, patience=WATCHDOG)
     with pytest.raises(WorkerLostError, match="did not start"):
         pool.ask(lambda worker: worker.do.remote(), 1, [])
     for hand in pool.end():
@@ -169,18 +199,22 @@ def test_who_does_not_start_is_replaced(up: None, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(scope="module")
 def up() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with patient_start():
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
 
 class Office:
-    """A pool of two, and what came of each message."""
+    """A pool of two, and what came of each message.
 
-    def __init__(self, patience: float = WATCHDOG) -> None:
+    A bundle has minutes, unless a message is to hang: then it has `HASTE` for each message.
+    """
+
+    def __init__(self) -> None:
         self.started = [self.start(), self.start()]
         ray.get([hand.__ray_ready__.remote() for hand in self.started])
-        self.pool = WorkerPool(self.started[:2], self.start, patience)
+        self.pool = WorkerPool(self.started[:2], self.start, HASTE)
 
     def start(self) -> Any:
         hand: Any = WorkerState
@@ -194,7 +228,9 @@ class Office:
         tried: list[Any] = []
 
         def once(messages: Sequence[tuple[str, str]]) -> list[Any]:
-            return list(self.pool.ask(lambda w: w.do.remote(messages), len(messages), tried))
+            hangs = any(what == "hang" for what, _ in messages)
+            count = len(messages) if hangs else CALM
+            return list(self.pool.ask(lambda w: w.do.remote(messages), count, tried))
 
         found, _ = persist(bundle, once)
         return found
@@ -220,9 +256,9 @@ def test_a_worker_that_is_killed_from_outside_loses_nothing(up: None, tmp_path: 
     bundles = [[("wait", f"{tmp_path}/{n}")] for n in range(4)]
     with ThreadPoolExecutor(4) as threads:
         asked = [threads.submit(office.ask, bundle) for bundle in bundles]
-        while len(list(tmp_path.iterdir())) < 2:
-            time.sleep(0.05)
+        wait_until(lambda: len(list(tmp_path.iterdir())) >= 2)
         os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: not is_running(victim))
         (tmp_path / GO).touch()
         found = [one.result() for one in asked]
     assert [answers[0][0] for answers in found] == [name for ((_, name),) in bundles]
@@ -234,8 +270,7 @@ def test_no_bundle_waits_for_a_slow_worker_beside_an_idle_one(up: None, tmp_path
     office = Office()
     with ThreadPoolExecutor(office.pool.slots) as threads:
         slow = threads.submit(office.ask, [("wait", f"{tmp_path}/slow")])
-        while not (tmp_path / "slow.done").exists():
-            time.sleep(0.05)
+        wait_until((tmp_path / "slow.done").exists)
         list(threads.map(office.ask, [[("work", str(number))] for number in range(20)]))
         assert not slow.done()
         (tmp_path / GO).touch()
@@ -246,7 +281,7 @@ def test_who_is_asked_again_asks_the_last_that_was_hired(up: None) -> None:
     """All were killed while they were idle; a bundle is not lost to one after the other."""
     crowd = [slow() for _ in range(4)]
     ray.get([hand.__ray_ready__.remote() for hand in crowd])
-    pool = WorkerPool(crowd, slow, patience=60.0)
+    pool = WorkerPool(crowd, slow, patience=WATCHDOG)
     for hand in crowd:
         end_and_wait(hand)
     tried: list[Any] = []
@@ -262,7 +297,7 @@ def test_who_hangs_is_ended_and_the_others_of_its_bundle_are_answered(
 ) -> None:
     """The bundle is taken apart at once, as each attempt waits until its patience is at an end."""
     monkeypatch.setattr(worker_pool, "LOSSES", 1)
-    office = Office(patience=PATIENCE)
+    office = Office()
     bundles = [
         [("work", "a"), ("hang", "b")],
         [("work", "c")],
@@ -274,7 +309,7 @@ def test_who_hangs_is_ended_and_the_others_of_its_bundle_are_answered(
     assert [answers[0][0] for answers in found] == ["a", "c", "d", "e"]
     lost = found[0][1]
     assert isinstance(lost, WorkerLostError)
-    assert str(lost) == f"a worker sent no answer within {PATIENCE:g} s"
+    assert str(lost) == f"a worker sent no answer within {HASTE:g} s"
     office.close()
 
 
@@ -298,13 +333,10 @@ def test_who_is_replaced_is_ended_so_that_its_share_is_free_for_the_other(up: No
     worker, dead = office.started
     ((_, process),) = ray.get(worker.do.remote([("work", "x")]))
     end_and_wait(dead, [])
-    pool = WorkerPool([worker], office.start, 60.0)
+    pool = WorkerPool([worker], office.start, WATCHDOG)
     with pytest.raises(WorkerLostError):
         pool.ask(lambda _: dead.do.remote([]), 1, [])
-    deadline = time.monotonic() + WATCHDOG
-    while is_running(process) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not is_running(process)
+    wait_until(lambda: not is_running(process))
     for hand in pool.end():
         ray.kill(hand)
 
@@ -336,8 +368,7 @@ def test_nobody_is_asked_after_the_end(up: None, tmp_path: Path) -> None:
 
     waiting = threading.Thread(target=ask, daemon=True)
     waiting.start()
-    while not (tmp_path / "begun.done").exists():
-        time.sleep(0.05)
+    wait_until((tmp_path / "begun.done").exists)
     kept = office.pool.end()
     waiting.join(WATCHDOG)
     assert ended.is_set()
