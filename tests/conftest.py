@@ -8,20 +8,30 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 import fl_vitlora.flower  # noqa: F401 - switches telemetry off before any test imports Flower
 from fl_vitlora.config import FineTuningConfig, ModelConfig
 from fl_vitlora.finetuning import methods
+from fl_vitlora.flower.simulation import ray_cluster
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.rng import generator
+from tests.waiting import WATCHDOG
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a hub
 torch.set_num_threads(1)
-settings.register_profile("house", max_examples=15, deadline=None, derandomize=True)
+# A Ray that starts before the last one has ended would fail, however busy the machine is.
+ray_cluster.SECONDS_TO_STOP = ray_cluster.SECONDS_TO_END = WATCHDOG
+settings.register_profile(
+    "house",
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],  # a limit in seconds
+)
 settings.load_profile("house")
 
 MakeBackbone = Callable[..., Backbone]

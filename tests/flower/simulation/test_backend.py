@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -16,33 +17,39 @@ from flwr.clientapp import ClientApp
 from fl_vitlora.flower.server.client_states import ClientStates
 from fl_vitlora.flower.simulation.engine import Engine, simulate
 from fl_vitlora.flower.simulation.workers import Workers
+from tests.waiting import WATCHDOG, wait_until
 
 pytestmark = pytest.mark.slow
 
-SLOW = 1200.0  # seconds that a client is at work for nobody
-WATCHDOG = 300.0
+SLOW = 4 * WATCHDOG  # seconds that a client is at work for nobody
+ROOT = Path(__file__).resolve().parents[3]
 
 BROKEN_OFF = """
 import threading, time
+from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 from fl_vitlora.flower.simulation.backend import KeptWorkers
 from fl_vitlora.flower.simulation.ray_cluster import Ray
 from fl_vitlora.flower.simulation.workers import Workers
+from tests.waiting import wait_until
 
 TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
 app = ClientApp()
 asked, errors = threading.Barrier(5), []
+begun = Path("begun").resolve()  # gets a byte whenever a worker begins with a message
 
 @app.train()
 def train(message, context):
+    with open(message.content["config"]["begun"], "ab") as file:
+        file.write(b"x")
     time.sleep(message.content["config"]["seconds"])
     return Message(RecordDict(), reply_to=message)
 
 def message(seconds):
-    content = RecordDict({"config": ConfigRecord({"seconds": seconds})})
-    return Message(content, 1, "train")
+    config = ConfigRecord({"seconds": seconds, "begun": str(begun)})
+    return Message(RecordDict({"config": config}), 1, "train")
 
 def ask(seconds):
     context = Context(1, 1, {"partition-id": 0}, RecordDict(), {})
@@ -64,7 +71,7 @@ askers = [threading.Thread(target=ask, args=[SECONDS], daemon=True) for _ in ran
 for asker in askers:
     asker.start()
 asked.wait()
-time.sleep(0.5)
+wait_until(lambda: begun.stat().st_size >= 4 + 2)  # both workers have begun, after four messages
 backend.terminate()
 for asker in askers:
     asker.join(WATCHDOG)
@@ -77,12 +84,13 @@ up.stop()
 def test_a_simulation_that_is_broken_off_leaves_nobody_who_waits(
     seconds: float, tmp_path: Path
 ) -> None:
-    program = BROKEN_OFF.replace("SECONDS", str(seconds)).replace("WATCHDOG", "60")
+    program = BROKEN_OFF.replace("SECONDS", str(seconds)).replace("WATCHDOG", str(WATCHDOG / 4))
     ended = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
         capture_output=True,
         text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         timeout=WATCHDOG,
         check=False,
     )
@@ -94,26 +102,34 @@ app = ClientApp()
 
 @app.train()
 def _train(message: Message, context: Context) -> Message:
-    time.sleep(float(message.content.config_records["config"]["seconds"]))  # type: ignore[arg-type]
+    """The slow client says that it has begun, and the quick one ends after that."""
+    config = message.content.config_records["config"]
+    begun = Path(str(config["begun"]))
+    if config["slow"]:
+        begun.touch()
+        time.sleep(SLOW)
+    wait_until(begun.exists)
     return Message(RecordDict(), reply_to=message)
 
 
-def test_who_is_at_work_for_nobody_does_not_hold_up_the_end_and_is_replaced(engine: Engine) -> None:
+def test_who_is_at_work_for_nobody_does_not_hold_up_the_end_and_is_replaced(
+    engine: Engine, tmp_path: Path
+) -> None:
     """The server asks two clients, waits for the quick one alone, and is done."""
     workers = Workers(device="cpu", count=2)
     ray = engine.start(workers)
     ray.wait()
 
     def serve(grid: Any, stop: threading.Event) -> list[float]:
-        while len(nodes := list(grid.get_node_ids())) < 2:
-            time.sleep(0.05)
+        wait_until(lambda: len(list(grid.get_node_ids())) >= 2)
+        begun = str(tmp_path / f"begun {len(done)}")
+        told = [ConfigRecord({"slow": slow, "begun": begun}) for slow in (False, True)]
         sent = [
-            Message(RecordDict({"config": ConfigRecord({"seconds": seconds})}), node, "train")
-            for node, seconds in zip(nodes, (0.01, SLOW), strict=True)
+            Message(RecordDict({"config": config}), node, "train")
+            for node, config in zip(grid.get_node_ids(), told, strict=True)
         ]
         quick, _ = grid.push_messages(sent)
-        while not list(grid.pull_messages({quick})):
-            time.sleep(0.05)
+        wait_until(lambda: bool(list(grid.pull_messages({quick}))))
         done.append(time.monotonic())
         return done
 

@@ -16,23 +16,26 @@ import pytest
 from fl_vitlora.flower.simulation.ray_cluster import Ray
 from fl_vitlora.flower.simulation.workers import Workers
 from tests.processes import PROC, descendants
+from tests.waiting import WATCHDOG
 
 # Ray is told of two GPUs that are not there, and deals them out all the same.
 SEATED = """
 import json, os
 import ray
 from flwr.clientapp import ClientApp
+from fl_vitlora.flower.simulation import ray_cluster
 from fl_vitlora.flower.simulation.backend import KeptWorkers
 from fl_vitlora.flower.simulation.ray_cluster import Ray
 from fl_vitlora.flower.simulation.workers import Workers
-from tests.processes import PROC, descendants
+
+ray_cluster.SECONDS_TO_END = WATCHDOG / 4  # a busy machine ends processes when it comes to it
 
 def seat(count):
     workers = Workers(device="cuda", count=count, gpus=2)
     actors = up.actors_for(workers)
-    backend = KeptWorkers(actors, count, 60.0, {"client_resources": workers.resources})
+    backend = KeptWorkers(actors, count, WATCHDOG, {"client_resources": workers.resources})
     backend.build(ClientApp)
-    return ray.get([actor.__ray_call__.remote(place) for actor in actors], timeout=300)
+    return ray.get([actor.__ray_call__.remote(place) for actor in actors], timeout=WATCHDOG)
 
 def place(actor):
     return os.getpid(), ray.get_gpu_ids()
@@ -111,11 +114,11 @@ def test_a_whole_number_of_shares_makes_up_a_gpu(count: int, gpus: int, share: f
 @pytest.mark.slow
 def test_workers_spread_over_gpus_and_are_kept_only_for_as_many(tmp_path: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", SEATED],
+        [sys.executable, "-c", SEATED.replace("WATCHDOG", str(WATCHDOG))],
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=2 * WATCHDOG,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
