@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray._private.worker import global_worker
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -41,8 +42,23 @@ from tests.whole_runs import DESCENT, ROUNDING, Finished, execute, opened, owned
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Finished:
-    return execute(tmp_path_factory.mktemp("encrypted"), engine)
+def ended(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> tuple[Finished, Path]:
+    """A run that has ended, and the folder of the Ray on which it ran.
+
+    Other programs have a Ray too, and this one is replaced when a test needs other workers.
+    """
+    done = execute(tmp_path_factory.mktemp("encrypted"), engine)
+    return done, Path(global_worker.node.get_session_dir_path())
+
+
+@pytest.fixture(scope="module")
+def finished(ended: tuple[Finished, Path]) -> Finished:
+    return ended[0]
+
+
+@pytest.fixture(scope="module")
+def ray_session(ended: tuple[Finished, Path]) -> Path:
+    return ended[1]
 
 
 def test_run_folder_holds_what_is_promised(finished: Finished) -> None:
@@ -173,16 +189,17 @@ def test_coded_runs_are_the_same_with_one_worker_and_with_two(
 
 
 def test_neither_keys_nor_plain_images_leave_the_owner(
-    finished: Finished, capfd: pytest.CaptureFixture[str]
+    finished: Finished, ray_session: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Looks for them in the shards, the messages, the run folder and Ray's logs."""
     secret = open_ring(Path(finished.config.encryption.key_file)).current
     images, holder = owned(finished.config)
-    logs = Path("/tmp/ray/session_latest/logs")
+    logs = [path for path in (ray_session / "logs").rglob("*") if path.is_file()]
+    assert any(path.name.startswith("worker-") for path in logs)
     haystack = [
         *finished.messages,
         *(p.read_bytes() for p in finished.folder.rglob("*") if p.is_file()),
-        *(p.read_bytes() for p in logs.rglob("*") if p.is_file()),
+        *(path.read_bytes() for path in logs),
         "".join(capfd.readouterr()).encode(),
     ]
     needles = [secret, secret.hex().encode()]
@@ -200,14 +217,15 @@ def test_neither_keys_nor_plain_images_leave_the_owner(
     assert any(name.encode() in hay for hay in haystack)  # the search finds
 
 
-def test_a_thief_without_the_key_ring_has_no_image_no_label_and_no_key(finished: Finished) -> None:
+def test_a_thief_without_the_key_ring_has_no_image_no_label_and_no_key(
+    finished: Finished, ray_session: Path
+) -> None:
     """Looks through the whole run folder and all that Ray left on the disk for the session."""
     ring = open_ring(Path(finished.config.encryption.key_file))
     storage = of_secret(ring.current)
-    session = Path("/tmp/ray/session_latest").resolve()
     haystack = [
         path.read_bytes()
-        for place in (finished.folder, session)
+        for place in (finished.folder, ray_session)
         for path in place.rglob("*")
         if path.is_file() and not path.is_symlink()
     ]
