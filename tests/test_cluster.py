@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-import socket
 import socketserver
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
@@ -19,19 +18,13 @@ import torch
 from safetensors.torch import load_file
 
 from fl_vitlora.errors import UserError
+from fl_vitlora.flower.simulation import ray_environment
 from fl_vitlora.flower.simulation.ray_environment import check_address
 from fl_vitlora.flower.simulation.workers import choose_workers
+from tests.waiting import WATCHDOG, free_port, wait_until
 from tests.whole_runs import execute
 
 pytestmark = pytest.mark.slow
-
-SECONDS_TO_START = 300  # a watchdog
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answers(address: str) -> bool:
@@ -42,24 +35,33 @@ def answers(address: str) -> bool:
     return True
 
 
+@pytest.fixture(scope="module", autouse=True)
+def patient() -> Iterator[None]:
+    """On a busy machine, Ray does not answer in seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_environment, "SECONDS_TO_CONNECT", WATCHDOG)
+        yield
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
     start = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
     start += [f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
+    start.append(f"--ray-client-server-port={free_port()}")  # else always the same one
     start += ["--include-dashboard=false", f"--temp-dir={tmp_path_factory.mktemp('r')}"]
     log = tmp_path_factory.mktemp("log") / "ray"
     with log.open("w") as out:
         process = subprocess.Popen(start, stdout=out, stderr=out, start_new_session=True)
-    address = f"127.0.0.1:{port}"
-    deadline = time.monotonic() + SECONDS_TO_START
-    while "--block" not in log.read_text() and "block forever" not in log.read_text():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
-    yield address
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(timeout=SECONDS_TO_START)
+    try:
+        wait_until(
+            lambda: bool(re.search("--block|block forever", log.read_text())),
+            goes_on=lambda: process.poll() is None,
+        )
+        yield f"127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=WATCHDOG)
 
 
 def test_a_cluster_is_joined_computes_the_same_and_goes_on(cluster: str, tmp_path: Path) -> None:

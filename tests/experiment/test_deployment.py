@@ -12,7 +12,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,12 +25,12 @@ from fl_vitlora.adaptation import policies
 from fl_vitlora.config import load, to_yaml
 from fl_vitlora.experiment.recorded_updates import FOLDER, file_of, read_round
 from fl_vitlora.strategy import averaged
+from tests.waiting import WATCHDOG, free_port, wait_until
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-PATIENCE = 600  # seconds; a watchdog
 CLIENTS, ROUNDS = 2, 2
 GIVEN_KEYS: dict[str, dict[str, Any]] = {  # and shards with sensors and copies
     "shared key": {},
@@ -46,12 +45,6 @@ GIVEN_KEYS: dict[str, dict[str, Any]] = {  # and shards with sensors and copies
 }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def process(log: Path, *command: str, environment: dict[str, str]) -> Iterator[None]:
     """Runs a program as long as the test needs it."""
@@ -63,26 +56,24 @@ def process(log: Path, *command: str, environment: dict[str, str]) -> Iterator[N
             yield
         finally:
             running.terminate()
-            running.wait(timeout=PATIENCE)
+            running.wait(timeout=WATCHDOG)
 
 
-def await_file(path: Path, logs: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        if time.monotonic() > deadline:
-            said = "\n".join(f"{log.name}: {log.read_text()[-1500:]}" for log in logs.glob("*.log"))
-            pytest.fail(f"{path.name} did not appear\n{said}")
-        time.sleep(0.5)
+@contextlib.contextmanager
+def shown(logs: Path) -> Iterator[None]:
+    """Shows the end of all logs if what happens inside the block fails."""
+    try:
+        yield
+    except AssertionError as error:
+        said = "\n".join(f"{log.name}: {log.read_text()[-1500:]}" for log in logs.glob("*.log"))
+        pytest.fail(f"{error}\n{said}")
 
 
-def wait_for_port(address: str) -> None:
+def listens(address: str) -> bool:
     host, _, port = address.partition(":")
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
-            return
-        time.sleep(0.2)
-    pytest.fail(f"nothing listens on {address}")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), WATCHDOG):
+        return True
+    return False
 
 
 def simulate(folder: Path, given_keys: dict[str, Any]) -> None:
@@ -150,12 +141,14 @@ def deploy(folder: Path) -> None:
             told += f' storage-key="{keys}/test.key"'
         told += f' classes="{folder}/simulated/classes.json"'
         command += ["--run-config", f"{given} {told}"]
-        wait_for_port(api)
+        with shown(folder):
+            wait_until(lambda: listens(api))
         submitted = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
         assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-        await_file(folder / "deployed" / "result.json", folder)
+        with shown(folder):
+            wait_until((folder / "deployed" / "result.json").exists)
 
 
 @pytest.fixture(scope="module", params=list(GIVEN_KEYS.values()), ids=list(GIVEN_KEYS))
