@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fl_vitlora.data.identity import ROWS, SETTLED, is_unchanged, of_folder, of_rows
+from tests.waiting import WATCHDOG
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_links_count_as_what_they_lead_to_and_cycles_end(folder: Path, tmp_path:
 
 def test_a_folder_that_was_changed_just_now_has_no_identity_yet(folder: Path) -> None:
     (folder / "cat" / "1.png").touch()
-    assert of_folder(folder) is None
+    assert of_folder(folder, settled=WATCHDOG) is None
     time.sleep(1.1 * SETTLED)
     identity = of_folder(folder)
     assert identity is not None

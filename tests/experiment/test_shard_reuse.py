@@ -17,7 +17,7 @@ from PIL import Image
 
 from fl_vitlora.config import Config, DataConfig, EncryptionConfig, load
 from fl_vitlora.data import owner
-from fl_vitlora.data.identity import SETTLED
+from fl_vitlora.data.identity import SETTLED, of_folder
 from fl_vitlora.data.shard_recipe import KEEPING
 from fl_vitlora.data.shards import read_shard
 from fl_vitlora.encryption.keys import open_or_create_ring
@@ -27,6 +27,7 @@ from fl_vitlora.experiment.preparation import prepare_images, prepare_storage, s
 from fl_vitlora.experiment.shard_reuse import KEPT, take_or_write_shards
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.storage.files import write_atomically
+from tests.waiting import WATCHDOG
 
 BASE: dict[str, Any] = {
     "clients": 2,
@@ -313,13 +314,19 @@ def test_images_that_change_while_they_are_read_are_not_kept(images: Path, tmp_p
     assert not (tmp_path / KEPT).exists()
 
 
-def test_images_that_have_only_just_changed_are_not_kept(images: Path, tmp_path: Path) -> None:
-    """A further change could get the same time."""
+def test_images_that_have_only_just_changed_are_not_kept(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A further change could get the same time. Here, "just" is within minutes."""
     copy = own_copy(images, tmp_path / "copy")
-    (copy / "dog" / "7.png").touch()
-    told, _ = start(configured(tmp_path, copy), tmp_path / "first")
+    with monkeypatch.context() as patch:
+        patch.setattr(of_folder, "__defaults__", (WATCHDOG,))
+        told, _ = start(configured(tmp_path, copy), tmp_path / "first")
     assert not told
     assert not (tmp_path / KEPT).exists()
+    told, _ = start(configured(tmp_path, copy), tmp_path / "second")
+    assert not is_reused(told)
+    assert (tmp_path / KEPT).exists()
 
 
 def test_damaged_shards_are_made_anew(images: Path, tmp_path: Path) -> None:
