@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import simulate
 from fl_vitlora import config
 from fl_vitlora.command_line.arguments import read_config
 from fl_vitlora.command_line.parser import make_parser
+from tests.waiting import WATCHDOG, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -127,6 +129,23 @@ MISTAKES = {
 }
 
 
+SENT = "sent"  # a file that is there when a signal was sent
+HALTING = f"""
+import io, pathlib, sys, time
+
+class Halting(io.TextIOWrapper):
+    def write(self, text):
+        written = super().write(text)
+        if text.startswith(LINE):
+            self.flush()
+            while not pathlib.Path({SENT!r}).exists():
+                time.sleep(0.01)
+        return written
+
+sys.stdout = Halting(sys.stdout.buffer, line_buffering=True)
+"""
+
+
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with nothing in it but a run folder that is in use."""
@@ -180,7 +199,7 @@ def test_an_output_without_a_reader_changes_no_exit_code(typed: str, code: int) 
         stdout=writer,
         stderr=writer,
         check=False,
-        timeout=300,
+        timeout=WATCHDOG,
     )
     os.close(writer)
     assert done.returncode == code
@@ -192,7 +211,7 @@ def test_a_file_does_not_take_the_place_of_an_output_that_is_closed() -> None:
         "from fl_vitlora.reporting.output import open_standard_files; open_standard_files()\n"
         "raise SystemExit(os.open('simulate.py', os.O_RDONLY))"
     )
-    done = subprocess.run([sys.executable, "-c", show], cwd=ROOT, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", show], cwd=ROOT, check=False, timeout=WATCHDOG)
     assert done.returncode > 2
 
 
@@ -282,26 +301,36 @@ def test_interruption_ends_a_run_soon_and_says_how_to_go_on(
         "starting workers": rf"simulate\.py: interrupted; {goes_on}",
         "round 1/": rf"simulate\.py: ended after round \d+ of 500; {goes_on}",
     }
-    running = started("--clients 4 --rounds 500", tmp_path)
-    assert running.stdout is not None
-    while not running.stdout.readline().startswith(moment):
-        assert running.poll() is None
-    os.killpg(running.pid, number)  # Ray's processes are told too
-    _, answer = running.communicate(timeout=300)
+    with started("--clients 4 --rounds 500", tmp_path, halts_at=moment) as running:
+        assert running.stdout is not None
+        while not running.stdout.readline().startswith(moment):
+            assert running.poll() is None
+        os.killpg(running.pid, number)  # Ray's processes are told too
+        (tmp_path / SENT).touch()
+        _, answer = running.communicate(timeout=WATCHDOG)
     assert running.returncode == 130, answer
     (line,) = answer.splitlines()
     assert re.fullmatch(told[moment], line), line
 
 
-def started(typed: str, place: Path) -> subprocess.Popen[str]:
-    """Starts the program as a terminal does."""
+@contextlib.contextmanager
+def started(typed: str, place: Path, halts_at: str = "") -> Iterator[subprocess.Popen[str]]:
+    """Starts the program as a terminal does; what is left of it ends with the block.
+
+    Args:
+        typed: The arguments of the program.
+        place: The folder in which the program runs.
+        halts_at: The beginning of a line after which the terminal takes nothing more, as after
+            Ctrl-S, until `place` has the file `SENT`; empty for no such line.
+    """
     program = (
+        f"{HALTING if halts_at else ''}\n"
         "import signal, simulate\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         f"simulate.main({typed.split()})"
-    )
-    return subprocess.Popen(
+    ).replace("LINE", repr(halts_at))
+    running = subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=place,
         stdout=subprocess.PIPE,
@@ -309,6 +338,11 @@ def started(typed: str, place: Path) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.wait()
 
 
 @pytest.fixture
@@ -409,13 +443,14 @@ def test_a_comparison_that_is_interrupted_ends_after_a_round_and_says_how_to_go_
     tmp_path: Path,
 ) -> None:
     typed = "--compare rounds=1,500 --method head --clients 3 --set data.limit=80 --out grid"
-    running = started(typed, tmp_path)
     rounds = tmp_path / "grid" / "500-seed0" / "rounds.jsonl"
-    while not (rounds.exists() and rounds.stat().st_size):
-        assert running.poll() is None
-        time.sleep(0.01)
-    running.send_signal(signal.SIGTERM)
-    _, answer = running.communicate(timeout=300)
+    with started(typed, tmp_path) as running:
+        wait_until(
+            lambda: rounds.exists() and rounds.stat().st_size > 0,
+            goes_on=lambda: running.poll() is None,
+        )
+        running.send_signal(signal.SIGTERM)
+        _, answer = running.communicate(timeout=WATCHDOG)
     assert running.returncode == 130, answer
     found = re.fullmatch(
         r"simulate\.py: ended after round (\d+) of 500, run 2 of 2; "

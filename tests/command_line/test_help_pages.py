@@ -13,6 +13,7 @@ from fl_vitlora import config
 from fl_vitlora.command_line.flags import COMMON, FLAGS, OTHER_FLAGS
 from fl_vitlora.command_line.help_pages import intervals
 from fl_vitlora.config import settings
+from tests.waiting import WATCHDOG
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,7 +74,7 @@ def test_a_terminal_of_another_encoding_gets_help_tables_and_mistakes(encoding: 
         env={**os.environ, **environment},
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=WATCHDOG,
     )
     out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
     assert done.returncode == 2, err

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from fl_vitlora.experiment.comparison import prepare_folder
 from fl_vitlora.reporting import run_folder
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.storage.files import HeldError, Hold, WriteError, append, write_atomically
+from tests.waiting import WATCHDOG, wait_until
 
 resource = pytest.importorskip("resource", reason="limits of a process are POSIX's")
 
@@ -224,10 +224,9 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         text=True,
     )
     try:
-        while process.poll() is None and not (run / "rounds.jsonl").exists():
-            time.sleep(0.01)
+        wait_until((run / "rounds.jsonl").exists, goes_on=lambda: process.poll() is None)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1, 1))
-        output, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=WATCHDOG)
     finally:
         process.kill()
     own = [line for line in errors.splitlines() if "ray_log_sink" not in line]  # Ray's log is full
@@ -263,7 +262,7 @@ def test_every_write_names_its_file_and_spoils_nothing(stopped: Stopped) -> None
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=300,
+        timeout=WATCHDOG,
     )
     assert done.stdout.splitlines() == [
         f"{kind} {path} cannot be written: File too large"
