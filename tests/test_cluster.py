@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -19,12 +20,21 @@ from safetensors.torch import load_file
 
 from fl_vitlora.errors import UserError
 from fl_vitlora.flower.simulation import ray_environment
+from fl_vitlora.flower.simulation.free_ports import free_port
+from fl_vitlora.flower.simulation.ray_cluster import NICENESS
 from fl_vitlora.flower.simulation.ray_environment import check_address
 from fl_vitlora.flower.simulation.workers import choose_workers
-from tests.waiting import WATCHDOG, free_port, wait_until
+from tests.waiting import WATCHDOG, wait_until
 from tests.whole_runs import execute
 
 pytestmark = pytest.mark.slow
+
+RAY = """
+from fl_vitlora.flower.simulation.ray_environment import patient_start
+from ray.scripts.scripts import main
+with patient_start():
+    main()
+"""  # Ray's command line, on a machine that may be busy
 
 
 def answers(address: str) -> bool:
@@ -46,9 +56,11 @@ def patient() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
-    start = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
+    start = [sys.executable, "-c", RAY, "start", "--head", "--block"]
     start += [f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
     start.append(f"--ray-client-server-port={free_port()}")  # else always the same one
+    patience = {"worker_niceness": NICENESS, "agent_register_timeout_ms": int(1000 * WATCHDOG)}
+    start.append(f"--system-config={json.dumps(patience)}")
     start += ["--include-dashboard=false", f"--temp-dir={tmp_path_factory.mktemp('r')}"]
     log = tmp_path_factory.mktemp("log") / "ray"
     with log.open("w") as out:

@@ -24,8 +24,9 @@ from safetensors.torch import load_file
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import load, to_yaml
 from fl_vitlora.experiment.recorded_updates import FOLDER, file_of, read_round
+from fl_vitlora.flower.simulation.free_ports import free_port
 from fl_vitlora.strategy import averaged
-from tests.waiting import WATCHDOG, free_port, wait_until
+from tests.waiting import WATCHDOG, wait_until
 
 pytestmark = pytest.mark.slow
 

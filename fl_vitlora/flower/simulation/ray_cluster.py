@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fl_vitlora.errors import UserError
 from fl_vitlora.flower.simulation.quiet import silence
 from fl_vitlora.flower.simulation.ray_environment import (
+    SECONDS_TO_START,
     hangup_blocked,
     job_with_own_path,
     let_workers_import_this_package,
@@ -161,6 +162,7 @@ class Ray:
             "_system_config": {
                 "preload_python_modules": [WARM_UP],
                 "worker_niceness": NICENESS,
+                "agent_register_timeout_ms": int(1000 * SECONDS_TO_START),
             },
         }
 

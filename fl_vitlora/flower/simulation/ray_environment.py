@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import inspect
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fl_vitlora.errors import UserError
+from fl_vitlora.flower.simulation.free_ports import free_port
 
 SECONDS_TO_CONNECT = 5.0
 SECONDS_TO_START = 180.0
+UNUSED_PORTS = (  # of Ray's dashboard agent; Ray's own constants with their names
+    "METRICS_AGENT_PORT_NAME",
+    "METRICS_EXPORT_PORT_NAME",
+    "DASHBOARD_AGENT_LISTEN_PORT_NAME",
+)
 # Ray speaks gRPC, which is HTTP/2 (RFC 9113): each side begins with its settings, frame type 4.
 HTTP2_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HTTP2_SETTINGS
@@ -71,12 +79,13 @@ def loopback_alone() -> Iterator[None]:
 def patient_start() -> Iterator[None]:
     """Lets a Ray that starts inside the block take `SECONDS_TO_START` for it.
 
-    Ray gives up if its own processes do not know of each other after 30 seconds. On a machine with
-    many other busy programs they need longer.
+    Ray gives up if its own processes do not know of each other after 30 seconds. Its node manager
+    crashes if one of its agents has not told its port after 15 seconds. On a machine with many
+    other busy programs they need longer.
     """
     from ray._private import services
 
-    ask = services.get_node
+    ask, start = services.get_node, services.start_raylet
 
     def ask_until_known(*args: Any, **named: Any) -> Any:
         deadline = time.monotonic() + SECONDS_TO_START
@@ -88,11 +97,41 @@ def patient_start() -> Iterator[None]:
                     raise
                 time.sleep(0.1)
 
-    services.get_node = ask_until_known
+    services.get_node, services.start_raylet = ask_until_known, waiting_for_no_agent(start)
     try:
         yield
     finally:
-        services.get_node = ask
+        services.get_node, services.start_raylet = ask, start
+
+
+def waiting_for_no_agent(start: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a node manager that is started not wait until its agents have told their ports.
+
+    The agents are Python programs beside the node manager. The dashboard agent serves Ray's web
+    page and its metrics, which this project does not use, so its ports are told as missing. The
+    port of the other agent, which prepares environments of workers, is chosen in advance.
+
+    Args:
+        start: Ray's function that starts a node manager.
+
+    Returns:
+        The function to use in its place. For a version of Ray without such ports, `start` itself.
+    """
+    from ray import _raylet
+
+    tell = getattr(_raylet, "persist_port", None)
+    names = [getattr(_raylet, name, None) for name in UNUSED_PORTS]
+    if tell is None or None in names:
+        return start
+
+    @functools.wraps(start)
+    def start_raylet(*args: Any, **named: Any) -> Any:
+        given = inspect.signature(start).bind(*args, **named).arguments
+        for name in names:
+            tell(given["session_dir"], given["node_id"], name, -1)
+        return start(*args, **{**named, "runtime_env_agent_port": free_port()})
+
+    return start_raylet
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from ray.exceptions import RayActorError
 
 from fl_vitlora.flower.simulation import worker_pool
+from fl_vitlora.flower.simulation.ray_cluster import NICENESS
 from fl_vitlora.flower.simulation.ray_environment import patient_start
 from fl_vitlora.flower.simulation.worker_pool import (
     WorkerLostError,
@@ -200,7 +201,13 @@ def test_who_does_not_start_is_replaced(
 @pytest.fixture(scope="module")
 def up() -> Iterator[None]:
     with patient_start():
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            _system_config={"worker_niceness": NICENESS},
+        )
     yield
     ray.shutdown()
 
