@@ -15,8 +15,8 @@ import pytest
 
 from fl_vitlora.flower.simulation.ray_cluster import Ray
 from fl_vitlora.flower.simulation.workers import Workers
-from tests.processes import PROC, descendants
-from tests.waiting import WATCHDOG
+from tests.processes import PROC, descendants, named
+from tests.waiting import WATCHDOG, wait_until
 
 # Ray is told of two GPUs that are not there, and deals them out all the same.
 SEATED = """
@@ -55,6 +55,7 @@ up.stop()
 """
 
 LISTENS = "0A"  # as the kernel's tables of sockets say it
+AGENT = "ray::RuntimeEnvAgent"  # the last process of Ray that comes to listen
 
 
 def sockets(process: int) -> set[str]:
@@ -94,6 +95,7 @@ def test_ray_is_reached_from_this_machine_alone() -> None:
     ray = Ray(Workers(device="cpu", count=1), verbose=False)
     try:
         ray.wait()
+        wait_until(lambda: bool(listening(set(named(os.getpid(), AGENT)))))
         own = {os.getpid(), *descendants(os.getpid())}
         found = listening(own)
     finally:
