@@ -268,7 +268,7 @@ def test_every_broken_rule_is_told_with_what_broke_it(capsys: pytest.CaptureFixt
     assert lines[at + 1].strip().startswith("strategy Wrong: round 1: the new model has NaN")
     assert lines[at - 1] == "passed  plans only what a client can do, equally in every call"
     assert lines[at + 2 :] == []
-    assert last == "3 rules, 1 failed; the other 11 rules were not tested"
+    assert last == "3 rules, 1 failed; the other 12 rules were not tested"
 
 
 def test_what_breaks_several_rules_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -593,8 +593,8 @@ def test_what_cannot_be_sent_to_the_clients_is_found():
 
 
 def test_what_reaches_the_clients_in_secret_is_found():
-    with pytest.raises(StrategyError, match="the model differs if each client has its own copy"):
-        check_strategy(Holding(thing={}))
+    problems = [found.problem for found in findings(Holding(thing={}))]
+    assert any("the model differs if each client has its own copy" in (p or "") for p in problems)
 
 
 def keeps_b(model: State, updates: Sequence[Update], state: State) -> tuple[State, State]:

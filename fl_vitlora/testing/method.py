@@ -43,10 +43,6 @@ RULES = (
     Rule(
         "finds all tensors that it trains in a ViT, and the model uses them", method_model.attaches
     ),
-    Rule(
-        "can be tried on a model without numbers, or says that it reads weights (`reads_weights`)",
-        method_model.drafts,
-    ),
     Rule("starts with the same tensors whenever the seed is the same", method_model.draws_the_same),
     Rule(
         "changes no pre-trained tensor when it is attached to a model",
@@ -82,6 +78,10 @@ RULES = (
     Rule(
         "computes the same from kept features (if it declares frozen_backbone)",
         method_model.has_features,
+    ),
+    Rule(
+        "can be tried on a model without numbers, or says that it reads weights (`reads_weights`)",
+        method_model.drafts,
     ),
 )
 
