@@ -56,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def predict(arguments: argparse.Namespace) -> None:
     """Classifies images with the model of a run, and prints or writes the predictions."""
+    from fl_vitlora.library.predictions import expect_ending
+
+    if arguments.out is not None:
+        expect_ending(arguments.out)  # before the work is done
     found = _open(arguments).predict(
         arguments.images,
         encrypted=arguments.encrypted,
@@ -148,13 +152,16 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--client",
         type=int,
         metavar="K",
-        help="the client whose key is used, if every client has its own",
+        help="the number of the client, from 0, whose key is used; needed if every client has "
+        "its own key",
     )
     parser.add_argument(
         "--best", action="store_true", help="use the model of the best round, not of the last"
     )
     parser.add_argument("--key-file", metavar="FILE", help="the key ring, if it has moved")
-    parser.add_argument("--weights", metavar="FILE", help="the pre-trained weights, if moved")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="the pre-trained weights, if they have moved"
+    )
     parser.add_argument(
         "--trust-strategy",
         nargs="+",

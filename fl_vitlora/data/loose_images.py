@@ -14,13 +14,14 @@ from torch import Tensor
 
 from fl_vitlora.config import DataConfig
 from fl_vitlora.data.classes import Encoded, Part
+from fl_vitlora.data.depth import has_16_bits
 from fl_vitlora.data.dicom import can_read_dicom
 from fl_vitlora.data.images import Indices
 from fl_vitlora.data.listing import IMAGE_SUFFIXES, list_folder, suffix_of
 from fl_vitlora.data.pixels import look_of, read_pixels
 from fl_vitlora.errors import UserError
 
-LOSSY = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".jp2", ".j2k", ".jpx"))
+ORIENTATION = 0x0112  # the EXIF tag of an image that viewers turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,8 @@ class LooseImages:
     """Image files without labels.
 
     Attributes:
-        names: The name of each image: its path relative to the folder in which it was found, or
-            the path by which it was named.
+        names: The name of each image. If one folder was named, this is the path relative to the
+            folder, otherwise the whole path.
         paths: The path of each file, in the same order.
     """
 
@@ -56,26 +57,30 @@ class LooseImages:
         return read_pixels(part, look_of(config), np.arange(len(self)), height, width)
 
     def expect_ciphertext(self, height: int, width: int) -> None:
-        """Checks that all files can hold ciphertext for images of H × W pixels.
+        """Checks that all files hold RGB pixels of H × W that are read as they are.
 
-        Ciphertext must not be resized, and a format that loses details changes it.
+        Ciphertext must not be resized, turned, or converted, and a lossy format changes it.
 
         Raises:
-            UserError: If an image has another size, or its file format is lossy.
+            UserError: If an image is no PNG of this size with 8 bits for each of three colours, or
+                if it has transparency or is to be turned.
         """
         from PIL import Image
 
         for path in self.paths:
-            if suffix_of(path.name) in LOSSY:
-                raise UserError(
-                    f"image {path}: a format that may lose details cannot hold ciphertext; "
-                    "expected PNG"
-                )
             try:
-                with Image.open(path, formats=["PNG", "BMP", "PPM", "TIFF", "TGA"]) as opened:
-                    size = opened.size
-            except Exception as error:
-                raise UserError(f"image {path} cannot be read as ciphertext: {error}") from None
+                with Image.open(path, formats=["PNG"]) as opened:
+                    deep = has_16_bits(opened)  # before the image is decoded
+                    size, colours = opened.size, opened.mode
+                    changed = "transparency" in opened.info
+                    changed |= opened.getexif().get(ORIENTATION, 1) != 1
+            except Exception:
+                raise UserError(f"image {path}: expected ciphertext in a PNG file") from None
+            if deep or changed or colours != "RGB":
+                raise UserError(
+                    f"image {path}: expected ciphertext in the colours red, green and blue, 8 bits "
+                    "each, without transparency and not turned"
+                )
             if size != (width, height):
                 raise UserError(
                     f"image {path}: expected ciphertext of {height} × {width} pixels (height × "
@@ -102,7 +107,8 @@ def find_images(places: Sequence[Path]) -> LooseImages:
             found = list_folder(place, dicom=can_read_dicom()).images
             if not found:
                 raise UserError(f"{place}: expected images in this folder, found none")
-            names += [file.name for file in found]
+            alone = len(places) == 1
+            names += [file.name if alone else str(place / file.name) for file in found]
             paths += [place / file.name for file in found]
         elif place.is_file():
             _expect_image(place)

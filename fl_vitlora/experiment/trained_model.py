@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from fl_vitlora.adaptation import coordinates, policies
 from fl_vitlora.config import Config
 from fl_vitlora.data.class_names import CLASS_NAMES, read_names
 from fl_vitlora.encryption.holder import TEST, KeyHolder, client_party
+from fl_vitlora.encryption.keys import open_ring
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.preparation import prepare_holder, prepare_model
@@ -72,27 +74,37 @@ class TrainedModel:
     @property
     def reads_plain(self) -> bool:
         """Returns True if the server's model reads plain images, so that no key is needed."""
-        return not self.config.encryption.steps or policies.computes_on_plain(self.config)
+        config = self.config
+        # otherwise the server has added changes in the coordinates of several clients
+        plain = policies.aligns(config) or not policies.exchanges_reader(config)
+        return not config.encryption.steps or (policies.computes_on_plain(config) and plain)
 
     @cached_property
     def holder(self) -> KeyHolder:
         """Opens the owners' key ring.
 
         Raises:
-            UserError: If the key ring does not exist or lacks the secret of this run.
+            UserError: If the key ring does not exist, or it is not known which of its secrets is
+                that of this run.
         """
+        ring = Path(self.config.encryption.key_file).absolute()
         if policies.lacks_key_ring(self.config):
-            ring = Path(self.config.encryption.key_file).absolute()
             raise UserError(
                 f"{self.folder}: this needs the owners' key ring, and {ring} does not exist; name "
                 "the file: encryption.key_file=FILE"
+            )
+        if not self.key_id and len(open_ring(ring).secrets) > 1:
+            raise UserError(
+                f"{self.folder}: the run does not tell with which secret its images are encrypted, "
+                f"and the key ring {ring} has several; name a key ring with this secret alone"
             )
         return prepare_holder(self.config, self.backbone, self.key_id)
 
     def encrypt(self, images: Tensor, client: int | None = None) -> Tensor:
         """Encrypts plain images with the key of a party, as the images of the run are encrypted.
 
-        If every image has its own key, the number of an image decides its key.
+        If every image has its own key, the key is derived from the secret and the image. So
+        different images never share a key, and equal images have equal ciphertext.
 
         Args:
             images: Plain images of the model's size, uint8 (n, C, H, W).
@@ -103,6 +115,10 @@ class TrainedModel:
         """
         if not self.config.encryption.steps:
             return images
+        if self.config.encryption.scope == "image":
+            named = [f"new image {sha256(i.numpy().tobytes()).hexdigest()}" for i in images]
+            each = zip(torch.split(images, 1), named, strict=True)
+            return torch.cat([self.holder.encrypt(image, name, "test") for image, name in each])
         return self.holder.encrypt(images, self._party(client), "test")
 
     def for_ciphertext(
@@ -111,8 +127,8 @@ class TrainedModel:
         """Returns the model that reads images encrypted with the key of a party.
 
         Args:
-            client: The number of the client whose images the model reads, if every client has its
-                own key; None for a run in which all clients share a key.
+            client: The number of the client whose images the model reads. It is needed if every
+                client has its own key and its own coordinates.
             dtype: The number format of the weights, in which products of matrices are added.
 
         Returns:
@@ -122,7 +138,8 @@ class TrainedModel:
         Raises:
             UserError: If no such model exists in the run folder, or a key is needed and missing.
         """
-        party, keyed = self._party(client), policies.clients_turn(self.config)
+        keyed = policies.clients_turn(self.config)
+        party = self._party(client) if keyed or client is not None else TEST
         own = coordinates.of_party(
             self.config,
             origin=self.server.origin,
@@ -141,6 +158,8 @@ class TrainedModel:
                 every image has its own key, or if the method has learned the order in which the key
                 puts the patches.
         """
+        if client is not None:
+            self._party(client)
         if self.reads_plain:
             return self._with(self.server.start, self.tensors.tensors, dtype)
         self._expect_no_token_order()
@@ -177,7 +196,7 @@ class TrainedModel:
         """
         own = self.config.encryption.scope == "client" and bool(self.config.encryption.steps)
         if client is None:
-            if own and not self.reads_plain:
+            if own:
                 raise UserError(
                     f"{self.folder}: every client has its own key, so name the client whose images "
                     f"these are: a number from 0 to {self.config.clients - 1}"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fl_vitlora.config import Config
     from fl_vitlora.library.finished import FinishedRun
 
-Line = dict[str, Any]  # of rounds.jsonl
+Line = dict[str, Any]  # a line of rounds.jsonl
 
 
 class Callback:
@@ -51,8 +51,8 @@ class Callback:
                 loss are None if the round was not evaluated.
 
         Returns:
-            True to end the run after this round, as if it were the last one. Only a round that was
-            evaluated can end a run.
+            True to end the run after this round, as if it were the last one; then `may_stop` must
+            be True. If this round was not evaluated, the run ends after the next one that is.
         """
 
     def on_run_end(self, run: FinishedRun) -> None:
@@ -73,7 +73,7 @@ class EarlyStopping(Callback):
     Args:
         patience: The number of evaluated rounds without an improvement after which the run ends.
         watched: The number to watch, "accuracy" (higher is better) or "loss" (lower is better).
-        least: The smallest improvement that counts.
+        least: An improvement counts only if it is larger than this.
 
     Example:
         >>> stopping = EarlyStopping(2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,8 +20,14 @@ from fl_vitlora.finetuning.peft_export import (
     write_adapter,
 )
 from fl_vitlora.models import backbone
-from fl_vitlora.models.backbone import Backbone
-from fl_vitlora.models.timm_folder import describe, expect_same_logits, write_timm_folder
+from fl_vitlora.models.backbone import BUNDLED, PRETRAINED, Backbone
+from fl_vitlora.models.reading import KernelPerPatch
+from fl_vitlora.models.timm_folder import (
+    describe,
+    expect_same_logits,
+    open_timm_folder,
+    write_timm_folder,
+)
 from fl_vitlora.storage.files import WriteError, make_folder, write_atomically
 
 Form = Literal["timm", "peft"]
@@ -35,8 +41,8 @@ def export(
 ) -> None:
     """Writes the model of a run into a new folder, with a text that says how to load it.
 
-    The written model is loaded again and its logits are compared with those of the run, so that a
-    wrong export is an error.
+    The written model is loaded again and its logits are compared with those of the run's model,
+    before anything was merged, so that a wrong export is an error.
 
     Args:
         trained: The model of the run.
@@ -61,45 +67,60 @@ def export(
         else:
             _write_peft(trained, folder, reads, client)
         write_atomically(folder / "README.md", _card(trained, form, reads, client))
-    except WriteError as error:
-        raise UserError(f"export: {error}") from None
-    except UserError:
+    except BaseException as error:
         for path in folder.iterdir():
             path.unlink()
+        if isinstance(error, WriteError):
+            raise UserError(f"export: {error}") from None
         raise
 
 
 def _write_timm(trained: TrainedModel, folder: Path, reads: str, client: int | None) -> None:
-    plain = replace(trained.backbone, model=_merged(trained, reads, client, torch.float64).float())
+    plain = replace(trained.backbone, model=_merged(trained, reads, client).float())
     described = describe(trained.backbone, trained.config.model.name)
-    write_timm_folder(folder, plain, described, trained.class_names)
+    write_timm_folder(folder, plain, described, trained.class_names, trained.config.data.fit)
+    opened = open_timm_folder(folder)
+    expect_same_logits(_whole(trained, reads, client), opened, f"the files in {folder}")
 
 
 def _write_peft(trained: TrainedModel, folder: Path, reads: str, client: int | None) -> None:
     public = backbone.build(trained.config.model, len(trained.class_names), trained.config.seed)
     plain_heads(public.model)
-    tuned = _merged(trained, reads, client, torch.float64)
+    tuned = _merged(trained, reads, client)
     heads = [name for name, module in tuned.named_modules() if module in heads_of(tuned)]
     # the patch embedding of this project takes pixels in [-1, 1], that of timm may take others
     always = [*heads, PATCH_EMBEDDING]
     changes = changes_between(public.model.double(), tuned, always)
     base = public.model.float()
     write_adapter(folder, adapter_of(base, tuned.float(), changes))
-    ours = replace(trained.backbone, model=tuned)
-    expect_same_logits(ours, open_adapter(base, folder), f"the adapter in {folder}")
+    opened = open_adapter(base, folder)
+    expect_same_logits(_whole(trained, reads, client), opened, f"the adapter in {folder}")
 
 
-def _merged(trained: TrainedModel, reads: str, client: int | None, dtype: torch.dtype) -> nn.Module:
-    """Returns the trained model as a plain timm model, with weights of a number format.
+def _whole(trained: TrainedModel, reads: str, client: int | None) -> Backbone:
+    """Returns the trained model with the layers of the method, as the run has it."""
+    made = trained.for_plain if reads == "plain" else trained.for_ciphertext
+    return replace(trained.backbone, model=made(client))
+
+
+def _merged(trained: TrainedModel, reads: str, client: int | None) -> nn.Module:
+    """Returns the trained model as a plain timm model in float64.
 
     Raises:
-        UserError: If a part of the method cannot be merged into a plain timm model.
+        UserError: If a part of the method cannot be merged into a plain timm model, or if every
+            patch has its own kernel.
     """
     made = trained.for_plain if reads == "plain" else trained.for_ciphertext
-    model = made(client, dtype)
+    model: Any = made(client, torch.float64)
+    if isinstance(model.patch_embed.proj, KernelPerPatch):
+        raise UserError(
+            "every block has its own key (encryption.scope block), so every patch has its own "
+            "kernel, and timm has no such model; nothing can be exported"
+        )
     methods.merge(model)
     plain_heads(model)
-    return model
+    plain: nn.Module = model
+    return plain
 
 
 def _make_empty(folder: Path) -> None:
@@ -119,7 +140,8 @@ def _card(trained: TrainedModel, form: str, reads: str, client: int | None) -> s
     if reads == "ciphertext" and config.encryption.steps:
         sees = (
             f"images encrypted with the key{whose} under the secret {trained.key_id} "
-            f"({', '.join(config.encryption.steps)}; scope {config.encryption.scope})"
+            f"({', '.join(config.encryption.steps)}; scope {config.encryption.scope}), which must "
+            "not be resized"
         )
     channels, height, width = trained.backbone.image_shape
     return CARD.format(
@@ -129,28 +151,34 @@ def _card(trained: TrainedModel, form: str, reads: str, client: int | None) -> s
         clients=config.clients,
         sees=sees,
         size=f"{channels} × {height} × {width}",
-        load=_loading(trained.backbone, config.model.name, len(trained.class_names), form),
+        fit=config.data.fit,
+        background=", ".join(map(str, config.data.background)),
+        load=_loading(trained, form),
     )
 
 
-def _loading(public: Backbone, name: str, classes: int, form: str) -> str:
+def _loading(trained: TrainedModel, form: str) -> str:
     """Returns the lines of Python that load an export."""
     if form == "timm":
         return 'import timm\n\nmodel = timm.create_model("local-dir:THIS_FOLDER", pretrained=True)'
-    described = describe(public, name)
-    size = tuple(public.image_shape[1:])
-    base = (
-        f'base = timm.create_model("{name}", pretrained=True, num_classes={classes}, '
-        f"img_size={size})"
-    )
-    if described.architecture not in name:  # a model of this package
+    wanted, classes = trained.config.model, len(trained.class_names)
+    if wanted.name in BUNDLED or wanted.weights != PRETRAINED or wanted.patch_size is not None:
+        imports = (
+            "from fl_vitlora.config import ModelConfig\nfrom fl_vitlora.models import backbone"
+        )
         base = (
-            "from fl_vitlora.config import ModelConfig\nfrom fl_vitlora.models import backbone\n\n"
-            f'base = backbone.build(ModelConfig(name="{name}"), classes={classes}, seed=0).model'
+            f"backbone.build(\n    {wanted!r},\n    classes={classes},\n"
+            f"    seed={trained.config.seed},\n).model"
+        )
+    else:
+        imports, size = "import timm", tuple(trained.backbone.image_shape[1:])
+        base = (
+            f'timm.create_model("{wanted.name}", pretrained=True, num_classes={classes}, '
+            f"img_size={size})"
         )
     return (
-        f"import timm\nfrom peft import PeftModel\n\n{base}\n"
-        'model = PeftModel.from_pretrained(base, "THIS_FOLDER")'
+        f"{imports}\nfrom peft import PeftModel\n\nbase = {base}\n"
+        'model = PeftModel.from_pretrained(base, "THIS_FOLDER").eval()'
     )
 
 
@@ -164,6 +192,8 @@ tags: [federated-learning, vision-transformer]
 * Method: `{method}`. Classes: {classes}.
 * It reads {sees}, {size} (channels, height, width), scaled to [-1, 1]: mean 0.5, standard
   deviation 0.5.
+* Before training, images of another shape were fitted with `data.fit={fit}` and the background
+  {background}. timm's own transform fills borders with grey.
 
 ```python
 {load}

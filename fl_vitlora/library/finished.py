@@ -20,7 +20,7 @@ from fl_vitlora.config.confirmation import check_predictor
 from fl_vitlora.data.loose_images import find_images
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.trained_model import TrainedModel, open_model
-from fl_vitlora.library.exporting import Form, export
+from fl_vitlora.library.exporting import READS, Form, export
 from fl_vitlora.library.predictions import Predictions, predict
 from fl_vitlora.reporting.run_folder import find_run, located
 from fl_vitlora.training.prediction import predictor_of
@@ -95,6 +95,8 @@ class FinishedRun:
         Raises:
             UserError: If there is no such model, or the key is needed and missing.
         """
+        if reads not in READS:
+            raise UserError(f"reads {reads!r}: expected plain or ciphertext")
         trained = self._best if best else self._last
         return trained.for_plain(client) if reads == "plain" else trained.for_ciphertext(client)
 

@@ -75,12 +75,10 @@ class Predictions:
             UserError: If the name of the file has another ending, or the file cannot be written.
         """
         path = Path(path)
-        if path.suffix == ".csv":
-            text = self._table()
-        elif path.suffix == ".json":
+        expect_ending(path)
+        text = self._table()
+        if path.suffix == ".json":
             text = json.dumps(list(self.rows()), indent=2, ensure_ascii=False) + "\n"
-        else:
-            raise UserError(f"{path}: expected a name that ends in .csv or .json")
         try:
             write_atomically(path, text)
         except (WriteError, OSError) as error:
@@ -94,6 +92,16 @@ class Predictions:
             shares = [f"{share:.6f}" for share in row["probabilities"].values()]
             table.writerow([row["image"], row["class"], f"{row['probability']:.6f}", *shares])
         return buffer.getvalue()
+
+
+def expect_ending(path: Path) -> None:
+    """Checks that predictions can be written to a file with this name.
+
+    Raises:
+        UserError: If the name ends neither in .csv nor in .json.
+    """
+    if path.suffix not in (".csv", ".json"):
+        raise UserError(f"{path}: expected a name that ends in .csv or .json")
 
 
 def predict(

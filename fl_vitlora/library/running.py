@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_vitlora.config import Config, load, resolve, to_mapping
 from fl_vitlora.config.confirmation import check_confirmed, texts_in
+from fl_vitlora.errors import UserError
 from fl_vitlora.library.callbacks import Callback, Line
 from fl_vitlora.library.finished import FinishedRun, load_run
 
@@ -97,8 +98,14 @@ def _watch(callbacks: Sequence[Callback], *, verbose: bool) -> Watch:
     from fl_vitlora.experiment.watching import Watch
 
     def show(line: Line) -> None:
-        answers = [callback.on_round_end(dict(line)) for callback in callbacks]
-        if any(answers):
+        for callback in callbacks:
+            if not callback.on_round_end(dict(line)):
+                continue
+            if not callback.may_stop:
+                raise UserError(
+                    f"{type(callback).__name__}.on_round_end returned True, but may_stop of its "
+                    "class is False; set may_stop = True"
+                )
             watch.stop.set()
 
     watch = Watch(

@@ -16,12 +16,12 @@ from torch import nn
 
 from fl_vitlora.errors import UserError
 from fl_vitlora.models.backbone import BUNDLED, Backbone, normalize
-from fl_vitlora.models.reading import KernelPerPatch
 from fl_vitlora.storage.checksummed import write_sealed
 from fl_vitlora.storage.files import write_atomically
 
 BUNDLED_AS = "vit_base_patch16_224"  # timm's ViT, to which the sizes of bundled models are given
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CROP_MODES = {"squash": "squash", "crop": "center", "pad": "border"}  # timm's names
 CLOSE = 1e-4  # largest difference of logits, as a share of the largest logit
 
 
@@ -64,30 +64,20 @@ def describe(backbone: Backbone, name: str) -> Described:
 
 
 def write_timm_folder(
-    folder: Path, plain: Backbone, described: Described, class_names: Sequence[str]
+    folder: Path, plain: Backbone, described: Described, class_names: Sequence[str], fit: str
 ) -> None:
-    """Writes the weights and the description of a plain model, and checks that timm reads them.
-
-    The model is built again from the files, and its logits are compared with those of the model
-    that was given. So a model that timm would build in another way is not written silently.
+    """Writes the weights and the description of a plain model.
 
     Args:
         folder: The folder, which must exist and be empty.
         plain: The model, without tensors that timm does not know.
         described: The result of `describe`.
         class_names: The names of the K classes, in the order of the head's outputs.
-
-    Raises:
-        UserError: If every patch has its own kernel, or if timm builds another model.
+        fit: How images are fitted to the model's size: squash, crop or pad.
     """
-    if isinstance(getattr(plain.model.patch_embed, "proj", None), KernelPerPatch):
-        raise UserError(
-            "every block has its own key (encryption.scope block), so every patch has its own "
-            "kernel, and timm has no such model; nothing can be exported"
-        )
     write_sealed(folder / WEIGHTS, dict(plain.model.state_dict()), {"format": "pt"})
-    write_atomically(folder / CONFIG, json.dumps(_config(plain, described, class_names), indent=2))
-    expect_same_logits(plain, _opened(folder, plain), f"the files in {folder}, opened by timm")
+    config = _config(plain, described, class_names, CROP_MODES[fit])
+    write_atomically(folder / CONFIG, json.dumps(config, indent=2))
 
 
 def expect_same_logits(ours: Backbone, other: nn.Module, what: str) -> None:
@@ -116,7 +106,9 @@ def expect_same_logits(ours: Backbone, other: nn.Module, what: str) -> None:
         )
 
 
-def _config(plain: Backbone, described: Described, class_names: Sequence[str]) -> dict[str, Any]:
+def _config(
+    plain: Backbone, described: Described, class_names: Sequence[str], crop_mode: str
+) -> dict[str, Any]:
     """Returns the content of config.json, as timm writes it for the hub."""
     settings: Mapping[str, Any] = getattr(plain.model, "pretrained_cfg", None) or {}
     return {
@@ -130,7 +122,7 @@ def _config(plain: Backbone, described: Described, class_names: Sequence[str]) -
             "fixed_input_size": True,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
-            "crop_mode": "squash",
+            "crop_mode": crop_mode,
             "mean": [0.5] * plain.image_shape[0],
             "std": [0.5] * plain.image_shape[0],
             "num_classes": len(class_names),
@@ -141,15 +133,19 @@ def _config(plain: Backbone, described: Described, class_names: Sequence[str]) -
     }
 
 
-def _opened(folder: Path, plain: Backbone) -> nn.Module:
-    """Returns the model that timm builds from the files of a folder."""
+def open_timm_folder(folder: Path) -> nn.Module:
+    """Returns the model that timm builds from the files of a folder.
+
+    Raises:
+        UserError: If timm cannot build it.
+    """
     import timm
 
     try:
         model: nn.Module = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True)
     except Exception as error:
         raise UserError(
-            f"{type(plain.model).__name__} cannot be exported: timm cannot build it from {folder}: "
+            f"the model cannot be exported: timm cannot build it from {folder}: "
             f"{' '.join(str(error).split())[:300]}"
         ) from error
     return model

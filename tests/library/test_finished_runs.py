@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -21,7 +20,9 @@ from torch import Tensor, nn
 from fl_vitlora.command_line import tools
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.trained_model import TrainedModel
+from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.simulation.engine import Engine
+from fl_vitlora.library.exporting import Form
 from fl_vitlora.library.finished import FinishedRun, Reads, load_run
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import normalize
@@ -38,6 +39,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "one key, adapted": ADAPTED,
     "a key for each client, adapted, aligned": ADAPTED | ALIGNED | OWN,
     "a key for each client, aligned": ALIGNED | OWN,
+    "a key for each client, adapted, mixed": {
+        **ADAPTED,
+        **OWN,
+        "encryption__allow_meaningless": True,
+        "evaluation__by": "central",
+    },
     "a key for each block": {"encryption__scope": "block"},
     "pairs are merged at the server": {"strategy": "flora", "finetuning__method": "lora"},
     "hta": {"finetuning__method": "hta"},
@@ -45,6 +52,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "losa": {"finetuning__method": "losa"},
 }
 READS: tuple[Reads, ...] = ("plain", "ciphertext")
+FORMS: tuple[Form, ...] = ("timm", "peft")
 WITHOUT_KEY = ("plain images", "a key for each client, adapted, aligned")
 
 
@@ -62,8 +70,7 @@ def run(name: str, tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> 
 
 @pytest.fixture(scope="module")
 def client(name: str) -> int | None:
-    alone = SETTINGS[name].get("encryption__scope") == "client"
-    return 2 if alone and name not in WITHOUT_KEY else None
+    return 2 if SETTINGS[name].get("encryption__scope") == "client" else None
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +135,11 @@ def test_a_model_for_plain_images_needs_the_key_only_where_the_server_lacks_it(
     lost = load_run(run.folder, {"encryption.key_file": str(run.folder / "nowhere.key")})
     if name in WITHOUT_KEY:
         assert isinstance(lost.model("plain"), nn.Module)
+        if client is not None:
+            with pytest.raises(UserError, match="every client has its own key, so name the client"):
+                run.model("ciphertext")
+            with pytest.raises(UserError, match="there is no client 4"):
+                run.model("plain", client=4)
         return
     if name == "losa":  # has no such model, whoever asks
         return
@@ -145,13 +157,15 @@ def test_timm_opens_the_export(
         assert not list((tmp_path / "x").iterdir())
         return
     if SETTINGS[name].get("encryption__scope") == "block":
-        with pytest.raises(UserError, match="its own kernel"):
-            run.export(tmp_path / "x", client=client)
+        for form in FORMS:
+            with pytest.raises(UserError, match="its own kernel"):
+                run.export(tmp_path / "x", form, client=client)
+            assert not list((tmp_path / "x").iterdir())
         return
     images, _ = pictures
     for reads in READS:
         folder = run.export(tmp_path / reads, reads=reads, client=client)
-        opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        opened = loaded(folder)
         ours = run.model(reads, client=client)
         expected = logits(ours, images)
         assert torch.allclose(
@@ -173,8 +187,6 @@ def test_peft_opens_the_export(
     images, _ = pictures
     config = run.config
     base = backbone.build(config.model, len(run.class_names), seed=5).model
-    from peft import PeftModel
-
     opened = 0
     for reads in READS:
         folder = tmp_path / reads
@@ -184,8 +196,9 @@ def test_peft_opens_the_export(
             assert "pos_embed" in str(error)
             assert reads == "ciphertext" or name not in WITHOUT_KEY
             continue
-        fresh = backbone.build(config.model, len(run.class_names), seed=5).model
-        peft: nn.Module = PeftModel.from_pretrained(fresh, str(folder)).eval()
+        peft = loaded(folder)
+        if name == "one key":
+            assert json.loads((folder / "adapter_config.json").read_text())["r"] == 2 * 4
         ours = run.model(reads, client=client)
         expected = logits(ours, images)
         assert torch.allclose(
@@ -194,6 +207,16 @@ def test_peft_opens_the_export(
         assert not torch.allclose(logits(base, images), expected, atol=1e-2)
         opened += 1
     assert opened
+
+
+def loaded(folder: Path) -> nn.Module:
+    """Runs the lines of Python of an export's README.md, and returns their model."""
+    text = (folder / "README.md").read_text()
+    lines = text.partition("```python\n")[2].partition("```")[0]
+    scope: dict[str, Any] = {}
+    exec(lines.replace("THIS_FOLDER", str(folder)), scope)
+    model: nn.Module = scope["model"]
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +278,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "not an image": (["predict", "RUN", "NOTE"], "expected an image"),
     "an empty folder": (["predict", "RUN", "EMPTY"], "expected images in this folder"),
     "another size": (["predict", "RUN", "LARGE", "--encrypted"], "found 20 × 20"),
-    "lossy ciphertext": (["predict", "RUN", "JPEG", "--encrypted"], "cannot hold ciphertext"),
+    "lossy ciphertext": (["predict", "RUN", "JPEG", "--encrypted"], "ciphertext in a PNG file"),
+    "grey ciphertext": (["predict", "RUN", "GREY", "--encrypted"], "red, green and blue"),
+    "clear ciphertext": (["predict", "RUN", "CLEAR", "--encrypted"], "without transparency"),
+    "turned ciphertext": (["predict", "RUN", "TURNED", "--encrypted"], "not turned"),
+    "deep ciphertext": (["predict", "RUN", "DEEP", "--encrypted"], "8 bits each"),
     "a client that is not there": (["predict", "RUN", "IMAGES", "--client", "4"], "no client 4"),
     "another ending": (["predict", "RUN", "IMAGES", "--out", "p.xls"], "ends in .csv or .json"),
     "a full folder": (["export", "RUN", "IMAGES"], "is in use"),
@@ -275,8 +302,16 @@ def test_a_mistake_is_one_line(
     (tmp_path / "EMPTY").mkdir()
     (tmp_path / "NOTE").write_text("x")
     Image.new("RGB", (20, 20)).save(tmp_path / "LARGE.png")
-    Image.new("RGB", (16, 16)).save(tmp_path / "JPEG.jpg")
-    names = {"LARGE": "LARGE.png", "JPEG": "JPEG.jpg"}
+    plain = Image.new("RGB", (16, 16))
+    plain.save(tmp_path / "JPEG.jpg")
+    plain.convert("L").save(tmp_path / "GREY.png")
+    plain.convert("RGBA").save(tmp_path / "CLEAR.png")
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    plain.save(tmp_path / "TURNED.png", exif=turned)
+    Image.new("I;16", (16, 16)).save(tmp_path / "DEEP.png")
+    names = {"JPEG": "JPEG.jpg"}
+    names |= {word: f"{word}.png" for word in ("LARGE", "GREY", "CLEAR", "TURNED", "DEEP")}
     for word in ("NOWHERE", "EMPTY", "NOTE", "NEW", "nothing.png", "p.xls", *names):
         places[word] = tmp_path / names.get(word, word)
     with pytest.raises(SystemExit) as ended:
@@ -301,11 +336,47 @@ def test_what_no_model_can_do_is_refused(setting: str, tmp_path: Path, engine: E
     with pytest.raises(UserError, match="every image has its own key"):
         run.model("plain")
     grey = torch.full((2, 3, 16, 16), 7, dtype=torch.uint8)
-    cipher = run.encrypt(grey)
+    with pytest.raises(UserError, match="every image has its own key"):
+        run.export(tmp_path / "x")
+    other = grey.clone()
+    other[1, 0, 0, 0] = 8
+    cipher = run.encrypt(other)
     assert not torch.equal(cipher[0], cipher[1])
+    assert torch.equal(run.encrypt(other[1:]), cipher[1:])  # wherever it stands among others
+    steps = [bytes(run.encrypt(image[None]).numpy().tobytes()) for image in other]
+    assert steps[0] != steps[1]
+    assert not torch.equal(run._last.holder.encrypt(grey, "test", "test")[:1], cipher[:1])
     assert torch.equal(
-        run.predict(grey).probabilities, run.predict(cipher, encrypted=True).probabilities
+        run.predict(other).probabilities, run.predict(cipher, encrypted=True).probabilities
     )
+
+
+def test_images_of_two_folders_have_two_names(default: FinishedRun, tmp_path: Path) -> None:
+    grey = torch.full((1, 3, 16, 16), 7, dtype=torch.uint8)
+    one, other = saved(tmp_path / "one", grey), saved(tmp_path / "other", grey)
+    assert default.predict(one).names == ("0.png",)
+    assert default.predict([one, other]).names == (f"{one}/0.png", f"{other}/0.png")
+
+
+def test_a_wrong_export_is_an_error(
+    default: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = methods.merge
+
+    def wrong(model: nn.Module) -> None:
+        right(model)
+        model.get_parameter("blocks.0.attn.qkv.weight").data.mul_(1.05)
+
+    monkeypatch.setattr(methods, "merge", wrong)
+    for form in FORMS:
+        with pytest.raises(UserError, match="the logits differ from those of the run"):
+            default.export(tmp_path / form, form, reads="ciphertext")
+        assert not list((tmp_path / form).iterdir())
+
+
+def test_a_model_that_reads_anything_else_is_refused(default: FinishedRun) -> None:
+    with pytest.raises(UserError, match="reads 'Plain': expected plain or ciphertext"):
+        default.model("Plain")  # type: ignore[arg-type]
 
 
 def test_pixels_of_another_shape_are_refused(default: FinishedRun) -> None:

@@ -75,6 +75,17 @@ class Notes(fv.Callback):
 
 
 @pytest.mark.slow
+def test_who_may_not_stop_a_run_and_tries_is_told(tmp_path: Path) -> None:
+    class Eager(fv.Callback):
+        def on_round_end(self, line: dict[str, Any]) -> bool:
+            return True
+
+    where = {"out": str(tmp_path / "run"), "encryption.key_file": str(tmp_path / "owner.key")}
+    with pytest.raises(UserError, match=r"Eager.on_round_end returned True, but may_stop"):
+        fv.run(SMALL, where, callbacks=[Eager()])
+
+
+@pytest.mark.slow
 def test_a_run_in_a_thread_is_followed_and_ended_by_its_callback_twice(tmp_path: Path) -> None:
     found = []
 
