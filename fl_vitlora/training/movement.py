@@ -102,7 +102,7 @@ def excess(tensor: Tensor, start: Tensor, distance: float, steps: int) -> tuple[
         tensor: The received tensor.
         start: The same tensor before the first round.
         distance: How far an entry may be from its start; with 0 the tensors must be equal up to the
-            rounding of another processor, and zeros must be zeros.
+            rounding of another processor, so that a tensor of zeros must be zero.
         steps: The number of all steps so far, for the rounding of float32.
 
     Returns:
