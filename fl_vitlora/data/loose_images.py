@@ -17,7 +17,7 @@ from fl_vitlora.data.classes import Encoded, Part
 from fl_vitlora.data.depth import has_16_bits
 from fl_vitlora.data.dicom import can_read_dicom
 from fl_vitlora.data.images import Indices
-from fl_vitlora.data.listing import IMAGE_SUFFIXES, list_folder, suffix_of
+from fl_vitlora.data.listing import DICOM_SUFFIXES, IMAGE_SUFFIXES, list_folder, suffix_of
 from fl_vitlora.data.pixels import look_of, read_pixels
 from fl_vitlora.errors import UserError
 
@@ -120,5 +120,5 @@ def find_images(places: Sequence[Path]) -> LooseImages:
 
 
 def _expect_image(path: Path) -> None:
-    if suffix_of(path.name) not in IMAGE_SUFFIXES | {".dcm", ".dicom"}:
+    if suffix_of(path.name) not in IMAGE_SUFFIXES | DICOM_SUFFIXES:
         raise UserError(f"{path}: expected an image, or a folder of images")

@@ -4,12 +4,13 @@ The server of a run stores the tensors that the clients exchanged. Whether these
 ciphertext or plain images depends on the settings (`adaptation.coordinates`). This module puts them
 into the public model, in the coordinates that the caller needs:
 
-* The model for ciphertext reads images that are encrypted with the key of one party. A service
-  without the key can use it, unless every party has its own coordinates.
+* The model for ciphertext reads images that are encrypted with the key of one party. The key is
+  needed to make this model only if parties convert the server's patch embedding
+  (`policies.clients_turn`). Nobody needs the key to use it.
 * The model for plain images has the key taken out of its patch embedding, and out of its position
-  embedding if the key moves patches. The outputs of both models are the same for the same image,
-  because a key only changes the order and the signs of numbers. If the server's model already works
-  in the coordinates of plain images, no key is needed.
+  embedding if the key moves patches. The outputs of both models are the same for the same image.
+  If the server's model already works in the coordinates of plain images, no key is needed. Such a
+  model exists only for keys to which a model can be adapted (`Cipher.adapt`).
 
 Letters in shapes: n images, C channels, H × W pixels.
 """

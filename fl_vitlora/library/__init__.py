@@ -5,7 +5,7 @@
     run = fv.run({"clients": 20, "rounds": 5})
     run.predict("photos/").write("photos.csv")
 
-`running` starts runs and comparisons, and `callbacks` has the contract of objects that follow them.
-`finished` opens a finished run. `predictions` has the classes of new images. The names that a
-program needs are attributes of the package `fl_vitlora`.
+`running` starts a run, and `callbacks` has the contract of objects that follow it. `finished` opens
+a finished run, `predictions` classifies images, and `exporting` writes the model for timm and peft.
+The names that a program needs are attributes of the package `fl_vitlora`.
 """

@@ -110,7 +110,7 @@ class FinishedRun:
         Returns:
             The ciphertext, uint8 (n, C, H, W).
         """
-        return self._last.encrypt(self._expect_pixels(images), client)
+        return self._last.encrypt(_expect_pixels(images, self._last), client)
 
     def predict(
         self,
@@ -138,7 +138,7 @@ class FinishedRun:
             UserError: If an image cannot be read, or the key is needed and missing.
         """
         trained = self._best if best else self._last
-        pixels, names = self._read(images, encrypted=encrypted)
+        pixels, names = self._read(images, trained, encrypted=encrypted)
         if not encrypted and not trained.reads_plain:
             pixels, encrypted = trained.encrypt(pixels, client), True
         return predict(
@@ -197,31 +197,34 @@ class FinishedRun:
             strategy = strategies.load_for(self.config, self.trust)
         return open_model(self.folder, self.config, strategy, best=best)
 
-    def _read(self, images: Pictures, *, encrypted: bool) -> tuple[Tensor, tuple[str, ...]]:
+    def _read(
+        self, images: Pictures, trained: TrainedModel, *, encrypted: bool
+    ) -> tuple[Tensor, tuple[str, ...]]:
         """Returns the pixels, uint8 (n, C, H, W), and the name of each image."""
         if isinstance(images, Tensor | np.ndarray):
-            pixels = self._expect_pixels(images)
+            pixels = _expect_pixels(images, trained)
             return pixels, tuple(str(number) for number in range(len(pixels)))
         places = [images] if isinstance(images, str | Path) else images
         found = find_images([Path(place) for place in places])
-        _, height, width = self._last.backbone.image_shape
+        _, height, width = trained.backbone.image_shape
         if encrypted:
             found.expect_ciphertext(height, width)
         return found.read(self.config.data, height, width), found.names
 
-    def _expect_pixels(self, images: Tensor | NDArray[np.uint8]) -> Tensor:
-        """Returns images as a tensor.
 
-        Raises:
-            UserError: If they have another type or shape than the model's input.
-        """
-        pixels, shape = torch.as_tensor(images), self._last.backbone.image_shape
-        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or tuple(pixels.shape[1:]) != shape:
-            raise UserError(
-                f"images: expected bytes (uint8) of the shape (n, {', '.join(map(str, shape))}), "
-                f"got {str(pixels.dtype).removeprefix('torch.')} {tuple(pixels.shape)}"
-            )
-        return pixels
+def _expect_pixels(images: Tensor | NDArray[np.uint8], trained: TrainedModel) -> Tensor:
+    """Returns images as a tensor.
+
+    Raises:
+        UserError: If they have another type or shape than the model's input.
+    """
+    pixels, shape = torch.as_tensor(images), trained.backbone.image_shape
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or tuple(pixels.shape[1:]) != shape:
+        raise UserError(
+            f"images: expected bytes (uint8) of the shape (n, {', '.join(map(str, shape))}), "
+            f"got {str(pixels.dtype).removeprefix('torch.')} {tuple(pixels.shape)}"
+        )
+    return pixels
 
 
 def load_run(
