@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 LONGEST_LINE = 1000  # the largest number of characters of an error message
 USER_MISTAKE, RUN_FAILED, RULE_BROKEN, BOUND_BROKEN, INTERRUPTED = 2, 1, 1, 1, 130
+
+
+def simulation_command(first: str | None = None) -> str:
+    """Returns the command with which the user starts simulations.
+
+    Where only the package is installed, there is no file `simulate.py`, and the installed program
+    has the command ``simulate``.
+
+    Args:
+        first: The first word of the command line. By default this is the word with which the
+            process was started.
+
+    Example:
+        >>> simulation_command("/usr/bin/fl-vitlora"), simulation_command("simulate.py")
+        ('fl-vitlora simulate', 'python simulate.py')
+    """
+    name = Path(sys.argv[0] if first is None else first).stem
+    return "fl-vitlora simulate" if name == "fl-vitlora" else "python simulate.py"
 
 
 def fail(message: str, code: int, program: str = "simulate.py") -> NoReturn:

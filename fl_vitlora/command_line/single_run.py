@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fl_vitlora import config
 from fl_vitlora.command_line.arguments import confirmed_by, read_overrides
-from fl_vitlora.command_line.exits import INTERRUPTED, fail
+from fl_vitlora.command_line.exits import INTERRUPTED, fail, simulation_command
 from fl_vitlora.command_line.signals import pauses_on_signal
 from fl_vitlora.command_line.watching import watch_on
 from fl_vitlora.config import confirmation
@@ -83,7 +83,7 @@ def how_to_go_on(experiment: config.Config) -> str:
 
     begun = (Path(str(experiment.out)) / CONFIG).exists()
     folder, flags = shlex.quote(str(experiment.out)), confirmation.flags_for(experiment)
-    command = f"python simulate.py --resume {folder}{flags}"
+    command = f"{simulation_command()} --resume {folder}{flags}"
     return f"{command} continues the run" if begun else "no run was started"
 
 

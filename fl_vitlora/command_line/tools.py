@@ -1,12 +1,15 @@
-"""The program `fl-vitlora`: what one does with a finished run, without a simulation around it.
+"""The program `fl-vitlora`, which is installed with the package.
 
-For example, ``fl-vitlora predict RUN photos/ --out photos.csv`` classifies images, and
-``fl-vitlora export RUN FOLDER --form peft`` writes the model for another library.
+Its commands use a finished run. For example, ``fl-vitlora predict RUN photos/ --out photos.csv``
+classifies images, and ``fl-vitlora export RUN FOLDER --form peft`` writes the model for another
+library. ``fl-vitlora simulate`` runs an experiment, with the flags of `simulate.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from fl_vitlora.library.finished import FinishedRun
 
 PROGRAM = "fl-vitlora"
+SIMULATE = "simulate"  # all words behind this command belong to the program `simulate.py`
 
 
 class ToolParser(argparse.ArgumentParser):
@@ -39,8 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: If the program ends with an exit code other than 0.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == [SIMULATE]:
+        simulate(words[1:])
+        return
     outlive_readers()
-    arguments = make_parser().parse_args(argv)
+    arguments = make_parser().parse_args(words)
     command: Callable[[argparse.Namespace], None] = arguments.command
     try:
         command(arguments)
@@ -52,6 +60,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         fail(f"{error.filename}: {error.strerror}", USER_MISTAKE, PROGRAM)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED, PROGRAM)
+
+
+def simulate(words: Sequence[str]) -> None:
+    """Runs `simulate.py` with its own flags, for users who installed only the package.
+
+    Args:
+        words: The words of the command line after ``fl-vitlora simulate``.
+
+    Raises:
+        SystemExit: If the program ends with an exit code other than 0.
+    """
+    started = time.perf_counter()
+    from fl_vitlora import command_line
+
+    command_line.main(words, started)
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -90,11 +113,14 @@ def make_parser() -> ToolParser:
     """Returns the parser of the program with its commands."""
     parser = ToolParser(
         prog=PROGRAM,
-        description="Uses the trained model of a run. A run folder is made by simulate.py.",
+        description="Runs experiments, and uses the trained models of finished runs.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"fl_vitlora {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands.add_parser(
+        SIMULATE, help="run an experiment; takes the flags of simulate.py", add_help=False
+    )
     _add_predict(commands)
     _add_export(commands)
     return parser
