@@ -1,7 +1,8 @@
 """Federated fine-tuning of vision transformers on encrypted images.
 
-A Python program runs an experiment and uses the trained model with the names below. They are
-imported when they are used, because torch, Flower and Ray take seconds to import.
+A Python program runs an experiment and uses the trained model with the functions and classes of
+this package. The functions and classes are imported only when they are used, because torch, Flower
+and Ray take seconds to import.
 
     import fl_vitlora as fv
 

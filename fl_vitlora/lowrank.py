@@ -2,12 +2,13 @@
 
 A pair is two tensors with one path (the beginning of their names): ``PATH.lora_A`` (r, n) and
 ``PATH.lora_B`` (m, r). The weight of their layer is W + s·B·A. The factor s = α / r is the same for
-clients of all ranks. So a client's rank is reduced by dropping the last rows of A and the last
-columns of B. The rank r is small compared with m and n. So the functions of this module do not
-compute the large product B·A, except for those whose docstring says so.
+clients of all ranks. Therefore a client's rank is reduced by dropping the last rows of A and the
+last columns of B. The rank r is small compared with m and n. Therefore a function of this module
+computes the large product B·A only if its docstring says so.
 
-r is the rank of the model and rₖ the rank of client k. K is the number of clients. nₖ is the number
-of images of client k, and pₖ = nₖ / Σn.
+Letters: r is the rank of the model and rₖ the rank of client k. K is the number of clients. nₖ is
+the number of images of client k, and pₖ = nₖ / Σn. m and n are the numbers of outputs and inputs of
+a layer.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def trained(model: State, update: Update) -> State:
         update: The update of the client. A matrix without a delta was not trained in this round.
 
     Returns:
-        A dictionary: all matrices A and B, with the names and shapes of the model. Rows and columns
-        beyond the client's rank are zero.
+        All matrices A and B, with the names and shapes of the model. Rows and columns beyond the
+        client's rank are zero.
     """
     found = {}
     for name in (name for name in model if name.endswith((A, B))):
@@ -76,8 +77,8 @@ def stack(weights: Sequence[float], clients: Sequence[State], path: str) -> tupl
 def merged(weights: Sequence[float], clients: Sequence[State]) -> State:
     """Returns the sum Σ wₖ·Bₖ·Aₖ of every pair, as tensors that `aggregate` may return.
 
-    A strategy's `aggregate` returns such tensors so that their product is added to the frozen
-    weight. The tensors are in float32. If there are no clients, the result is empty.
+    If a strategy's `aggregate` returns these tensors, their product is added to the frozen weight.
+    The tensors are in float32. If there are no clients, the result is empty.
 
     Args:
         weights: The weight wₖ of each client.
@@ -100,8 +101,8 @@ def factors(tall: Tensor, wide: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
     Let U·S·Vᵀ be the singular value decomposition of wide·tall, cut to the rank. A is Vᵀ with the
     shape (rank, n), and B is U·S with the shape (m, rank). The singular values are in decreasing
-    order. So the first rows of A and columns of B are the nearest factors of a smaller rank. The
-    sign of each row is made unique: its entry with the largest absolute value is positive. The
+    order. Therefore the first rows of A and columns of B are the nearest factors of a smaller rank.
+    The sign of each row is made unique: its entry with the largest absolute value is positive. The
     large product wide·tall is not computed. The QR decompositions of wide and of tallᵀ reduce the
     problem to a matrix of at most (q, q), which has the same singular values.
 
@@ -139,7 +140,7 @@ def refactored(model: State, weights: Sequence[float], clients: Sequence[State])
         clients: The matrices of each client, as `trained` returns them.
 
     Returns:
-        A dictionary: the matrices A and B of all pairs, by name.
+        The matrices A and B of all pairs, by name.
 
     Example:
         >>> model = {"a.lora_A": torch.tensor([[1.0, 1.0]]), "a.lora_B": torch.tensor([[0.0]])}
@@ -186,8 +187,8 @@ def aggregation_error(model: State, updates: Sequence[Update], new: State) -> tu
     Returns:
         A pair of numbers: the error ‖Σ pₖ·Bₖ·Aₖ - (B·A + merged_B·merged_A)‖, and the movement of
         the mean product in the round, ‖Σ pₖ·Bₖ·Aₖ - B₀·A₀‖. B and A are the matrices of `new`, and
-        B₀ and A₀ the matrices of `model`. Both numbers are Frobenius norms over all low-rank pairs
-        together. The products are not multiplied by LoRA's factor s = α / r.
+        B₀ and A₀ the matrices of `model`. The two numbers are Frobenius norms over all low-rank
+        pairs together. The products are not multiplied by LoRA's factor s = α / r.
     """
     weights = torch.tensor(shares(updates), dtype=torch.float64).view(-1, 1, 1)
     error = movement = 0.0
@@ -212,8 +213,8 @@ def relative_error(
     The share is ‖mean - result‖ / ‖mean - before‖: mean is the mean of the clients' products,
     result is the product of the new model, and before is the product of the old model. The share is
     0 for an exact aggregation, and 1 for an aggregation that changes nothing. The mean includes the
-    updates of hostile clients. So a robust strategy, which excludes these updates, has a large
-    error although it works as intended.
+    updates of hostile clients. Therefore a robust strategy, which excludes these updates, has a
+    large error although the strategy works as intended.
 
     Args:
         model: The tensors at the beginning of the round.
@@ -246,7 +247,7 @@ def _within(name: str, tensor: Tensor, rank: int | None) -> tuple[slice, ...]:
 def _ends(model: State, updates: Sequence[Update], name: str) -> Tensor:
     """Returns one matrix after training, for all clients, stacked to shape (K, …).
 
-    `trained` returns all such matrices of one client.
+    In contrast, `trained` returns all matrices A and B of one client.
     """
     ranks = {update.rank for update in updates}
     start = {rank: _zero_beyond(name, model[name], rank).double() for rank in ranks}

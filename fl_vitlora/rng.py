@@ -2,8 +2,8 @@
 
 Each use of random numbers in a run has its own path: for example ``"sampling", round`` for the
 choice of clients, and ``"batches", round, client`` for the order of images. The numbers of one path
-do not depend on other paths, on their order, or on the process. So a run gives the same bits with
-one worker process as with many.
+do not depend on other paths, on the order of use, or on the process. Therefore a run gives the same
+bits with one worker process as with many.
 
 These generators are for experiments only. Secret keys are never drawn from these generators; see
 `encryption.keys`.
@@ -61,14 +61,14 @@ def deal(
             number `chosen` gives all clients of a smaller number, and further clients.
 
     Returns:
-        A dictionary: for each kind, the sorted numbers of its clients.
+        The sorted numbers of the clients of each kind, by kind.
 
     Example:
         >>> {kind: len(who) for kind, who in deal("ab", 3, 20, generator(0, "deal")).items()}
         {'a': 2, 'b': 1}
     """
     if not chosen:
-        return {}  # fast, since every message calls this and there may be ten thousand clients
+        return {}  # saves time: each message calls `deal`, also with 10,000 clients
     order = torch.randperm(clients, generator=draw).tolist()
     dealt: dict[T, list[int]] = {}
     for client, kind in zip(order[:chosen], itertools.cycle(kinds), strict=False):

@@ -1,11 +1,11 @@
 """Robust means for robust strategies: a few arbitrary updates cannot change these means much.
 
 Distances and means are computed in float64, in which the square of a float32 number never
-overflows. Clients report their numbers of images themselves, and may lie. So the functions ignore
-the numbers of images unless the caller asks to use them.
+overflows. Clients report their numbers of images themselves, and may lie. Therefore the functions
+ignore the numbers of images unless the caller asks to use them.
 
-K is the number of clients. At most f of the K clients are byzantine, which means that they may send
-arbitrary updates.
+Letters: K is the number of clients. At most f of the K clients are byzantine, which means that they
+may send arbitrary updates.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def coordinatewise(updates: Sequence[Update], reduce: Callable[[Tensor], Tensor]
             `reduce` gets the K values of each coordinate in ascending order.
 
     Returns:
-        A dictionary: the reduced tensors by name, in float64.
+        The reduced tensors by name, in float64.
     """
     return zip_map(
         lambda *deltas: reduce(torch.stack(deltas).double().sort(dim=0).values),
@@ -38,7 +38,7 @@ def coordinatewise(updates: Sequence[Update], reduce: Callable[[Tensor], Tensor]
 
 
 def middle(rising: Tensor, trimmed: int) -> Tensor:
-    """Averages sorted values without the smallest and the largest ones.
+    """Averages sorted values without the smallest and the largest values.
 
     Args:
         rising: Values (K, ...) in ascending order along the first dimension.
@@ -62,11 +62,11 @@ def krum(updates: Sequence[Update], f: int, chosen: int) -> list[Update]:
     Args:
         updates: The updates of K clients.
         f: The number of clients that may send arbitrary updates.
-        chosen: The number of updates to choose. If there are fewer updates than `chosen`, all are
-            chosen.
+        chosen: The number of updates to choose. If there are fewer updates than `chosen`, all
+            updates are chosen.
 
     Returns:
-        A list: the chosen updates, the lowest score first.
+        The chosen updates; the update with the lowest score comes first.
 
     Source: Blanchard et al., Machine learning with adversaries, NeurIPS 2017.
     """
@@ -79,7 +79,7 @@ def krum(updates: Sequence[Update], f: int, chosen: int) -> list[Update]:
 
 
 def too_few_for_krum(clients: int, f: int) -> str:
-    """Returns the reason why Krum cannot tolerate f byzantine clients, or an empty text if it can.
+    """Returns the reason why Krum cannot tolerate f byzantine clients; empty if Krum can.
 
     Example:
         >>> too_few_for_krum(15, 6), too_few_for_krum(6, 2)
@@ -109,9 +109,9 @@ def geometric_median(
 
         z = argmin Σ pₖ·‖z - Δₖ‖;  z ← Σ βₖ·Δₖ / Σ βₖ,  βₖ = pₖ / max(ν, ‖z - Δₖ‖)
 
-    Δₖ is the delta of client k, and pₖ = 1/K is its weight, so a client gains nothing by reporting
-    more images. The iteration starts at z = 0, where the model does not change. So a delta that is
-    far away has little weight even in the first step.
+    Δₖ is the delta of client k, and pₖ = 1/K is its weight, so that a client gains nothing by
+    reporting more images. The iteration starts at z = 0, where the model does not change. Therefore
+    a delta that is far away has little weight even in the first step.
 
     Args:
         updates: The updates of K clients.
@@ -121,7 +121,7 @@ def geometric_median(
         by_images: True if pₖ is the client's share of all images, as in the paper, instead of 1/K.
 
     Returns:
-        A dictionary: the tensors of the point z by name, at least in float32.
+        The tensors of the point z by name, at least in float32.
 
     Source: Pillutla et al., Robust aggregation for federated learning, arXiv 1912.13445.
     """

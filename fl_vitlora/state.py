@@ -1,8 +1,8 @@
 """Arithmetic with dictionaries of tensors, for server and clients.
 
-A `State` is a dictionary: the names of tensors, and the tensors. The functions of this module do
-not change their arguments. The results of the functions have the names of the first argument in the
-same order, and never share memory with the first argument.
+A `State` is a dictionary from names to tensors. The functions of this module do not change their
+arguments. The results of the functions have the names of the first argument in the same order, and
+never share memory with the first argument.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ def mean(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> St
     """Returns the weighted mean Σ wₖ·xₖ / Σ wₖ of K states xₖ with weights wₖ.
 
     The mean is computed in float64, and has the type of the states. The states are added in the
-    given order. So a caller that sorts its states always gets the same bits.
+    given order. Therefore a caller that sorts its states always gets the same bits.
 
     Args:
         states: The K states, at least one, with equal names and shapes.
         weights: The K weights. No weight may be negative, and at least one must be positive.
 
     Returns:
-        A dictionary: the mean of each tensor, by name.
+        The mean of each tensor, by name.
 
     Raises:
         ValueError: If there is no state, or if the weights are not valid.
@@ -84,7 +84,7 @@ def mean(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> St
     if not states or len(states) != len(weights):
         raise ValueError(
             f"{len(states)} states cannot be averaged with {len(weights)} weights; expected at "
-            "least one state, and one weight for each"
+            "least one state, and one weight for each state"
         )
     total = float(sum(weights))
     if total <= 0 or min(weights) < 0:

@@ -111,7 +111,7 @@ def check_flower(name: str, options: Mapping[str, Any]) -> tuple[list[Finding], 
 
 
 def _load(name: str, options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
-    """Creates a strategy; `terms` says whether it is the run's strategy or inside a wrapper."""
+    """Creates a run's strategy, or a strategy inside a wrapper, with the defaults in `terms`."""
     from fl_vitlora.flower.strategies import construction
 
     kind = _named_class(name) if ":" in name else _class_in_file(name)
@@ -205,7 +205,7 @@ def _unknown(name: str) -> UserError:
 
 
 def _older(what: str, class_name: str) -> UserError:
-    """Returns the error for a class of Flower's older interface, which names the newer class."""
+    """Returns the error for a class of Flower's older interface, with the name of its successor."""
     import fl_vitlora.flower  # switches telemetry off first
 
     del fl_vitlora
@@ -233,8 +233,8 @@ def _expect_whole(module: ModuleType, place: str, class_name: str | None = None)
         class_name: The name of the class that the user wants, or None for all classes.
 
     Raises:
-        UserError: If a class has Flower's older interface, has not all methods that it needs, or
-            does not derive from `Strategy`.
+        UserError: If a class has Flower's older interface, lacks a method that it needs, or does
+            not derive from `Strategy`.
     """
     from flwr.serverapp.strategy import Strategy as FlowerStrategy
 

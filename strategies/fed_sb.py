@@ -25,7 +25,10 @@ from fl_vitlora.strategy import ClientPlan, Strategy, Update, averaged
 
 @dataclass(frozen=True, kw_only=True)
 class FedSB(Strategy):
-    """Federated averaging of the matrix R of LoRA-XS; it has no hyper-parameters."""
+    """Federated averaging of the matrix R of LoRA-XS.
+
+    This strategy has no hyper-parameters.
+    """
 
     low_rank = True
     sums_suffice = True

@@ -2,7 +2,7 @@
 
     w ← w + Σₖ pₖ·Δₖ,  pₖ = nₖ / Σn
 
-Δₖ is the delta of client k: its tensors after training minus before. nₖ is its number of images.
+Δₖ is the delta of client k: its tensors after training minus before. Client k has nₖ images.
 With LoRA, FedAvg averages the factors A and B separately (FedIT, arXiv 2305.05644). The mean is
 exact for the patch embedding and the head. For the product B·A the result is biased, because the
 mean of the products is not the product of the means. A client sends and receives all trained

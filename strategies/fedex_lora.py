@@ -17,7 +17,7 @@ sends |A| + |B| numbers. A client receives |A| + |B| numbers, and (K - 1)·(|A| 
 the residual. A client that missed rounds needs the residual of each of these rounds. The head and
 the patch embedding are averaged and sent in both directions.
 
-Source: Singhal et al., arXiv 2410.09432, the method; the form of the residual is this project's.
+Source: Singhal et al., arXiv 2410.09432, the method. The form of the residual is not in the paper.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ from fl_vitlora.strategy import Strategy, Update, averaged, shares
 
 @dataclass(frozen=True, kw_only=True)
 class FedExLoRA(Strategy):
-    """Federated averaging of LoRA with an exact residual; it has no hyper-parameters."""
+    """Federated averaging of LoRA with an exact residual.
+
+    This strategy has no hyper-parameters.
+    """
 
     low_rank = True
 

@@ -1,21 +1,21 @@
-"""FedNova: every delta is divided by its effective number of local steps, then averaged.
+"""FedNova: averages deltas, each divided by its client's effective number of local steps.
 
     w ← w + τ·Σ pₖ·Δₖ / τₖ,  τ = Σ pₖ·τₖ,  pₖ = nₖ / Σn
 
 Client k has nₖ images, the loss Fₖ, and sends Δₖ, its tensors after training minus before. A client
 with more images takes more steps, and FedAvg gives it more weight twice: by pₖ and by the length of
-Δₖ. So FedAvg does not minimise Σ pₖ·Fₖ, but another objective. τₖ is the effective number of steps
-(‖aₖ‖₁ in the paper): each gradient of a client enters Δₖ with a factor, and τₖ is the sum of these
-factors.
+Δₖ. Therefore FedAvg does not minimise Σ pₖ·Fₖ, but another objective. τₖ is the effective number of
+steps (‖aₖ‖₁ in the paper): each gradient of a client enters Δₖ with a factor, and τₖ is the sum of
+these factors.
 
     plain SGD       τₖ = steps
     momentum ρ      τₖ = (steps - ρ·(1 - ρ^steps) / (1 - ρ)) / (1 - ρ)
 
 The paper does not treat AdamW. For AdamW, this project chooses ρ = 0, because a step of AdamW has
-about the same length for all gradients. If all clients take equally many steps, the result is that
-of FedAvg. With LoRA the factors A and B are averaged separately, so the mean of their product is
-biased as in FedAvg. A client sends and receives all trained tensors; it also sends its number of
-steps. The server must see each update, since every client has its own τₖ.
+about the same length for all gradients. If all clients take equally many steps, FedNova gives the
+same result as FedAvg. With LoRA the factors A and B are averaged separately, so the mean of their
+product is biased as in FedAvg. A client sends and receives all trained tensors; a client also sends
+its number of steps. The server must see each update, because every client has its own τₖ.
 
 Source: Wang et al., arXiv 2007.07481.
 """

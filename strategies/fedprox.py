@@ -2,8 +2,9 @@
 
     client: min over w of  Fₖ(w) + μ/2 · ‖w - w_global‖²;    server: as FedAvg
 
-Fₖ is the loss of client k, w its tensors, w_global those of the server, and μ the weight of the
-penalty. With μ = 0, FedProx is FedAvg. A client sends and receives all trained tensors.
+Fₖ is the loss of client k, w are the client's tensors, w_global the server's tensors, and μ is the
+weight of the penalty. With μ = 0, FedProx is FedAvg. A client sends and receives all trained
+tensors.
 
 Source: Li et al., arXiv 1812.06127, algorithm 2 (with a fixed number of local epochs).
 """

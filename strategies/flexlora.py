@@ -25,7 +25,10 @@ from fl_vitlora.strategy import Strategy, Update, averaged, shares
 
 @dataclass(frozen=True, kw_only=True)
 class FlexLoRA(Strategy):
-    """Averages the products B·A and decomposes the mean again; it has no hyper-parameters."""
+    """Averages the products B·A and decomposes the mean again.
+
+    This strategy has no hyper-parameters.
+    """
 
     low_rank = True
     any_rank = True

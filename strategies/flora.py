@@ -2,14 +2,15 @@
 
     W ← W + s·[B₁, …, B_K]·[p₁A₁; …; p_KA_K] = W + s·Σₖ pₖ·Bₖ·Aₖ,  B ← 0,  A stays,  pₖ = nₖ / Σn
 
-W is the frozen weight and s the factor of LoRA. Client k has nₖ images and the rank rₖ. The
-brackets [B₁, …, B_K] and [p₁A₁; …; p_KA_K] put the clients' matrices beside and below each other.
-These two matrices are called the stack. The aggregation is exact for all ranks rₖ: the product of
-the stack has at most the rank Σrₖ, and nothing is truncated. |A| is the number of entries of A at
-rank r. A client sends rₖ/r·(|A| + |B|) numbers. A client receives the stack, which has Σrₖ/r·(|A| +
-|B|) numbers, or K·(|A| + |B|) if all ranks are r. A client that missed rounds needs the stack of
-each of these rounds. The pair A and B starts every round with its initial values, so the server
-does not send it. The head and the patch embedding are averaged and sent in both directions.
+W is the frozen weight and s the factor of LoRA. Client k has nₖ images and the rank rₖ. The matrix
+[B₁, …, B_K] has the clients' matrices B side by side, and [p₁A₁; …; p_KA_K] has the matrices pₖAₖ
+one below the other. These two matrices are called the stack. The aggregation is exact for all ranks
+rₖ: the product of the stack has at most the rank Σrₖ, and nothing is truncated. |A| is the number
+of entries of A at rank r. A client sends rₖ/r·(|A| + |B|) numbers. A client receives the stack,
+which has Σrₖ/r·(|A| + |B|) numbers, or K·(|A| + |B|) if all ranks are r. A client that missed
+rounds needs the stack of each of these rounds. The pair A and B starts every round with its initial
+values, so the server does not send this pair. The head and the patch embedding are averaged and
+sent in both directions.
 
 Source: Wang et al., arXiv 2409.05976, the stacking-based aggregation. The paper draws a new A in
 every round; in this project A always starts at its first value, which every client has.
@@ -27,7 +28,10 @@ from fl_vitlora.strategy import ClientPlan, Strategy, Update, averaged, shares
 
 @dataclass(frozen=True, kw_only=True)
 class FLoRA(Strategy):
-    """Stacks the clients' low-rank pairs and merges the stack; it has no hyper-parameters."""
+    """Stacks the clients' low-rank pairs and merges the stack.
+
+    This strategy has no hyper-parameters.
+    """
 
     low_rank = True
     any_rank = True

@@ -6,12 +6,12 @@
 clients. All tensors of a delta form one vector. A few steps of the smoothed algorithm of Weiszfeld
 approximate the median z. The median tolerates arbitrary updates from fewer than half of the
 clients. The paper weights clients by their numbers of images nₖ: pₖ = nₖ / Σn. But clients report
-these numbers themselves, and a client that claims to have half of all images would decide alone. So
-this project uses the numbers of images only if `by_images` is set. Without hostile clients the
-result is near the mean of the deltas. With LoRA the median is biased like FedAvg, because it treats
-A and B separately. A client sends and receives all trained tensors. The server must see each
-update. (In the paper the server sees only sums, but it asks the clients once in every step of the
-algorithm.)
+these numbers themselves, and a client that claims to have half of all images would decide alone.
+Therefore this project uses the numbers of images only if `by_images` is set. Without hostile
+clients the result is near the mean of the deltas. With LoRA the median is biased like FedAvg,
+because the median treats A and B separately. A client sends and receives all trained tensors. The
+server must see each update. (In the paper the server sees only sums, but asks the clients once in
+every step of the algorithm.)
 
 Source: Pillutla et al., arXiv 1912.13445.
 """

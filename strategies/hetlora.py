@@ -33,7 +33,10 @@ from fl_vitlora.strategy import Strategy, Update, averaged
 
 @dataclass(frozen=True, kw_only=True)
 class HetLoRA(Strategy):
-    """Averages LoRA factors of different ranks, weighted by norms; it has no hyper-parameters."""
+    """Averages LoRA factors of different ranks, weighted by norms of products.
+
+    This strategy has no hyper-parameters.
+    """
 
     low_rank = True
     any_rank = True

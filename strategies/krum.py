@@ -1,14 +1,15 @@
-"""Krum: the server uses only one delta, the one that is nearest to the other deltas.
+"""Krum: the server uses only one delta, namely the delta that is nearest to the other deltas.
 
     w ← w + Δₖ,  k = argmin s(k),  s(k) = Σ ‖Δₖ - Δⱼ‖² over the K - f - 2 nearest j ≠ k
 
 Δₖ is the delta of client k (its tensors after training minus before), and K is the number of
 clients. Krum tolerates arbitrary updates from f clients if K ≥ 2f + 3. An experiment with fewer
 clients is refused. If clients fail in a round, f is lowered until K ≥ 2f + 3. If only two clients
-are left, the first is chosen. One client's delta represents all clients. So the result is as noisy
-as the delta of one client. With LoRA the result is the exact product of that client. The result is
-wrong for clients whose images differ from those of most clients. The numbers of images are ignored.
-A client sends and receives all trained tensors. The server must see each update.
+are left, the delta of the first client is chosen. One client's delta represents all clients.
+Therefore the result is as noisy as the delta of one client. With LoRA the new product B·A is
+exactly the product of the chosen client. The result is wrong for clients whose images differ from
+the images of most clients. The numbers of images are ignored. A client sends and receives all
+trained tensors. The server must see each update.
 
 Source: Blanchard et al., Machine learning with adversaries, NeurIPS 2017.
 """

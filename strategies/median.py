@@ -23,7 +23,10 @@ from fl_vitlora.strategy import Strategy, Update, moved
 
 @dataclass(frozen=True, kw_only=True)
 class Median(Strategy):
-    """Moves each coordinate by the median of the clients' deltas; it has no hyper-parameters."""
+    """Moves each coordinate by the median of the clients' deltas.
+
+    This strategy has no hyper-parameters.
+    """
 
     def step_bound(self) -> float:
         """Returns 1, because a median lies between the smallest and the largest delta."""

@@ -4,12 +4,12 @@
 
 Δₖ is the delta of client k (its tensors after training minus before). s(k) is large if Δₖ is far
 from the deltas of other clients. f is the number of hostile clients that Multi-Krum tolerates, and
-K is the number of clients. With m = 1 the result is that of Krum. With f = 0 and m = K the result
-is the unweighted mean. A mean of several deltas is less noisy than one delta. If K is smaller than
-m, all K deltas are averaged. If K is too small for f, f is lowered to the largest value that K
-allows. The numbers of images are ignored. With LoRA the result is biased like FedAvg, because A and
-B are averaged separately. A client sends and receives all trained tensors. The server must see each
-update.
+K is the number of clients. With m = 1, Multi-Krum is Krum. With f = 0 and m = K the result is the
+unweighted mean of all deltas. A mean of several deltas is less noisy than one delta. If K is
+smaller than m, all K deltas are averaged. If K is too small for f, f is lowered to the largest
+value that K allows. The numbers of images are ignored. With LoRA the result is biased like FedAvg,
+because A and B are averaged separately. A client sends and receives all trained tensors. The server
+must see each update.
 
 Source: Blanchard et al., Machine learning with adversaries, NeurIPS 2017.
 """

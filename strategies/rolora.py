@@ -6,7 +6,7 @@ Aₖ and Bₖ are the factors of client k, which has nₖ images. The aggregatio
 also for the product B·A, because the product is linear in the factor that is trained. In FFA-LoRA
 only B is trained; in RoLoRA both factors are trained, each in half of the rounds. A client sends B
 in odd rounds and A in even rounds. A client that took part in all rounds receives the factor that
-was trained in the round before: A in odd rounds, and B in even rounds. In the first round a client
+was trained in the previous round: A in odd rounds, and B in even rounds. In round 1 a client
 receives B. The head and the patch embedding are averaged and sent in both directions.
 
 Source: Chen et al., arXiv 2502.01755, the alternating algorithm. B is trained first, because B
@@ -25,7 +25,10 @@ from fl_vitlora.strategy import ClientPlan, Strategy, Update, averaged
 
 @dataclass(frozen=True, kw_only=True)
 class RoLoRA(Strategy):
-    """Alternating federated averaging of LoRA; it has no hyper-parameters."""
+    """Alternating federated averaging of LoRA.
+
+    This strategy has no hyper-parameters.
+    """
 
     low_rank = True
     sums_suffice = True

@@ -14,13 +14,14 @@ In the paper all clients have equal weights. In this project a client is weighte
 images nₖ, so that the objective is Σ nₖ·Fₖ, as in FedAvg. The server keeps the sum Σ nₖ·dₖ and adds
 nₖ·(dₖ⁺ - dₖ) for every participant, which is exact for any set of participants. The server
 estimates Σ nₖ as N times the mean number of images of the participants so far. With equal nₖ, d
-grows in a round by |S|/N · the mean of dₖ⁺ - dₖ over its participants S, as in the paper.
+grows in a round by |S|/N · the mean of dₖ⁺ - dₖ over the participants S, as in the paper.
 
 In FedAvg the local steps of different clients drift apart, which biases the result; SCAFFOLD
 removes this bias. With LoRA the result is still biased, because the factors A and B are averaged
-separately. A client sends two tensors for each trained tensor, and receives two for each (in the
-first round only one). Of a tensor that rests in a round, neither d nor a change of dₖ is sent. A
-client stores dₖ between its rounds. The server needs only the sum of the clients' updates.
+separately. A client sends two tensors for each trained tensor. A client also receives two tensors
+for each trained tensor, but only one in the first round. For a tensor that is frozen in a round,
+neither d nor a change of dₖ is sent. A client stores dₖ between its rounds. The server needs only
+the sum of the clients' updates.
 
 Source: Karimireddy et al., arXiv 1910.06378, algorithm 1.
 """
@@ -91,10 +92,10 @@ def _control(state: State) -> State:
 
 
 def _of(known: State, names: State) -> State:
-    """Returns the tensors of some names, with zeros for those that are unknown.
+    """Returns the tensors with the wanted names; zeros stand for tensors that are unknown.
 
-    Not all tensors are known at first, and a tensor is not trained in every round: a plan or a
-    fine-tuning method may let it rest.
+    A tensor is unknown before its first training. A plan or a fine-tuning method may freeze the
+    tensor in the first rounds.
 
     Args:
         known: The known tensors.

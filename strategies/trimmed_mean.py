@@ -23,7 +23,7 @@ from fl_vitlora.robust import coordinatewise, middle
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy, Update, moved
 
-ROUNDING = 1e-9  # 0.29 · 100 is a little less than 29
+ROUNDING = 1e-9  # in floating point, 0.29 · 100 is a little less than 29
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class TrimmedMean(Strategy):
 
     beta: float = setting(
         0.1,
-        "The share of the clients whose smallest values are left out, and equally the largest.",
+        "The share of the values that are left out at each end: the smallest and the largest.",
         "[0, 0.5)",
     )
 
@@ -50,8 +50,8 @@ class TrimmedMean(Strategy):
         if not self.beta or self.beta * participants >= 1:
             return ""
         return (
-            f"strategy.beta {self.beta:g} is too small: of {participants} clients it cuts off no "
-            f"client; set at least --set strategy.beta={1 / participants:.2g}"
+            f"strategy.beta {self.beta:g} is too small: with {participants} clients, no value is "
+            f"left out; set at least --set strategy.beta={1 / participants:.2g}"
         )
 
     def aggregate(

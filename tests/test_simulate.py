@@ -266,7 +266,7 @@ def test_every_broken_rule_is_told_with_what_broke_it(capsys: pytest.CaptureFixt
     assert first == "Wrong(fault='divides by none')"
     at = lines.index("failed  returns finite tensors of the right names, shapes and types")
     assert lines[at + 1].strip().startswith("strategy Wrong: round 1: the new model has NaN")
-    assert lines[at - 1] == "passed  plans only what a client can do, equally in every call"
+    assert lines[at - 1] == "passed  plans only what a client can do, the same in every call"
     assert lines[at + 2 :] == []
     assert last == "3 rules, 1 failed; the other 12 rules were not tested"
 
@@ -280,7 +280,7 @@ def test_what_breaks_several_rules_is_told_once(capsys: pytest.CaptureFixture[st
     assert "aggregate fails with 1 of 4 clients: IndexError" in lines[at + 1]
     assert (
         lines[at + 2]
-        == "failed  works with other clients in every round (the same problem as above)"
+        == "failed  works with different clients in every round (the same problem as above)"
     )
 
 

@@ -1,11 +1,12 @@
-"""What Python programs call: run an experiment, open a finished run, predict and export.
+"""The interface for Python programs: run an experiment, open a finished run, predict and export.
 
     import fl_vitlora as fv
 
     run = fv.run({"clients": 20, "rounds": 5})
     run.predict("photos/").write("photos.csv")
 
-`running` starts a run, and `callbacks` has the contract of objects that follow it. `finished` opens
-a finished run, `predictions` classifies images, and `exporting` writes the model for timm and peft.
+`running` starts a run, and `callbacks` has the contract of objects that follow a run. `finished`
+opens a finished run, `predictions` classifies images, and `exporting` writes the model for timm and
+peft.
 The names that a program needs are attributes of the package `fl_vitlora`.
 """

@@ -29,8 +29,9 @@ class Callback:
     """Follows a run. A subclass defines the methods that it needs.
 
     Attributes:
-        may_stop: True if `on_round_end` may return True. Then each model is evaluated before the
-            next round begins; otherwise it may be evaluated while the next round runs.
+        may_stop: True if `on_round_end` may return True. If `may_stop` is True, the model of a
+            round is evaluated before the next round begins. If `may_stop` is False, the model may
+            be evaluated while the next round runs.
     """
 
     may_stop: ClassVar[bool] = False
@@ -51,12 +52,12 @@ class Callback:
                 loss are None if the round was not evaluated.
 
         Returns:
-            True to end the run after this round, as if it were the last one; then `may_stop` must
-            be True. If this round was not evaluated, the run ends after the next one that is.
+            True to end the run after this round, as if it were the last round; `may_stop` must then
+            be True. If this round was not evaluated, the run ends after the next evaluated round.
         """
 
     def on_run_end(self, run: FinishedRun) -> None:
-        """Receives the finished run. It is not called if the run failed or was paused.
+        """Receives the finished run. This method is not called if the run failed or was paused.
 
         Args:
             run: The finished run.
@@ -64,16 +65,16 @@ class Callback:
 
 
 class EarlyStopping(Callback):
-    """Ends a run when a number has not improved for some evaluated rounds.
+    """Ends a run when its accuracy or loss has not improved for some evaluated rounds.
 
-    The numbers of the rounds come from the validation images if the run has any. Otherwise they
-    come from the test images, and then the last round is chosen by the test images; the setting
-    `evaluation.patience` refuses this.
+    The accuracy and the loss are measured on the validation images if the run has any. Without
+    validation images they are measured on the test images, so that the test images choose the last
+    round. (The setting `evaluation.patience` refuses a run without validation images.)
 
     Args:
         patience: The number of evaluated rounds without an improvement after which the run ends.
         watched: The number to watch, "accuracy" (higher is better) or "loss" (lower is better).
-        least: An improvement counts only if it is larger than this.
+        least: An improvement counts only if it is larger than `least`.
 
     Example:
         >>> stopping = EarlyStopping(2)
@@ -97,7 +98,7 @@ class EarlyStopping(Callback):
         self._best, self._waited = -math.inf, 0
 
     def on_round_end(self, line: Line) -> bool:
-        """Returns True if the number has not improved for long enough."""
+        """Returns True if the number has not improved for `patience` evaluated rounds."""
         value = line[self._watched]
         if value is None:
             return False

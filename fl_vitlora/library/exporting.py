@@ -39,21 +39,21 @@ PATCH_EMBEDDING = "patch_embed.proj"
 def export(
     trained: TrainedModel, folder: Path, *, form: str, reads: str, client: int | None
 ) -> None:
-    """Writes the model of a run into a new folder, with a text that says how to load it.
+    """Writes the model of a run into a new folder, with a text that says how to load the model.
 
-    The written model is loaded again and its logits are compared with those of the run's model,
-    before anything was merged, so that a wrong export is an error.
+    This function then loads the written model, and compares its logits with the logits of the run's
+    model before any part is merged. In this way, a wrong export raises an error.
 
     Args:
         trained: The model of the run.
         folder: The folder, which must be new or empty.
         form: "timm" for the whole model, "peft" for the changes only.
-        reads: "plain" for a model that reads plain images, "ciphertext" for one that reads images
-            encrypted as those of the run.
-        client: The number of the client whose key is meant, if every client has its own.
+        reads: "plain" for a model that reads plain images, "ciphertext" for a model that reads
+            images that are encrypted like the images of the run.
+        client: The number of the client whose key is used, if every client has its own key.
 
     Raises:
-        UserError: If the model cannot be exported in this form; the folder is then left empty.
+        UserError: If the model cannot be exported in this form; the folder is then empty.
     """
     if form not in FORMS or reads not in READS:
         raise UserError(
@@ -88,7 +88,7 @@ def _write_peft(trained: TrainedModel, folder: Path, reads: str, client: int | N
     plain_heads(public.model)
     tuned = _merged(trained, reads, client)
     heads = [name for name, module in tuned.named_modules() if module in heads_of(tuned)]
-    # the patch embedding of this project takes pixels in [-1, 1], that of timm may take others
+    # This project's patch embedding takes pixels in [-1, 1]; timm's may take other pixel values.
     always = [*heads, PATCH_EMBEDDING]
     changes = changes_between(public.model.double(), tuned, always)
     base = public.model.float()
@@ -98,7 +98,7 @@ def _write_peft(trained: TrainedModel, folder: Path, reads: str, client: int | N
 
 
 def _whole(trained: TrainedModel, reads: str, client: int | None) -> Backbone:
-    """Returns the trained model with the layers of the method, as the run has it."""
+    """Returns the trained model with the layers of the method, as the run uses the model."""
     made = trained.for_plain if reads == "plain" else trained.for_ciphertext
     return replace(trained.backbone, model=made(client))
 
@@ -190,7 +190,7 @@ tags: [federated-learning, vision-transformer]
 # {name}, fine-tuned by {clients} clients
 
 * Method: `{method}`. Classes: {classes}.
-* It reads {sees}, {size} (channels, height, width), scaled to [-1, 1]: mean 0.5, standard
+* The model reads {sees}, {size} (channels, height, width), scaled to [-1, 1]: mean 0.5, standard
   deviation 0.5.
 * Before training, images of another shape were fitted with `data.fit={fit}` and the background
   {background}. timm's own transform fills borders with grey.
@@ -200,5 +200,5 @@ tags: [federated-learning, vision-transformer]
 ```
 
 Made with fl_vitlora. The clients' images are not part of this folder. It was not tested what the
-model tells about the images with which it was trained.
+model reveals about the images on which it was trained.
 """

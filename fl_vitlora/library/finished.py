@@ -1,4 +1,4 @@
-"""A finished run, as Python programs use it: its results, its model, and predictions with it."""
+"""A finished run for Python programs: its results, its model, and the model's predictions."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ class FinishedRun:
         folder: The run folder.
         config: The settings of the run. Paths lead to the files that the run used.
         result: The content of `result.json`.
-        trust: The names of code from elsewhere that the run may import.
-        strategy: The strategy of the run; None to make it from the settings when it is needed.
+        trust: The names of code outside of this project and Flower that the run may import.
+        strategy: The strategy of the run. If `strategy` is None, the strategy is made from the
+            settings when it is needed.
     """
 
     folder: Path
@@ -59,9 +60,9 @@ class FinishedRun:
 
     @cached_property
     def history(self) -> tuple[dict[str, Any], ...]:
-        """Returns a dictionary for each round, as `rounds.jsonl` has them.
+        """Returns the lines of `rounds.jsonl`, one dictionary for each round.
 
-        ``pandas.DataFrame(run.history)`` makes a table of them.
+        ``pandas.DataFrame(run.history)`` makes a table of the lines.
         """
         lines = (self.folder / ROUNDS).read_text(encoding="utf-8").splitlines()
         return tuple(json.loads(line) for line in lines)
@@ -76,24 +77,25 @@ class FinishedRun:
     ) -> nn.Module:
         """Returns the trained model, with the layers that the fine-tuning method added.
 
-        Both models give the same outputs for the same image. Only the model for ciphertext can be
-        used without the owners' key; for some settings even this model needs it, because every
-        client has its own.
+        The model for plain images and the model for ciphertext give the same outputs for the same
+        image. Only the model for ciphertext can be used without the owners' key. With some settings
+        this model needs the key too, because every client has its own key.
 
         Args:
             reads: "plain" for a model that reads plain images, "ciphertext" for a model that reads
-                images which are encrypted as those of the run.
-            client: The number of the client whose key is meant, if every client has its own.
+                images that are encrypted like the images of the run.
+            client: The number of the client whose key is used, if every client has its own key.
             best: True for the model of the round with the best accuracy (on validation images if
                 the run has any, else on test images) instead of the model of the last round.
 
         Returns:
-            A new model in evaluation mode, on the CPU. Its inputs are pixels in [-1, 1], float
-            (n, C, H, W): (q / 255 - 0.5) / 0.5 for a byte q, which is timm's transform with mean
-            and standard deviation 0.5. Its outputs are logits, (n, K) for K classes.
+            A new model in evaluation mode, on the CPU. The inputs of the model are pixels in
+            [-1, 1], float (n, C, H, W): (q / 255 - 0.5) / 0.5 for a byte q, which is timm's
+            transform with mean and standard deviation 0.5. The outputs are logits, (n, K) for K
+            classes.
 
         Raises:
-            UserError: If there is no such model, or the key is needed and missing.
+            UserError: If there is no such model, or if the key is needed but missing.
         """
         if reads not in READS:
             raise UserError(f"reads {reads!r}: expected plain or ciphertext")
@@ -101,11 +103,11 @@ class FinishedRun:
         return trained.for_plain(client) if reads == "plain" else trained.for_ciphertext(client)
 
     def encrypt(self, images: Tensor | NDArray[np.uint8], client: int | None = None) -> Tensor:
-        """Encrypts images as those of the run are encrypted. This needs the owners' key.
+        """Encrypts images like the images of the run. This method needs the owners' key.
 
         Args:
             images: Plain images of the model's size, uint8 (n, C, H, W).
-            client: The number of the client whose key is used, if every client has its own.
+            client: The number of the client whose key is used, if every client has its own key.
 
         Returns:
             The ciphertext, uint8 (n, C, H, W).
@@ -122,20 +124,20 @@ class FinishedRun:
     ) -> Predictions:
         """Classifies images.
 
-        The owner of the key gives plain images. They are encrypted, and the model reads the
-        ciphertext, unless it reads plain images without a key. A service without the key gives
-        ciphertext and gets the same predictions.
+        An owner of the key passes plain images. This method encrypts the plain images, and the
+        model reads the ciphertext; only a model that needs no key reads the plain images. A service
+        without the key passes ciphertext, and gets the same predictions.
 
         Args:
             images: The images, uint8 (n, C, H, W) of the model's size, or the path of an image or
                 of a folder, or several such paths. Files of plain images are fitted to the model's
-                size, as in the run; files of ciphertext must have it.
+                size, as in the run; files of ciphertext must have the model's size.
             encrypted: True if the images are ciphertext.
-            client: The number of the client whose key is used, if every client has its own.
+            client: The number of the client whose key is used, if every client has its own key.
             best: True for the model of the round with the best accuracy, as in `model`.
 
         Raises:
-            UserError: If an image cannot be read, or the key is needed and missing.
+            UserError: If an image cannot be read, or if the key is needed but missing.
         """
         trained = self._best if best else self._last
         pixels, names = self._read(images, trained, encrypted=encrypted)
@@ -167,14 +169,14 @@ class FinishedRun:
                 folder with the changes only, which ``peft.PeftModel.from_pretrained(base, FOLDER)``
                 opens.
             reads: The images that the model reads, as in `model`.
-            client: The number of the client whose key is used, if every client has its own.
+            client: The number of the client whose key is used, if every client has its own key.
             best: True for the model of the round with the best accuracy, as in `model`.
 
         Returns:
-            The folder. Its README.md has the lines of Python that load the model.
+            The folder. The file README.md in it has the lines of Python that load the model.
 
         Raises:
-            UserError: If this form cannot hold the model, or the key is needed and missing.
+            UserError: If this form cannot hold the model, or if the key is needed but missing.
         """
         trained = self._best if best else self._last
         export(trained, Path(folder), form=form, reads=reads, client=client)
@@ -216,7 +218,7 @@ def _expect_pixels(images: Tensor | NDArray[np.uint8], trained: TrainedModel) ->
     """Returns images as a tensor.
 
     Raises:
-        UserError: If they have another type or shape than the model's input.
+        UserError: If the images do not have the type and the shape of the model's input.
     """
     pixels, shape = torch.as_tensor(images), trained.backbone.image_shape
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or tuple(pixels.shape[1:]) != shape:
@@ -239,11 +241,11 @@ def load_run(
         folder: The run folder.
         settings: New places of files that have moved since the run: `encryption.key_file` and
             `model.weights`.
-        trust: The names of code from elsewhere, ``package.module:Class``, that the run may import.
-            Code that belongs neither to this project nor to Flower is refused otherwise.
+        trust: The names, ``package.module:Class``, of code that the run may import although the
+            code belongs neither to this project nor to Flower. Any other such code is refused.
 
     Raises:
-        UserError: If the folder has no finished run, or a setting does not name such a file.
+        UserError: If the folder has no finished run, or if `settings` has any other setting.
     """
     folder, given = Path(folder), dict(settings or {})
     if others := sorted(given.keys() - set(MAY_NAME)):

@@ -1,6 +1,6 @@
 """The predictions of a model for images without labels.
 
-n images, K classes.
+Letters in shapes: n images, K classes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Predictions:
         names: The name of each image.
         class_names: The names of the K classes.
         probabilities: The probability of each class for each image, float32 (n, K); each row has
-            the sum 1. They come from the softmax of the logits, and are not calibrated.
+            the sum 1. The probabilities are the softmax of the logits, and are not calibrated.
     """
 
     names: tuple[str, ...]
@@ -66,7 +66,7 @@ class Predictions:
             }
 
     def write(self, path: str | Path) -> None:
-        """Writes the predictions to a file: a table if it ends in .csv, a list if in .json.
+        """Writes the predictions to a file, as a table (.csv) or as a list (.json).
 
         A table has the columns `image`, `class` and `probability`, and a column for each class,
         whose name is the name of the class with ``p:`` before it.

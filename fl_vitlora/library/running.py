@@ -31,23 +31,24 @@ def run(
 ) -> FinishedRun:
     """Runs an experiment on this machine, as `simulate.py` does, and returns the finished run.
 
-    It can be called from any thread, and several times in one process, one run after the other.
+    This function can be called from any thread. A process may call this function several times, one
+    run after the other.
 
     Args:
         config: The experiment: a mapping of settings, the path of a YAML file, or a `Config`. A
             mapping has dotted paths, ``{"data.limit": 100}``, or groups,
-            ``{"data": {"limit": 100}}``. None for the default job.
+            ``{"data": {"limit": 100}}``. If `config` is None, the default job is run.
         settings: Single settings by their dotted paths, which replace those of `config`.
-        strategy: The strategy, if it is not the one that the settings name. The run folder then
-            names its class.
+        strategy: The strategy, if the settings name another strategy. The run folder then names the
+            class of this strategy.
         callbacks: Objects that follow the run; see `library.callbacks`.
         verbose: True if Flower and Ray may write messages.
-        trust: The names of code from elsewhere that a YAML file may name. The code that the caller
-            names in a mapping or in `settings` needs no confirmation.
+        trust: The names of code outside of this project and Flower that a YAML file may name. Code
+            that the caller names in a mapping or in `settings` needs no confirmation.
 
     Raises:
         UserError: If no run is possible with the settings or the images.
-        RuntimeError: If the run failed; ``simulate.py --resume FOLDER`` continues it.
+        RuntimeError: If the run failed; ``simulate.py --resume FOLDER`` continues the run.
 
     """
     import strategies
@@ -86,7 +87,7 @@ def settings_of(config: Settings | None, settings: Mapping[str, Any] | None = No
 
 
 def _named_by_caller(config: Settings | None, settings: Mapping[str, Any] | None) -> set[str]:
-    """Returns all texts that the caller wrote, in contrast to those that only a file contains."""
+    """Returns all texts in the settings that the caller wrote, without texts from a file."""
     own: Mapping[str, Any] = {}
     if isinstance(config, Config | Mapping):
         own = to_mapping(config) if isinstance(config, Config) else config
@@ -94,7 +95,7 @@ def _named_by_caller(config: Settings | None, settings: Mapping[str, Any] | None
 
 
 def _watch(callbacks: Sequence[Callback], *, verbose: bool) -> Watch:
-    """Returns the run's view of the callbacks."""
+    """Returns the object through which a run calls the callbacks."""
     from fl_vitlora.experiment.watching import Watch
 
     def show(line: Line) -> None:

@@ -240,7 +240,7 @@ def _created(config: ModelConfig) -> tuple[nn.Module, timm_models.Loader]:
     """Builds a timm model for the configured sizes, with random weights.
 
     Raises:
-        UserError: When timm does not know the model, or the sizes do not fit it.
+        UserError: When timm does not know the model, or the sizes do not fit the model.
     """
     sizes = {"img_size": image_size(config), "patch_size": config.patch_size}
     arguments: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}

@@ -1,4 +1,4 @@
-"""Loads weights into a model only if their names and shapes match those of the model.
+"""Loads weights into a model only if names and shapes in the file and in the model match.
 
 timm converts a file of weights: it changes names and resamples position embeddings. After the
 conversion, timm loads the tensors that match. timm gives no error if the file has a tensor that the
@@ -74,7 +74,7 @@ def fit(
 
 @dataclass(frozen=True, kw_only=True)
 class _Read:
-    """What a model can use of a file.
+    """The tensors of a file that a model can use, and the differences between file and model.
 
     Attributes:
         place: The path or origin of the file, and the prefix of the model's names in the file.
@@ -104,7 +104,7 @@ def _read(
     """Finds the tensors of a model in a file by their names, or else by the names after conversion.
 
     Raises:
-        UserError: When the file has several copies of the model, and no rule says which to choose.
+        UserError: When the file has several copies of the model and no rule says which copy to use.
     """
     expected = model.state_dict()
     found = find_model(tensors, expected, where)
@@ -162,7 +162,8 @@ def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Raises an error if a tensor contains NaN or infinity.
 
     Raises:
-        UserError: If any tensor contains NaN or infinity; the message names the first such tensors.
+        UserError: If any tensor contains NaN or infinity; the message names the first three tensors
+            with these values.
     """
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:

@@ -7,7 +7,8 @@ To get a small image, the ink pixels in each of 8x8 squares are counted, which g
 The UCI handwritten digits were prepared in the same way. Digits, and every other character with a
 numeric value, are refused.
 
-Dimensions: M masks, B batch, C characters, P images of one character, S side of a mask in pixels.
+Letters in shapes: M masks, B images in a batch, C characters, P images of one character, S side of
+a mask in pixels.
 
 Sources: preparation of the digits, Alpaydin and Kaynak 1998 (doi 10.24432/C50P49); smooth random
 displacements, Simard et al. 2003 (ICDAR, "Best practices for convolutional neural networks").
@@ -86,8 +87,8 @@ def draw_masks(characters: str = CHARACTERS) -> list[Tensor]:
             position in this text.
 
     Returns:
-        A list: for each character a tensor (M, S, S) of ink in [0, 1], where M is the number of
-        fonts that have this character.
+        For each character, a tensor (M, S, S) of ink in [0, 1], where M is the number of fonts that
+        have this character.
 
     Raises:
         ValueError: If a character is numeric, or if no font has the character.
@@ -110,7 +111,7 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.G
 
 
 def random_affine(count: int, generator: torch.Generator) -> Tensor:
-    """Draws random affine maps: rotation ±17 degrees, shear ±0.4, narrowing by 0.75 to 1.9.
+    """Draws random affine maps: rotation ±17 degrees, shear ±0.4, narrowing by 0.75 to 1.9 times.
 
     Args:
         count: The number B of maps.

@@ -75,7 +75,7 @@ def is_cached(repository: str, *files: str) -> bool:
 
 
 def _first_address(endpoint: str) -> tuple[str, int]:
-    """Returns the host and port to which a request goes first: of the proxy, or of the hub."""
+    """Returns the host and port to which a request goes first: those of the proxy or the hub."""
     url = urlsplit(endpoint)
     proxies = getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")

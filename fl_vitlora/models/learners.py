@@ -1,11 +1,11 @@
 """Learners of the pre-training: they share the body of a model, and each has its own fast weights.
 
 A learner imitates a federation on encrypted images. A learner has its own key, for which the body
-was not trained, its own letters, and its own fast weights. The fast weights are the tensors that
-the federated method trains, too: an offset of the patch embedding, LoRA on q and v, and a head.
+was not trained, its own letters, and its own fast weights. The fast weights are tensors that the
+federated method also trains: an offset of the patch embedding, LoRA on q and v, and a head.
 :mod:`fl_vitlora.models.pretraining` explains why learners are used.
 
-Dimensions: M learners, B images per learner, N = 16 patches, P = 48 patch entries, D width,
+Letters in shapes: M learners, B images per learner, N = 16 patches, P = 48 patch entries, D width,
 R LoRA rank.
 """
 
@@ -48,7 +48,7 @@ class Recipe:
 def random_key(plain: bool, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Draws a key for block scrambling, pixel shuffling and negative-positive transformation.
 
-    These keys protect nothing, so the generator of torch is good enough for them.
+    These keys protect nothing, so they need no secure random numbers.
 
     Args:
         plain: True to return the key that leaves images plain.

@@ -30,7 +30,7 @@ BESIDE: Mapping[str, str] = {
     r"mask_token": "a mask token",
     r"text(_model|_encoder|_projection)?|logit_(scale|bias)|token_embedding": "a text encoder",
 }
-VISUAL = "visual."  # prefix of the image encoder's names in CLIP's files; all others are text
+VISUAL = "visual."  # prefix of the image encoder's names in CLIP's files; other names are for text
 # Tensors that timm's filters omit, because a model computes them from its sizes.
 COMPUTED = ("relative_position_index", "attn_mask", "periods", "bias_mask")
 POOLING = "attn_pool."  # prefix of the names of a pooling head
@@ -121,7 +121,7 @@ def compare(
 def _converted(
     model: nn.Module, own: Mapping[str, Tensor], convert: Convert | None
 ) -> tuple[dict[str, Any], str | None]:
-    """Returns the converted tensors, or the unchanged tensors and why they cannot be converted."""
+    """Returns the converted tensors, or the unchanged tensors and the reason for the failure."""
     try:
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):
             return dict(own if convert is None else convert(dict(own), model)), None
@@ -139,7 +139,7 @@ def beside(name: str) -> str | None:
         ('a head', 'a decoder', None)
     """
     for part in name.split("."):
-        if part.isdigit():  # the tensor belongs to a stack of blocks, hence to an encoder
+        if part.isdigit():  # the tensor belongs to the blocks of an encoder
             return None
         for pattern, what in BESIDE.items():
             if re.fullmatch(pattern, part):
@@ -165,7 +165,7 @@ def _lost(own: Mapping[str, Tensor], made: Mapping[str, Any], computed: set[str]
         name
         for name, tensor in own.items()
         if name not in kept
-        and (name not in made or origins.get(name))  # otherwise its numbers were computed anew
+        and (name not in made or origins.get(name))  # else its numbers were computed anew
         and not (name in computed or name.rpartition(".")[2] in COMPUTED)
         and not (name.endswith("bias") and not tensor.any())
     ]

@@ -1,11 +1,11 @@
-"""Pre-trains the small ViT of this package on letters, with ever new keys (active forgetting).
+"""Pre-trains the small ViT of this package on letters, with many new keys (active forgetting).
 
-When the model is used, images will be encrypted under keys that are not known yet. So the body of
-the model must adapt quickly to new keys. Phase 1 trains the ViT to read letters (see
+When the model is used, images will be encrypted under keys that are not known yet. Therefore the
+body of the model must adapt quickly to new keys. Phase 1 trains the ViT to read letters (see
 :mod:`fl_vitlora.models.glyphs`). In phase 2 a few *learners* share the body of the ViT. Each
 learner has its own key (block scrambling, pixel shuffling, negative-positive transformation), its
-own ten letters, and *fast* weights. The fast weights are the tensors that the federated method
-trains, too: an offset of the patch embedding, LoRA on q and v, and a head. Every step updates the
+own ten letters, and *fast* weights. The fast weights are tensors that the federated method also
+trains: an offset of the patch embedding, LoRA on q and v, and a head. Every step updates the
 fast weights of each learner. The same step updates the *slow* weights of the body with the mean of
 the learners' gradients. After 60 to 160 steps a learner is started anew: it gets a new key and new
 letters, and its fast weights are set to zero. One learner in five sees plain images, so that the
@@ -19,13 +19,13 @@ commands repeat the pre-training:
 The second command trains the model for comparison, with as many steps as the first, but with plain
 images only.
 
-Dimensions: M learners, B images per learner, N = 16 patches, P = 48 patch entries, D width,
+Letters in shapes: M learners, B images per learner, N = 16 patches, P = 48 patch entries, D width,
 R LoRA rank, C classes.
 
-Sources: active forgetting, Chen et al. 2023 (arXiv 2307.01163), who use it for word embeddings of
-new languages and with one learner; fast and slow weights with first-order gradients, Nichol et al.
-2018 (arXiv 1803.02999), here summed over all steps of a learner's life; the federated method, Lin
-et al. 2025 (arXiv 2507.11943).
+Sources: active forgetting, Chen et al. 2023 (arXiv 2307.01163), who use active forgetting with one
+learner, for word embeddings of new languages; fast and slow weights with first-order gradients,
+Nichol et al. 2018 (arXiv 1803.02999), here summed over all steps of a learner's life; the federated
+method, Lin et al. 2025 (arXiv 2507.11943).
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def slow_step(optimizer: torch.optim.AdamW, rate: float) -> None:
 def rate_share(step: int, steps: int) -> float:
     """Returns the factor by which the learning rate is multiplied in a step.
 
-    The factor rises to 1 over 200 steps and stays at 1. In the last two thirds of the steps it
-    falls linearly to 0.02.
+    The factor rises to 1 over 200 steps and stays at 1. In the last two thirds of the steps, the
+    factor falls linearly to 0.02.
     """
     return min(1.0, (step + 1) / 200, 1.5 * (1 - step / steps) + 0.02)
 
@@ -227,7 +227,7 @@ def save(model: VisionTransformer, recipe: Recipe, characters: str, path: Path) 
         "normalisation": "(q / 255 - 0.5) / 0.5",
         "recipe": asdict(recipe),
     }
-    metadata = {"pretraining": json.dumps(facts)}  # one entry, because safetensors reorders several
+    metadata = {"pretraining": json.dumps(facts)}  # safetensors reorders several entries
     tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
     write_atomically(path, to_bytes(tensors, metadata=metadata))
 
@@ -242,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     settings = vars(parser.parse_args(arguments))
     path: Path = settings.pop("out")
-    torch.set_num_threads(1)  # the number of threads changes the order of sums, and so the rounding
+    torch.set_num_threads(1)  # more threads would change the order of sums, and the rounding
     recipe = Recipe(**settings)
     save(pretrain(recipe), recipe, CHARACTERS, path)
 

@@ -1,6 +1,6 @@
 """Reads and replaces the patch embedding and the position embedding of a timm ViT.
 
-Both embeddings together are called the patch reader.
+The patch embedding and the position embedding together are called the patch reader.
 
 Letters in shapes: B images, C channels, H × W pixels, p patch size, N patches, D = C·p² entries per
 patch, W width of the model.
@@ -143,9 +143,9 @@ def open_reader(path: Path) -> PatchReader:
 
 
 def adapted_to(path: Path) -> str:
-    """Returns the id of the key to which a stored patch reader is adapted; empty if none.
+    """Returns the id of the key to which a stored patch reader is adapted.
 
-    The result is also empty if the file does not exist.
+    The result is empty if the patch reader is not adapted, or if the file does not exist.
 
     Raises:
         UserError: When the file is damaged.
@@ -154,7 +154,7 @@ def adapted_to(path: Path) -> str:
 
 
 def _as_matrix(weight: Tensor) -> Tensor:
-    """Flattens a weight (W, C, p, p) to (W, D). A weight of another shape is returned as it is."""
+    """Flattens a weight (W, C, p, p) to (W, D). A weight of another shape is returned unchanged."""
     return weight.flatten(1) if weight.ndim == 4 else weight
 
 

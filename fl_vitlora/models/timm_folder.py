@@ -19,7 +19,7 @@ from fl_vitlora.models.backbone import BUNDLED, Backbone, normalize
 from fl_vitlora.storage.checksummed import write_sealed
 from fl_vitlora.storage.files import write_atomically
 
-BUNDLED_AS = "vit_base_patch16_224"  # timm's ViT, to which the sizes of bundled models are given
+BUNDLED_AS = "vit_base_patch16_224"  # timm's model that is built with a bundled model's sizes
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CROP_MODES = {"squash": "squash", "crop": "center", "pad": "border"}  # timm's names
 CLOSE = 1e-4  # largest difference of logits, as a share of the largest logit
@@ -27,7 +27,7 @@ CLOSE = 1e-4  # largest difference of logits, as a share of the largest logit
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """What timm must know to build a model again.
+    """The description with which timm can build a model again.
 
     Attributes:
         architecture: The name of the model in timm.
@@ -39,7 +39,7 @@ class Described:
 
 
 def describe(backbone: Backbone, name: str) -> Described:
-    """Returns what timm must know to build the plain model of a backbone.
+    """Returns the description with which timm can build the plain model of a backbone.
 
     Args:
         backbone: The model, whose sizes are used.
@@ -57,7 +57,7 @@ def describe(backbone: Backbone, name: str) -> Described:
     settings: Mapping[str, Any] = getattr(backbone.model, "pretrained_cfg", None) or {}
     architecture = settings.get("architecture")
     if not architecture:
-        raise UserError(f"model {name} cannot be exported: timm does not tell its architecture")
+        raise UserError(f"model {name} cannot be exported: timm does not name its architecture")
     own = {n: v for n, v in getattr(backbone.model, "_model_args", {}).items() if _is_plain(v)}
     own.pop("num_classes", None)
     return Described(architecture=architecture, arguments={**own, **sizes})
@@ -84,7 +84,7 @@ def expect_same_logits(ours: Backbone, other: nn.Module, what: str) -> None:
     """Checks that another model has the logits of a model, for two made-up images.
 
     Args:
-        ours: The model.
+        ours: The model that computes the expected logits.
         other: The other model, which reads the same images.
         what: The name of the other model, for the error.
 
@@ -109,7 +109,7 @@ def expect_same_logits(ours: Backbone, other: nn.Module, what: str) -> None:
 def _config(
     plain: Backbone, described: Described, class_names: Sequence[str], crop_mode: str
 ) -> dict[str, Any]:
-    """Returns the content of config.json, as timm writes it for the hub."""
+    """Returns the content of config.json, in the form that timm writes for the hub."""
     settings: Mapping[str, Any] = getattr(plain.model, "pretrained_cfg", None) or {}
     return {
         "architecture": described.architecture,
@@ -137,7 +137,7 @@ def open_timm_folder(folder: Path) -> nn.Module:
     """Returns the model that timm builds from the files of a folder.
 
     Raises:
-        UserError: If timm cannot build it.
+        UserError: If timm cannot build the model.
     """
     import timm
 

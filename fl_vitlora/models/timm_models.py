@@ -2,8 +2,8 @@
 
 A name has one of three forms: it is the name of a timm model (`NAME` or `NAME.tag`, also written
 `timm/NAME.tag`), a repository of the Hugging Face hub (`hf-hub:owner/name`), or a folder with
-config.json and weights, as in such a repository (`local-dir:PATH`). timm finds and downloads the
-weights. The module `fitting` compares the weights with the model and loads them.
+config.json and weights, like the files of a repository (`local-dir:PATH`). timm finds and downloads
+the weights. The module `fitting` compares the weights with the model and loads the weights.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             recognises the format by the content, not by the name.
 
     Returns:
-        A dictionary: the tensors by their dotted names.
+        The tensors by their dotted names.
 
     Raises:
         UserError: When the file cannot be read, contains no tensor, or needs code to be run.
@@ -104,8 +104,8 @@ def weights_in_folder(folder: Path) -> Path:
     """Finds the weight file in a folder with the files of a repository of the hub.
 
     Raises:
-        UserError: When there is no weight file, or when there are several and none has a usual
-            name.
+        UserError: When there is no weight file, or when there are several weight files and no file
+            has a usual name.
     """
     known = [folder / name for name in FOLDER_FILES if (folder / name).is_file()]
     endings = ("*.safetensors", "*.bin", "*.pth", "*.pt")
@@ -144,7 +144,7 @@ def _is_safetensors(path: Path) -> bool:
 def _load_torch(path: Path) -> Any:
     """Loads a file of torch, which may contain only plain values, tensors and argparse options."""
     with (
-        path.open("rb") as file,  # if torch got a path, it would decide by the suffix
+        path.open("rb") as file,  # with a path, torch would decide by the suffix
         torch.serialization.safe_globals([argparse.Namespace]),
         warnings.catch_warnings(action="ignore"),
     ):

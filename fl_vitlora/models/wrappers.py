@@ -2,8 +2,8 @@
 
 Training scripts often put a prefix before the names of a model's tensors: `model`, `state_dict`,
 `module.` (data parallel), `_orig_mod.` (compiled), `teacher.backbone.` (self-supervised), `model.`
-(Lightning). This module has no list of such prefixes: a prefix is any text before names that the
-model itself has.
+(Lightning). This module needs no list of prefixes: a prefix is any text before names that the model
+itself has.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WRAPPERS = (
     "state_dict_ema",
     "teacher",
 )
-ENOUGH = 0.5  # a copy has this share of the names, compared with the best prefix
+ENOUGH = 0.5  # a copy has more than this share of the names that the best prefix has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class Found:
 def find_model(tensors: Mapping[str, Tensor], expected: Collection[str], where: str) -> Found:
     """Finds the tensors of a model in a file.
 
-    A file may contain several copies of the model. Of several copies, the averaged copy (for
-    example `model_ema`) is chosen, or else the teacher. The scripts that write such files use the
+    A file may contain several copies of the model. This function then chooses the averaged copy
+    (for example `model_ema`), or else the teacher. The scripts that write several copies use the
     same order. If several copies are equally preferred but have different numbers, the file is
     refused.
 
@@ -70,7 +70,7 @@ def find_model(tensors: Mapping[str, Tensor], expected: Collection[str], where: 
         The tensors of the chosen copy, and the remaining tensors of the file.
 
     Raises:
-        UserError: When several copies differ and no rule says which one to choose.
+        UserError: When several copies differ and no rule says which copy to choose.
 
     Example:
         >>> file = {"teacher.backbone.a": torch.ones(1), "student.backbone.a": torch.zeros(1)}

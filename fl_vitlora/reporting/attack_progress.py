@@ -1,4 +1,4 @@
-"""Shows on a terminal which attack of an audit is being carried out, and since when."""
+"""Shows on a terminal which attack of an audit is being carried out, and for how long."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
 class AttackProgress:
-    """A line that is visible inside a `with` block. Nothing is shown without a terminal.
+    """A progress line that is visible inside a `with` block, if there is a terminal.
 
     Args:
         attacks: The number of attacks.

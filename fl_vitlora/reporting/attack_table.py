@@ -18,7 +18,7 @@ def print_attacks(outcomes: Sequence[Outcome], folder: str, console: Console | N
     """Prints a table of figures, and the reasons for attacks that were not carried out.
 
     Args:
-        outcomes: The outcomes.
+        outcomes: The outcomes of all attacks.
         folder: The path of the run folder.
         console: The console that prints; None for the screen.
     """

@@ -77,7 +77,7 @@ def run_rows(records: Sequence[Record], root: Path) -> Iterator[Row]:
 
 
 def _validated(result: Row) -> Row:
-    """Returns the columns of a run with validation images; empty for a run without."""
+    """Returns the validation columns of a run; empty if the run has no validation images."""
     score, best = result.get("validation"), result.get("best")
     if not isinstance(score, Mapping):
         return {}
@@ -138,7 +138,7 @@ def difference_rows(differences: Sequence[Difference]) -> Iterator[Row]:
 
 
 def _validation_of(difference: Difference) -> Row:
-    """Returns the columns with the difference in validation accuracy, if it is known."""
+    """Returns the columns with the difference in validation accuracy; empty if it is unknown."""
     known = difference.validation
     if known is None:
         return {}

@@ -46,7 +46,7 @@ MEANING_OF_ERROR = (
 )
 MEANING_OF_VALIDATION = (
     "Validation: the accuracy on the validation images, a part of the training images on which no "
-    "client trains. The test images choose nothing."
+    "client trains. The test images are never used to choose anything."
 )
 DIFFERENCES = "Differences in test accuracy, paired by seed, the best first: mean ± standard error"
 BY_VALIDATION = (
@@ -145,7 +145,7 @@ def readable_cells(comparison: Report) -> list[list[str]]:
 
 
 def _target_text(cell: Summary) -> str:
-    """Returns a text: the bytes sent until the target accuracy, and how many runs reached it."""
+    """Returns a text: the bytes sent until the target accuracy, and how many runs reached this."""
     if cell.to_target is None:
         return "not reached" if cell.targets else ""
     some = "" if cell.reached == cell.targets else f" ({cell.reached} of {cell.targets})"
@@ -156,20 +156,20 @@ def _target_text(cell: Summary) -> str:
 def has_validation(comparison: Report) -> bool:
     """Returns True if a cell has a validation accuracy.
 
-    If no cell has one, tables omit the column of the validation accuracy.
+    If no cell has a validation accuracy, tables omit the column of the validation accuracy.
     """
     return any(cell.validation is not None for cell in comparison.summaries)
 
 
 def heading_of_differences(comparison: Report) -> str:
-    """Returns the heading of the table of differences, which says by what they are ordered."""
+    """Returns the heading of the table of differences, which says how the rows are ordered."""
     return BY_VALIDATION if is_ranked_by_validation(comparison.differences) else DIFFERENCES
 
 
 def has_errors(comparison: Report) -> bool:
     """Returns True if a cell has an aggregation error.
 
-    If no cell has one, tables omit the column of the aggregation error.
+    If no cell has an aggregation error, tables omit the column of the aggregation error.
     """
     return any(cell.aggregation_error is not None for cell in comparison.summaries)
 
@@ -186,7 +186,7 @@ def readable_differences(comparison: Report) -> list[list[str]]:
 
 
 def readable_problems(comparison: Report) -> list[str]:
-    """Returns sentences: why runs have no result, and which warnings other runs gave.
+    """Returns sentences that say why runs have no result, and which warnings other runs gave.
 
     Each sentence names the cell and the seeds of its runs. If several runs of a cell have the same
     problem, there is one sentence with all their seeds.

@@ -54,7 +54,7 @@ class Live:
 
 
 class Replies:
-    """Counts the clients that were asked to train in this round, and those that have answered.
+    """Counts the clients that were asked to train in a round, and the clients that have answered.
 
     Attributes:
         asked: The number of clients that were asked.
@@ -138,7 +138,7 @@ class RunDisplay(Live):
         self._move(int(self._done) + self._replies.share)
 
     def _move(self, done: float) -> None:
-        """Moves the bar forwards, never back: a round may end after the next one has begun.
+        """Moves the bar forwards, never back: a round may end after the next round has begun.
 
         Args:
             done: The number of finished rounds, plus the finished share of the current round.
@@ -168,7 +168,7 @@ class RunDisplay(Live):
 
 
 def accuracy_in(line: Mapping[str, Any], *, with_loss: bool = True) -> str:
-    """Returns a text with the accuracy of a round, and the images it was measured on.
+    """Returns a text with the accuracy of a round, which also names validation images.
 
     Args:
         line: The round's line in `rounds.jsonl`.

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from rich.console import Console
 
 # The same problem can occur in several rounds or with other clients. This pattern matches the part
-# of the text that names the round or clients. Of texts that differ only there, one is printed.
+# of the text that names the round or clients. Of texts that differ only in this part, only the
+# first text is printed.
 CIRCUMSTANCES = re.compile(
     r"round \d+: | with \d of \d clients| \((all in|clients of ranks) [^)]*\)"
 )

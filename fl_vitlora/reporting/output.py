@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Outlet(io.FileIO):
-    """A file that ignores failed writes, such as those after its reader has ended."""
+    """A file that ignores failed writes, for example writes after its reader has ended."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         """Writes data and returns the number of bytes written.
@@ -47,7 +47,7 @@ IN_PLAIN = "fl_vitlora.plain"  # the name of an error handler of `codecs`
 
 
 def in_plain(error: UnicodeError) -> tuple[str | bytes, int]:
-    r"""Returns the text that replaces characters for which an encoding has no code.
+    r"""Returns a similar text for characters without a code, and the position after them.
 
     Example:
         >>> codecs.register_error(IN_PLAIN, in_plain)
@@ -75,7 +75,7 @@ def outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 def outlive_readers() -> None:
     """Replaces standard output and standard error by streams that raise no error without a reader.
 
-    A stream that another program has already replaced stays as it is.
+    A stream that other code has already replaced is not replaced again.
     """
     codecs.register_error(IN_PLAIN, in_plain)
     open_standard_files()
@@ -95,4 +95,4 @@ def open_standard_files() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the new file gets this descriptor, the lowest free one
+            os.open(os.devnull, os.O_RDWR)  # a new file gets the lowest free descriptor: this one

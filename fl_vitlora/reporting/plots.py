@@ -29,8 +29,8 @@ MEGABYTE = 1e6
 MOST_NAMED_CLASSES = 20
 MOST_BARS = 100  # the largest number of bars that can be seen separately
 MARKERS = "osD^vP*X<>"
-COLOURS = 10  # that matplotlib's default cycle has
-LONGEST_LEGEND = 22  # labels in a column
+COLOURS = 10  # the number of colours in matplotlib's default cycle
+LONGEST_LEGEND = 22  # the largest number of labels in one column of a legend
 
 Look = tuple[str, str]
 Style = dict[str, Any]
@@ -92,7 +92,7 @@ def plot_traffic(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def traffic(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Returns a dictionary: for each group of tensors, the bytes sent in each round.
+    """Returns the number of bytes sent in each round, by group of tensors.
 
     A group is, for example, the head. The entry ``overhead`` has all bytes that carry no tensor.
 
@@ -203,7 +203,7 @@ def _draw_cells(axes: Axes, x: Sequence[float], cells: Sequence[Summary]) -> Non
 
 
 def styles_of(looks: Iterable[Look]) -> dict[Look, Style]:
-    """Returns a colour and a marker for each look, so that no two looks share both.
+    """Returns a colour and a marker for each look; two looks differ in the colour or the marker.
 
     Args:
         looks: For each point, the value that its colour shows, and the value that its marker shows.
@@ -214,7 +214,7 @@ def styles_of(looks: Iterable[Look]) -> dict[Look, Style]:
         {'color': 'C1', 'marker': 'o'}
     """
     hues, shapes = (list(dict.fromkeys(values)) for values in zip(*looks, strict=True))
-    if len(shapes) == 1:  # then the marker distinguishes labels that have the same colour
+    if len(shapes) == 1:  # the marker distinguishes labels of the same colour
         return {
             (hue, shapes[0]): {
                 "color": f"C{i % COLOURS}",
@@ -235,7 +235,7 @@ def styles_of(looks: Iterable[Look]) -> dict[Look, Style]:
 
 
 def legend_of(styles: Mapping[Look, Style]) -> list[tuple[str, Style]]:
-    """Returns the lines of a legend: a label with its style, first of colours, then of markers."""
+    """Returns the lines of a legend: labels with styles, first for colours, then for markers."""
     if len({shape for _, shape in styles}) == 1:
         return [(hue, style) for (hue, _), style in styles.items() if hue]
     colours = {hue: {"color": s["color"], "marker": "o"} for (hue, _), s in styles.items()}

@@ -85,7 +85,7 @@ class RunFolder:
         try:
             make_folder(folder.path)
             # The configuration is written first, so that the run can be resumed. If two processes
-            # found the folder free, the process that writes the configuration gets the folder.
+            # found the folder free, the first process that writes the file gets the folder.
             write_atomically(folder.path / CONFIG, to_yaml(config), new=True)
             folder._furnish()
         except WriteError as error:
@@ -259,7 +259,7 @@ def located(asked: Config, begun: Config, run: Path) -> Config:
     """Finds the files of a resumed run relative to the directory in which the run was started.
 
     Args:
-        asked: The configuration with which the run is resumed. Paths that differ from those in
+        asked: The configuration with which the run is resumed. Paths that differ from the paths in
             `begun` are not changed.
         begun: The configuration with which the run was started.
         run: The run folder.
@@ -285,9 +285,8 @@ def with_ring_of(config: Config, starts: Iterable[Path]) -> Config:
         starts: The working directories in which the runs were started.
 
     Returns:
-        The configuration with the path of the first key ring that exists. The path of the key ring
-        stays as it is if the current directory has the key ring, or if none of the directories has
-        it.
+        The configuration with the path of the first key ring that exists. The path does not change
+        if the key ring is found from the current directory, or from none of the directories.
     """
     name = config.encryption.key_file
     if Path(name).exists():
@@ -322,7 +321,7 @@ def has_current_form(result: Mapping[str, Any]) -> bool:
 
     A saving compares the bytes sent with the bytes that full fine-tuning would send. Older versions
     counted a whole model for each message of the run, even for repeated messages and for messages
-    of the evaluation. Such savings must not appear in one table with newer savings.
+    of the evaluation. Savings of older versions must not appear in one table with newer savings.
     """
     wire = result.get("communication")
     return not isinstance(wire, Mapping) or "saving_with_flower" in wire

@@ -43,7 +43,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean of some values, and how much they vary.
+    """The mean and the spread of some values.
 
     Attributes:
         mean: The mean of the values.
@@ -86,7 +86,7 @@ class Summary:
         targets: The number of runs that had a target accuracy.
         reached: The number of runs that reached their target accuracy.
         to_target: The bytes that a run had sent when it reached its target accuracy; None if no run
-            reached it.
+            reached its target accuracy.
         problems: The reasons why runs have no result, each reason once.
     """
 
@@ -116,10 +116,10 @@ class Difference:
         label: The value of the setting `axis` in the first cell.
         baseline: The value of the setting `axis` in the second cell, which is called the baseline.
         others: The values of the other settings, which both cells share.
-        accuracy: The test accuracy of the first cell minus that of the baseline, in percentage
-            points. The spread of the difference is its standard error.
-        validation: The validation accuracy of the first cell minus that of the baseline, in
-            percentage points; None if a run has no validation accuracy.
+        accuracy: The test accuracy of the first cell minus the test accuracy of the baseline, in
+            percentage points. The spread of the difference is its standard error.
+        validation: The validation accuracy of the first cell minus the validation accuracy of the
+            baseline, in percentage points; None if a run has no validation accuracy.
         pairs: The number of seeds that both cells have in common.
     """
 
@@ -138,7 +138,7 @@ def percent(record: Record) -> float:
 
 
 def validation_percent(record: Record) -> float | None:
-    """Returns the validation accuracy of a run in percent; None if the run has none."""
+    """Returns the validation accuracy of a run in percent; None if it was not measured."""
     score = (record.result or {}).get("validation")
     return None if score is None else 100.0 * float(score["accuracy"])
 
@@ -187,10 +187,10 @@ def differences(records: Iterable[Record], baselines: Labels) -> list[Difference
         baselines: For each axis, the label of the baseline.
 
     Returns:
-        A list with a difference for each pair of cells that has a seed in common. Differences from
-        the same baseline cell are next to each other, and the largest of them comes first.
-        Differences are ranked by the validation accuracy if all differences have one, else by the
-        test accuracy.
+        A difference for each pair of cells that have a seed in common. Differences from the same
+        baseline cell are next to each other, and the largest of these differences comes first. The
+        differences are ranked by validation accuracy if it is known for every difference, and
+        otherwise by test accuracy.
     """
     cells = _by_cell(records)
     found = []
@@ -220,7 +220,7 @@ def differences(records: Iterable[Record], baselines: Labels) -> list[Difference
 
 
 def _ranked(found: Iterable[Difference]) -> list[Difference]:
-    """Returns differences grouped by their baseline cell. In a group the largest comes first."""
+    """Returns differences grouped by baseline cell, with the largest first in each group."""
     found = list(found)
     ranked_by = ranking_of(found)
     groups: dict[tuple[str, Key], list[Difference]] = {}
@@ -234,7 +234,7 @@ def _ranked(found: Iterable[Difference]) -> list[Difference]:
 
 
 def ranking_of(found: Sequence[Difference]) -> Callable[[Difference], float]:
-    """Returns the function that ranks differences: by validation accuracy if all have one."""
+    """Returns the function that ranks differences by validation accuracy or by test accuracy."""
     if is_ranked_by_validation(found):
         return lambda difference: difference.validation.mean if difference.validation else math.nan
     return lambda difference: difference.accuracy.mean
@@ -264,7 +264,7 @@ def _scores(records: Iterable[Record]) -> dict[int, float]:
 
 
 def _validation_scores(records: Iterable[Record]) -> dict[int, float]:
-    """Returns the validation accuracy of each run that has one, in percent, by seed."""
+    """Returns the validation accuracies of runs in percent, by seed, as far as they are known."""
     known = {record.seed: validation_percent(record) for record in records}
     return {seed: percents for seed, percents in known.items() if percents is not None}
 

@@ -96,7 +96,7 @@ def fold(rows: Rows, texts: int, width: int) -> Folded:
 
 
 def _groups(widths: Sequence[int], texts: int, width: int) -> Iterator[list[int]]:
-    """Yields groups of columns that fit on the screen beside the columns with row names."""
+    """Yields groups of columns that fit on the screen next to the columns with row names."""
     free = width + GAP - sum(widths[:texts])
     group: list[int] = []
     for column in range(texts, len(widths)):

@@ -64,11 +64,11 @@ class Rule(NamedTuple):
 def check_attack(kind: Kind) -> None:
     """Checks the class of an attack against the rules of its contract, `RULES`.
 
-    Rules about guesses are tested on those made-up runs that the attack can be carried out on. If
-    there are none, these rules are not tested.
+    Rules about guesses are tested on the made-up runs on which the attack can be carried out. If
+    there is no such run, these rules are not tested.
 
     Args:
-        kind: The class.
+        kind: The class of the attack.
 
     Raises:
         AttackError: If a rule is broken. The message explains the first broken rule.
@@ -140,8 +140,8 @@ def _declares_figures(kind: Kind) -> None:
     for name in names:
         if not name or name != name.strip() or set(name) & set("<>\n") or name == VERDICT:
             raise AttackError(
-                f"the figure {name!r} cannot be named by --fail-if: a name has no <, > or spaces "
-                f"at its ends, and is not {VERDICT}"
+                f"the figure {name!r} cannot be named by --fail-if: a name must not contain < or "
+                f">, begin or end with a space, or be {VERDICT}"
             )
 
 
@@ -149,13 +149,13 @@ def _is_handed_no_secret(kind: Kind) -> None:
     for name in ("lacks", "guess"):
         method = getattr(kind, name)
         if len(inspect.signature(method).parameters) != 2:
-            raise AttackError(f"`{name}` must take self and the view of an adversary alone")
+            raise AttackError(f"`{name}` must take self and the view of an adversary, nothing else")
         try:
             hints = list(typing.get_type_hints(method).values())
         except NameError:  # the hints of a class that is defined in a function
             hints = []
         if secret := next((hint for hint in hints if hint in SECRETS), None):
-            raise AttackError(f"`{name}` must not be handed a {secret.__name__}")
+            raise AttackError(f"`{name}` must not take a {secret.__name__} as an argument")
 
 
 def _says_what_is_lacking(kind: Kind) -> None:
@@ -165,12 +165,12 @@ def _says_what_is_lacking(kind: Kind) -> None:
         if not isinstance(reason, str):
             raise AttackError(
                 f"{run.name}: `lacks` returned {reason!r} to the {view.adversary}, expected a "
-                "text, empty if nothing is missing"
+                "text, which is empty if nothing is missing"
             )
         if "\n" in reason or reason.endswith("."):
             raise AttackError(
                 f"{run.name}: `lacks` must return the end of a sentence without its full stop, "
-                f"on one line, and returned {reason!r}"
+                f"on one line, but returned {reason!r}"
             )
         if (differing := first_difference(before, copied(view))) is not None:
             raise _changing(view, run, "lacks", differing)
@@ -181,11 +181,12 @@ class Trial:
     """An attack that was carried out on a made-up run.
 
     Attributes:
-        run: The run.
-        view: What the adversary has.
-        guess: The guess.
-        found: The leaves of the guess, copied.
-        changed: The first place of the view that the guess changed, or None.
+        run: The made-up run.
+        view: The view of the adversary, that is, what the adversary has.
+        guess: The guess of the attack.
+        found: Copies of the leaves (smallest parts) of the guess, by place.
+        changed: The first place of the view that the method `guess` changed; None if the method
+            changed nothing.
     """
 
     run: AttackedRun
@@ -197,7 +198,7 @@ class Trial:
 
 @functools.lru_cache(maxsize=1)
 def _all_trials(kind: Kind) -> tuple[Trial, ...]:
-    """Carries out an attack by each adversary on each made-up run that it can be carried out on."""
+    """Carries out an attack by each adversary on each made-up run on which this is possible."""
     attack, trials = kind(images=IMAGES), []
     for run, view in _views(kind):
         if not _called(attack.lacks, view, run, "lacks"):
@@ -215,7 +216,7 @@ def _trials(kind: Kind) -> tuple[Trial, ...]:
 
 
 def _one_each(kind: Kind) -> Sequence[Trial]:
-    """Returns the first trial of each adversary, since repeating all of them takes long."""
+    """Returns the first trial of each adversary; to repeat all trials would take too long."""
     return list({type(trial.view): trial for trial in reversed(_trials(kind))}.values())
 
 
@@ -225,9 +226,9 @@ def _repeats(kind: Kind) -> None:
             again = _called(kind(images=IMAGES).guess, trial.view, trial.run, "guess")
         if (differing := first_difference(trial.found, copied(again))) is not None:
             raise AttackError(
-                f"{trial.run.name}: from the same view of the {trial.view.adversary} `guess` "
-                f"makes another guess (guess{differing}); draw random numbers with a fixed seed "
-                "of your own, and remember nothing"
+                f"{trial.run.name}: from the same view of the {trial.view.adversary}, `guess` "
+                f"makes a different guess (guess{differing}); draw random numbers with a fixed "
+                "seed of your own, and remember nothing"
             )
 
 
@@ -262,7 +263,7 @@ def _scores(kind: Kind) -> None:
         run, adversary = trial.run, trial.view.adversary
         figures = _figures(attack, trial)
         if figures != _figures(attack, trial):
-            raise AttackError(f"{run.name}, {adversary}: the second `score` has other figures")
+            raise AttackError(f"{run.name}, {adversary}: a second `score` returns other figures")
         told = [figure.name for figure in figures]
         others = names.setdefault((run.name, adversary), told)
         if not told or told != others or len(set(told)) < len(told):
@@ -290,14 +291,14 @@ def _figures(attack: Attack[Any, Any], trial: Trial) -> list[Figure]:
 
 
 RULES = (
-    Rule("is a frozen dataclass that can be made", _is_frozen, first=True),
+    Rule("is a frozen dataclass of which an instance can be made", _is_frozen, first=True),
     Rule("names its adversaries, which are views", _names_adversaries, first=True),
     Rule("says its goal in one sentence", _tells_its_goal),
     Rule("declares the names of its figures", _declares_figures),
-    Rule("is handed nothing but a view before it has guessed", _is_handed_no_secret, first=True),
-    Rule("says as a text what an adversary lacks", _says_what_is_lacking, first=True),
+    Rule("gets nothing but a view before it has guessed", _is_handed_no_secret, first=True),
+    Rule("says in a text what an adversary lacks", _says_what_is_lacking, first=True),
     Rule("makes the same guess from the same view", _repeats),
-    Rule("changes nothing of what an adversary has", _changes_nothing),
+    Rule("does not change the view of an adversary", _changes_nothing),
     Rule("uses no more encrypted images than it may", _bounds_its_images),
     Rule("returns the figures that it declares, the same each time", _scores),
 )
@@ -326,7 +327,7 @@ def _changing(view: View, run: AttackedRun, name: str, place: str) -> AttackErro
 
 
 class _other_random_numbers:  # noqa: N801 - a context manager that reads like a function
-    """Gives the global generators another state within a block, and restores them after it."""
+    """Gives the global random generators another state in a block; restores the old state later."""
 
     def __enter__(self) -> None:
         self._torch, self._numpy = torch.get_rng_state(), np.random.get_state()

@@ -1,8 +1,8 @@
-"""Small made-up runs, and what each adversary has of them, on which an attack is checked.
+"""Makes small made-up runs on which attacks are checked, with the view of each adversary.
 
-The images are smooth grey patterns, of another frequency for each class. Clients really train on
-their ciphertext, with the bundled architecture and random weights. So nothing is downloaded, and
-the key of the owners is made up.
+The images are smooth grey patterns, with a different frequency for each class. Clients really train
+on their ciphertext, with the bundled architecture and random weights. Therefore nothing is
+downloaded. The owners' key is made up.
 """
 
 from __future__ import annotations
@@ -48,11 +48,12 @@ from fl_vitlora.state import State, mean, subtract
 from fl_vitlora.strategy import SEVERAL, Update, averaged
 from fl_vitlora.training.local import LocalTask, train
 
-CLIENTS, CLASSES, OWN, KNOWN = 5, 4, 8, 120  # images of a client, images that everyone has
+# OWN is the number of images of a client, KNOWN the number of images that everyone has.
+CLIENTS, CLASSES, OWN, KNOWN = 5, 4, 8, 120
 SIDE, BLOCK, CANDIDATES = 16, 4, 240
-INSIDE = 6  # images of a client that an insider knows
-VICTIMS = 2  # clients whose worker and thief attack them
-NO_SEED = 0  # views have settings without the seed
+INSIDE = 6  # the number of images of a client that an insider knows
+VICTIMS = 2  # the number of clients that a worker and a thief attack
+NO_SEED = 0  # the seed in the settings that adversaries see; the real seed is left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +61,8 @@ class AttackedRun:
     """A made-up run.
 
     Attributes:
-        name: What is special about the run, for messages.
-        views: What the adversaries of each kind have.
+        name: A text for error messages that says what is special about the run.
+        views: The views of the adversaries of each kind, that is, what they have.
         truth: The owners' secrets.
     """
 
@@ -72,7 +73,7 @@ class AttackedRun:
 
 @functools.cache
 def attacked_runs() -> tuple[AttackedRun, ...]:
-    """Returns the made-up runs: the usual one, and those in which adversaries have more or less."""
+    """Returns the made-up runs: the usual run, and runs where adversaries have more or less."""
     usual = _run("the default settings", OWN, {})
     return (
         usual,
@@ -91,7 +92,7 @@ def made_up_images(count: int, first: int = 0) -> Shard:
 
     Args:
         count: The number n of images.
-        first: The number of the first image; images of different numbers differ.
+        first: The number of the first image. Images with different numbers differ.
 
     Returns:
         The images, uint8 (n, 3, 16, 16), and labels.
@@ -108,10 +109,10 @@ def made_up_images(count: int, first: int = 0) -> Shard:
 
 
 def _run(name: str, own: int, given: Mapping[str, Any]) -> AttackedRun:
-    """Makes a run, by training.
+    """Makes a run in which the clients really train.
 
     Args:
-        name: What is special about the run.
+        name: A text that says what is special about the run.
         own: The number of images of each client.
         given: Settings of the run by their dotted paths.
     """
@@ -140,7 +141,7 @@ def _run(name: str, own: int, given: Mapping[str, Any]) -> AttackedRun:
     )
     start = methods.export_state(built.model)
     rounds = _rounds(config, built, shards)
-    methods.copy_in(methods.trainable(built.model), start)  # training has overwritten them
+    methods.copy_in(methods.trainable(built.model), start)  # undoes the training
     views: dict[type[View], Sequence[View]] = {
         **_views_of_the_model(public, reader, built, rounds),
         **_views_of_shards(public, reader, shards[: VICTIMS if not given else 1], plain),
@@ -152,7 +153,7 @@ def _run(name: str, own: int, given: Mapping[str, Any]) -> AttackedRun:
 def _views_of_shards(
     public: Public, reader: PatchReader, shards: Sequence[Shard], plain: Sequence[Shard]
 ) -> dict[type[View], Sequence[View]]:
-    """Returns what those adversaries have that see the shard of a client."""
+    """Returns the views of the adversaries that see the shard of a client."""
     views: dict[type[View], Sequence[View]] = {
         kind: [
             kind(
@@ -180,7 +181,7 @@ def _views_of_shards(
 def _hostile(
     public: Public, reader: PatchReader, built: Backbone, shard: Shard
 ) -> HostileServerView:
-    """Returns what a hostile server has, which lets client 0 train on its shard."""
+    """Returns the view of a hostile server that can let client 0 train on the client's shard."""
     own = copy.deepcopy(built)
 
     def ask(order: Order) -> State:
@@ -201,7 +202,7 @@ def _hostile(
 def _views_of_the_model(
     public: Public, reader: PatchReader, built: Backbone, rounds: Sequence[Sight]
 ) -> dict[type[View], Sequence[View]]:
-    """Returns what those adversaries have that see models and updates, but no shard."""
+    """Returns the views of the adversaries that see models and updates, but no shard."""
     labels = torch.arange(CANDIDATES) % CLASSES
     logits = torch.randn(CANDIDATES, CLASSES, generator=generator(0, "answers"))
     return {
@@ -269,11 +270,11 @@ def _truth(holder: KeyHolder, plain: Sequence[Shard], known: Tensor) -> Truth:
 
 
 def _bare(usual: AttackedRun) -> AttackedRun:
-    """Returns the usual run with as little as an adversary can have."""
+    """Returns the usual run with views in which each adversary has as little as possible."""
     views: dict[type[View], Sequence[View]] = {
         kind: [_emptied(view) for view in views] for kind, views in usual.views.items()
     }
-    return replace(usual, name="a run of which adversaries have little", views=views)
+    return replace(usual, name="a run in which adversaries have little", views=views)
 
 
 def _emptied(view: View) -> View:

@@ -16,14 +16,14 @@ ROUNDING = 1e-4  # relative; float32 sums of a few clients are far more exact
 
 
 def expect_bounded_steps(strategy: Strategy) -> None:
-    """Compares the steps of made-up rounds with what the strategy states.
+    """Compares the steps of the model in made-up rounds with the bound that the strategy states.
 
     Args:
         strategy: A strategy whose `step_bound` may return a number.
 
     Raises:
-        StrategyError: If an entry moves farther than the farthest client times the bound, or if
-            pairs are merged, which have no bound.
+        StrategyError: If an entry moves farther than the bound times the largest move of a client,
+            or if the strategy merges pairs, for which no bound exists.
     """
     factor = strategy.step_bound()
     if factor is None:

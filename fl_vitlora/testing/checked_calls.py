@@ -1,6 +1,6 @@
 """Calls the methods of a strategy, and checks every value that a method returns.
 
-A method gets its tensors through a function, `hand`, which can note or change what it hands over.
+A method gets its tensors through a function, `hand`, which can record or change these tensors.
 An error in a method, or a value that breaks the contract, becomes a `StrategyError` of one line
 that names the round and the method.
 """
@@ -60,7 +60,7 @@ class CheckedCalls:
         return plan
 
     def broadcast(self, server_round: int, model: State, state: State) -> State:
-        """Calls `broadcast`, which must return no tensors or those of the model."""
+        """Calls `broadcast`, which must return no tensors or tensors for all names of the model."""
         with self.blame(server_round, "broadcast"):
             sent = self.strategy.broadcast(self.hand(server_round, "the state", state))
             returned.expect_numbers(sent, "the broadcast")
@@ -69,7 +69,7 @@ class CheckedCalls:
         return sent
 
     def drift(self, server_round: int, work: LocalWork, broadcast: State, memory: State) -> State:
-        """Calls `drift` at a client, which must return some of the tensors of its delta."""
+        """Calls `drift` for a client; the result must have only names of the client's delta."""
         with self.blame(server_round, "drift"):
             drift = self.send(self.strategy).drift(
                 self.hand(server_round, "the broadcast", broadcast),
@@ -83,7 +83,7 @@ class CheckedCalls:
     def report(
         self, server_round: int, work: LocalWork, broadcast: State, memory: State
     ) -> tuple[State, State]:
-        """Calls `report`, and returns the client's report and its new memory, as it is stored."""
+        """Calls `report`; returns the client's report, and its new memory as a client stores it."""
         given = replace(work, delta=self.hand(server_round, "the delta", work.delta))
         with self.blame(server_round, "report"):
             report, new = returned.expect_pair(

@@ -31,7 +31,7 @@ HALVES = (
     "should_stop",
 )
 CONTRACT = ("objection", "step_bound", *HALVES, *FLAGS, "personal", "rebased", "adapter")
-LIKENESS = 0.85  # a name that is at least as similar to a name of the contract counts as misspelt
+LIKENESS = 0.85  # a name this similar to a name of the contract counts as misspelt
 FORM = "hyper-parameters must be typed fields of a frozen, keyword-only dataclass: " + (
     "write @dataclass(frozen=True, kw_only=True) above the class, and NAME: float = 0.5 in it"
 )
@@ -113,7 +113,7 @@ def expect_plan(plan: object, names: Collection[str]) -> None:
 
 
 def expect_endings(endings: object, names: Collection[str], what: str) -> None:
-    """Checks that a value is a tuple of texts, with which names of tensors end.
+    """Checks that a value is a tuple of texts, and that a tensor's name ends with each text.
 
     Args:
         endings: The value that is checked.
@@ -121,7 +121,7 @@ def expect_endings(endings: object, names: Collection[str], what: str) -> None:
         what: The attribute that has this value, for error messages.
 
     Raises:
-        ContractError: If the value is not a tuple of texts, or if no name ends with one of them.
+        ContractError: If the value is not a tuple of texts, or if a text is the ending of no name.
     """
     if not isinstance(endings, tuple) or not all(isinstance(ending, str) for ending in endings):
         raise ContractError(
@@ -169,7 +169,7 @@ def _annotations(own: type[Any]) -> dict[str, Any]:
 
 
 def _misspelt(name: str) -> str | None:
-    """Returns the name of the contract for which a name is probably a misspelling, or None."""
+    """Returns the name of the contract that a misspelt name probably means, or None."""
     if name.startswith("_") or name in CONTRACT:
         return None
     plain = {known.replace("_", ""): known for known in CONTRACT}
@@ -180,7 +180,7 @@ def _misspelt(name: str) -> str | None:
 def _is_untyped(own: type[Any], name: str, value: object) -> bool:
     """Returns True if a value looks like a hyper-parameter whose type is missing.
 
-    Constants with names in capitals, private names, functions and names of the contract are no
+    Constants with names in capitals, private names, functions and names of the contract are not
     hyper-parameters.
 
     Args:
@@ -194,7 +194,7 @@ def _is_untyped(own: type[Any], name: str, value: object) -> bool:
 
 
 def _endings(names: Collection[str]) -> set[str]:
-    """Returns all endings of names that begin at a dot: each with the dot, and without it."""
+    """Returns all endings of names that begin at a dot, each with the dot and without the dot."""
     found = set()
     for name in names:
         parts = name.split(".")

@@ -2,7 +2,7 @@
 
 Several clients can train in one batch. In a batch of several clients, the tensors of K clients are
 stacked, with shape (K, ...). The penalty of the stacked tensors must be the sum of the clients' own
-penalties. Only with such a penalty does each client get the same gradient as if it trained alone.
+penalties. Then each client gets the same gradient as if it trained alone.
 """
 
 from __future__ import annotations

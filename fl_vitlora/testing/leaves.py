@@ -1,4 +1,4 @@
-"""Takes values apart, so that two of them can be compared, whatever they are made of."""
+"""Divides values of any type into their smallest parts, so that two values can be compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the parts of a value that have no parts themselves, each with its place.
+    """Yields the leaves of a value, that is, the parts without smaller parts, with their places.
 
     Dataclasses, mappings, sequences, sets and modules have parts. Functions are left out.
 
@@ -42,7 +42,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def copied(value: Any) -> dict[str, Any]:
-    """Returns a dictionary: copies of the leaves of a value, by their places."""
+    """Returns copies of the leaves (smallest parts) of a value, by place."""
     return {place: _copy(leaf) for place, leaf in leaves(value)}
 
 

@@ -28,7 +28,7 @@ WITH_R = {**FACTORS, lowrank.R: (RANK, RANK)}
 
 
 def shapes(strategy: Strategy | None = None) -> dict[str, tuple[int, ...]]:
-    """Returns a dictionary: the names and shapes of all tensors that clients train.
+    """Returns the shapes of all tensors that clients train, by name.
 
     Personal tensors, which a client keeps for itself, are included.
 
@@ -54,7 +54,7 @@ def shapes(strategy: Strategy | None = None) -> dict[str, tuple[int, ...]]:
 def known_names(strategy: Strategy) -> list[str]:
     """Returns the tensor names of the made-up model and of every larger ViT of timm.
 
-    A strategy's plan may name tensors that the made-up model does not have, for example those of
+    A strategy's plan may name tensors that the made-up model does not have, for example tensors of
     the seventh block.
     """
     layers = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
@@ -80,12 +80,12 @@ def made_up_model(strategy: Strategy | None = None, dtype: torch.dtype = torch.f
 
     Args:
         strategy: The strategy that decides which adapters the model has. The personal tensors of
-            this strategy, which never leave a client, are omitted. If `strategy` is None, FedAvg is
-            meant.
+            this strategy, which never leave a client, are omitted. If `strategy` is None, no tensor
+            is personal and the adapters are those of LoRA.
         dtype: The type of the tensors.
 
     Returns:
-        A dictionary: the names and values of the tensors that server and clients share.
+        The tensors that server and clients share, by name.
     """
     return _random(strategy, generator(0, "model"), 1.0, dtype)
 
@@ -95,7 +95,7 @@ def made_up_delta(
 ) -> State:
     """Makes a delta (tensors after training minus before) as a client might send it.
 
-    Tensors that the strategy freezes get random numbers, too; the caller removes them.
+    Tensors that the strategy freezes get random numbers too; the caller removes these tensors.
 
     Args:
         strategy: The strategy for which the model was made.
@@ -106,7 +106,7 @@ def made_up_delta(
         dtype: The type of the tensors.
 
     Returns:
-        A dictionary: the delta of each tensor of the model, by name.
+        The delta of each tensor of the model, by name.
     """
     return _random(strategy, generator(0, "delta", server_round, client), size, dtype)
 

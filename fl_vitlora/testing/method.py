@@ -58,14 +58,16 @@ RULES = (
     Rule("merges into a plain model with equal outputs, or refuses to merge", method_model.merges),
     Rule("sends the tensors that it names, with four bytes per number", method_clients.travels),
     Rule(
-        "computes the same for clients in one batch as alone (if stackable)", method_clients.stacks
+        "computes the same for clients in one batch as for each client alone (if stackable)",
+        method_clients.stacks,
     ),
-    Rule("averages exactly (if it says so)", method_clients.averages),
+    Rule("has an exact average (if it declares averages_exactly)", method_clients.averages),
     Rule(
-        "has a penalty that is a sum over the entries of tensors (if any)", method_model.penalises
+        "has no penalty, or a penalty that is a sum over the entries of tensors",
+        method_model.penalises,
     ),
     Rule(
-        "freezes (`rests`) and changes (`decide`) only tensors that exist, equally in every call",
+        "freezes (`rests`) and changes (`decide`) only tensors that exist, the same in every call",
         method_server.rests,
     ),
     Rule(
@@ -73,14 +75,16 @@ RULES = (
         method_server.retracts,
     ),
     Rule(
-        "measures what it names and leaves no trace (if it watches batches)", method_watch.watches
+        "measures the tensors that it names and leaves no hook (if it watches batches)",
+        method_watch.watches,
     ),
     Rule(
         "computes the same from kept features (if it declares frozen_backbone)",
         method_model.has_features,
     ),
     Rule(
-        "can be tried on a model without numbers, or says that it reads weights (`reads_weights`)",
+        "can be attached to a model without numbers, or declares that it needs them "
+        "(`reads_weights`)",
         method_model.drafts,
     ),
 )
@@ -108,7 +112,7 @@ def check_method(method: Part | Method | str) -> None:
 def findings(method: Part | Method | str) -> list[Finding]:
     """Checks a fine-tuning method by one rule after the other; returns a finding for each rule.
 
-    If the first rule is broken, the others are not tested, because they would fail, too.
+    If the first rule is broken, the other rules are not tested, because they would fail too.
 
     Args:
         method: A part, a whole method, or the name of a method, such as ``bias+norm``.

@@ -62,8 +62,8 @@ def stacks(subject: Subject) -> None:
     far = distance(outputs(stack.model, batch), torch.cat(alone))
     if not far <= CLOSE:
         raise MethodError(
-            f"two clients in one batch get other outputs than each alone; the largest difference "
-            f"is {far:.2g}"
+            f"two clients get other outputs in one batch than alone; the largest difference is "
+            f"{far:.2g}"
         )
 
 
@@ -73,17 +73,18 @@ def averages(subject: Subject) -> None:
         return
     gap = gap_of(subject)
     if not gap <= CLOSE_DOUBLE:
-        raise MethodError(f"it says that averaging is exact, but the gap is {gap:.2g}")
+        raise MethodError(f"it declares averages_exactly, but the aggregation gap is {gap:.2g}")
 
 
 def gap_of(
     subject: Subject, seeds: tuple[int, int] = (0, 1), unmoved: tuple[str, ...] = ()
 ) -> float:
-    """Returns the distance of the averaged tensors' weights from the average of the weights.
+    """Returns the distance between the weights of averaged tensors and the average of the weights.
 
     Three models are merged: two models with different trained tensors, and a third model with the
     mean of these tensors. Tensors that are frozen in the first round of training keep their initial
-    values. The distance is a share of how far the weights are from the pre-trained ones.
+    values. The distance is divided by the distance between the average of the weights and the
+    pre-trained weights.
 
     Args:
         subject: The method and the model.

@@ -34,7 +34,8 @@ def drafts(subject: Subject) -> None:
     """Checks that the method can be tried on a model whose tensors have shapes but no numbers.
 
     A run tries its method in this way before it loads the weights of a large model. A method that
-    needs numbers for this declares `reads_weights`; then it is tried after the weights are loaded.
+    needs the numbers declares `reads_weights`, and a run then tries this method after the weights
+    are loaded.
     """
     if any(part.reads_weights for _, part in subject.method.parts):
         return
@@ -62,7 +63,7 @@ def draws_the_same(subject: Subject) -> None:
 
 
 def starts_at_identity(subject: Subject) -> None:
-    """Checks that the untrained method leaves the model's outputs as they are, or says why not."""
+    """Checks that the untrained method does not change the model's outputs, or says why it does."""
     far = distance(outputs(subject.plain().model), outputs(subject.prepared().model))
     if any(part.changes_start for _, part in subject.method.parts):
         if far <= CLOSE:
@@ -112,8 +113,8 @@ def reloads(subject: Subject) -> None:
     far = distance(outputs(one), outputs(other))
     if not far <= CLOSE:
         raise MethodError(
-            f"a second model with the exported tensors differs in its outputs by {far:.2g}; some "
-            "tensor that matters is not exported"
+            f"the outputs of a second model with the exported tensors differ by {far:.2g}; a "
+            "tensor that the outputs depend on is not exported"
         )
 
 

@@ -22,7 +22,8 @@ def named(name: str) -> str:
             imported, and must define one class that derives from `Part`.
 
     Raises:
-        UserError: If the file cannot be imported, or does not define exactly one such class.
+        UserError: If the file cannot be imported, or if it does not define exactly one class that
+            derives from `Part`.
     """
     if Path(name).suffix != ".py":
         return read_method(name, "--check-method")

@@ -1,4 +1,4 @@
-"""The rules for the methods of a fine-tuning method that the server calls.
+"""The rules for the functions of a fine-tuning method that the server calls.
 
 `rests` names the tensors that are frozen in a round, `decide` may change averaged tensors, and
 `retract` brings averaged tensors back to the form that the method needs.
@@ -37,11 +37,13 @@ def _check_rests(method: Method, number: int, memory: State, names: list[str]) -
         if not any(name.endswith(ending) for name in names):
             raise MethodError(f"rests returns {ending!r}, but no exchanged tensor ends with it")
     if endings and all(name.endswith(endings) for name in names):
-        raise MethodError(f"rests freezes all tensors in round {number}; one must be trained")
+        raise MethodError(
+            f"rests freezes all tensors in round {number}; at least one must be trained"
+        )
 
 
 def _decided(method: Method, number: int, state: State, memory: State) -> tuple[State, State]:
-    """Returns the tensors and the method's memory after a made-up round in which it decides."""
+    """Returns the tensors and the method's memory after a made-up round and a call of `decide`."""
     unmoved = (*method.resting(number, memory, state), *method.measured)
     draw = generator(number, "check", "decide")
     after = {

@@ -10,8 +10,8 @@ from fl_vitlora.state import State
 from fl_vitlora.testing.method_subject import CLASSES, MethodError, Subject, images, outputs
 from fl_vitlora.testing.returned import expect_penalty
 
-BATCHES = (3, 2)  # the images of the batches of a made-up round
-ROUNDS = 3  # rounds whose resting tensors are looked at
+BATCHES = (3, 2)  # the numbers of images in the two batches of a made-up round
+ROUNDS = 3  # the number of rounds whose frozen tensors are checked
 
 
 def watches(subject: Subject) -> None:
@@ -26,14 +26,14 @@ def watches(subject: Subject) -> None:
     for name in start:
         is_measured = name.endswith(subject.method.measured)
         if not is_measured and not torch.equal(start[name], end[name]):
-            raise MethodError(f"watching changes {name}, which measured does not name")
+            raise MethodError(f"`watch` changes {name}, but `measured` does not name this tensor")
         if is_measured and (torch.equal(start[name], end[name]) or not end[name].isfinite().all()):
             raise MethodError(f"{name} is not set to a measured value")
     methods.load_state(model, start)
     if not torch.equal(outputs(model), before):
-        raise MethodError("the outputs of the model are changed after watching; is a hook left?")
+        raise MethodError("the outputs of the model are changed after `watch`; is a hook left?")
     if left := [path for path, count in _hooks(model).items() if count != hooks[path]]:
-        raise MethodError(f"a hook is left on {left[0] or 'the model'} after watching")
+        raise MethodError(f"a hook is left on {left[0] or 'the model'} after `watch`")
 
 
 def _expect_apart(subject: Subject) -> None:

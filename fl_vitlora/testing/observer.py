@@ -9,7 +9,7 @@ round.
         check_observer(MyObserver())
 
 The check shows every kind of round that can occur: single updates with and without reports, one
-update that is the mean of several, no usable update, and a round that is repeated.
+update that is the mean of several updates, no usable update, and a round that is repeated.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def check_observer(observer: Observer) -> None:
 
 
 def made_up_rounds() -> Iterator[tuple[str, Sight]]:
-    """Yields pairs: a kind of round in words, and a made-up round of this kind."""
+    """Yields pairs of a text that names a kind of round, and a made-up round of this kind."""
     model = made_up_model()
     single = Sight(round=1, model=model, updates=tuple(map(_update, CLIENTS)))
     mean = replace(_update(0), client=SEVERAL, rank=None, members=len(CLIENTS), samples=100)
@@ -102,7 +102,7 @@ def _copied(sight: Sight) -> Sight:
 
 
 def _tensors(sight: Sight) -> State:
-    """Returns all tensors of a round in one dictionary. Each key says where its tensor belongs."""
+    """Returns all tensors of a round in one dictionary. Each key says what its tensor is."""
     states = {"model": sight.model}
     for update in sight.updates:
         whose = "the mean" if update.client == SEVERAL else f"client {update.client}"

@@ -25,7 +25,8 @@ def class_named(name: str, flag: str, fits: Callable[[type], bool], expected: st
         expected: The expected kind in words, for error messages.
 
     Raises:
-        UserError: If the code cannot be imported, or if it defines no such class, or several.
+        UserError: If the code cannot be imported, or if it does not define exactly one class of the
+            expected kind.
     """
     if Path(name).suffix == ".py":
         return class_in_file(name, flag, fits, expected)
@@ -45,7 +46,8 @@ def class_in_file(name: str, flag: str, fits: Callable[[type], bool], expected: 
         expected: The expected kind in words, for error messages.
 
     Raises:
-        UserError: If the file cannot be imported, or does not define exactly one such class.
+        UserError: If the file cannot be imported, or if it does not define exactly one class of the
+            expected kind.
     """
     path = Path(name)
     if not path.is_file():

@@ -1,8 +1,8 @@
 """Runs rounds with made-up clients: calls a strategy's methods in the order of a real run.
 
-A play is a few such rounds. Every value that a method returns is checked in each play
-(`checked_calls`). Most rules compare two plays that differ in one respect, for example the order of
-the updates (`rules`).
+A play is a few rounds with made-up clients. Every value that a method returns is checked in each
+play (`checked_calls`). Most rules compare two plays that differ in one respect, for example the
+order of the updates (`rules`).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Ending(NamedTuple):
     """The result of all rounds of a play.
 
     Attributes:
-        model: A dictionary: the tensors of the global model, by name.
-        merged: A dictionary: for the path of each low-rank pair, the sum of all products that were
-            merged into the frozen weight of this pair.
-        state: The state of the strategy, that is the server's memory.
+        model: The tensors of the global model, by name.
+        merged: The sum of all products that were merged into the frozen weight of each low-rank
+            pair, by path.
+        state: The state of the strategy, that is, the server's memory.
     """
 
     model: State
@@ -78,7 +78,7 @@ class Play:
 
     @property
     def calls(self) -> CheckedCalls:
-        """Returns the methods of the strategy, which check what they return."""
+        """Returns the methods of the strategy, with checks of the values that they return."""
         return CheckedCalls(
             strategy=self.strategy,
             ranks=self.ranks,
@@ -112,7 +112,7 @@ class Play:
             ending = self.aggregate(server_round, ending, self._listed(server_round, updates))
             those = tuple(sorted(clients))
             result = RoundResult(accuracy=0.5, loss=1.0, train_loss=1.0, participants=those)
-            self.calls.should_stop(server_round, result)  # the rounds continue even if it is True
+            self.calls.should_stop(server_round, result)  # the rounds go on even after True
         return ending
 
     def plan(
@@ -122,7 +122,7 @@ class Play:
         return self.calls.plan(server_round, state, client)
 
     def broadcast(self, server_round: int, ending: Ending) -> State:
-        """Returns the tensors that the strategy sends to the clients beside the model."""
+        """Returns the tensors that the strategy sends to the clients in addition to the model."""
         return self.calls.broadcast(server_round, ending.model, ending.state)
 
     def answer(
@@ -145,7 +145,7 @@ class Play:
         Returns:
             A pair: the update of the client, and the tensors that the client remembers. As in
             training, the drift of every step is part of the delta. As in a run, the strategy gets
-            nothing of frozen tensors: neither of the broadcast nor of the memory.
+            no tensor of the broadcast or of the memory that belongs to a frozen tensor.
         """
         rank = self.ranks[client] if self.ranks else None
         plan = self.plan(server_round, state, client)
@@ -180,7 +180,7 @@ class Play:
 
         Args:
             server_round: The number of the round, from 1.
-            ending: The result of the rounds before.
+            ending: The result of the earlier rounds.
             updates: The updates of this round.
 
         Returns:
@@ -213,7 +213,7 @@ class Play:
 
 
 def answer_while_resting(play: Play) -> None:
-    """Runs a round, and then lets all clients train in a second one, in which tensors may rest."""
+    """Runs a round, and then lets all clients train in a second round with frozen tensors."""
     start, clients = play.start(), made_up.CLIENTS
     broadcast = play.broadcast(1, start)
     answers = {client: play.answer(1, client, broadcast, {}) for client in clients}

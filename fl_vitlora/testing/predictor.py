@@ -99,9 +99,9 @@ def _expect_no_change(
 ) -> None:
     """Checks that a predictor with `adapts` = False changes no tensor while it answers.
 
-    For such predictors a run uses faster layers, which hold copies of the weights. If a predictor
-    changes a weight while it answers, the copies do not change, and so its logits with the faster
-    layers differ from its logits with the model's own layers.
+    For a predictor with `adapts` = False, a run uses faster layers, which hold copies of the
+    weights. If a predictor changes a weight while it answers, the copies do not change. Then its
+    logits with the faster layers differ from its logits with the model's own layers.
 
     Args:
         predictor: The predictor that is checked.
@@ -138,7 +138,7 @@ def _images(count: int) -> Tensor:
 
 
 def _everything(model: nn.Module) -> dict[str, Any]:
-    """Returns a dictionary: everything that a predictor must not change, by a name for errors."""
+    """Returns everything that a predictor must not change, by a name for error messages."""
     tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     modes = {f"the mode of {name or 'itself'}": m.training for name, m in model.named_modules()}
     parameters = dict(model.named_parameters())

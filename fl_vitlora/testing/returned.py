@@ -1,6 +1,6 @@
 """Checks of the values that a strategy's methods return: names, shapes, types and finite numbers.
 
-n is the number of inputs of a layer, m the number of its outputs, and R the rank of a merged pair.
+Letters in shapes: n inputs of a layer, m outputs of a layer, R the rank of a merged pair.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MERGED = (lowrank.MERGED_A, lowrank.MERGED_B)
 
 
 class ContractError(ValueError):
-    """An error: the tested code, of a strategy or of a method, breaks its contract.
+    """An error: the tested code of a strategy or of a fine-tuning method breaks its contract.
 
     The message says what was expected instead.
     """
@@ -63,21 +63,23 @@ def expect_pair(returned: Any, half: str, form: str) -> tuple[Any, Any]:
 
 
 def expect_numbers(got: object, what: str) -> None:
-    """Checks that a value is a dictionary of finite tensors; `what` names it in errors."""
+    """Checks that a value is a dictionary of finite tensors; `what` names the value in errors."""
     if not isinstance(got, dict):
         raise ContractError(f"{what} is a {type(got).__name__}, expected a dictionary of tensors")
     for name, tensor in got.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise ContractError(
-                f"{what} has {name!r} of type {type(tensor).__name__}, expected tensors, and "
-                "their names as keys"
+                f"{what} has {name!r} of type {type(tensor).__name__}, expected tensors by name"
             )
         if not torch.isfinite(tensor).all():
             raise ContractError(f"{what} has NaN or infinity in {name}")
 
 
 def expect_like(got: State, like: Mapping[str, Tensor], what: str) -> None:
-    """Checks that the tensors `got` have the names and shapes of `like`; `what` is for errors."""
+    """Checks that the tensors `got` have the names and shapes of `like`.
+
+    The text `what` names the tensors `got` in error messages.
+    """
     if got.keys() != like.keys():
         differing = sorted(got.keys() ^ like.keys())
         raise ContractError(f"{what} has missing or unknown tensors: {differing[:3]}")
@@ -88,14 +90,14 @@ def expect_like(got: State, like: Mapping[str, Tensor], what: str) -> None:
 
 
 def expect_types(got: State, like: Mapping[str, Tensor], what: str) -> None:
-    """Checks that the tensors `got` have the types of `like`; `what` names them in errors."""
+    """Checks that the tensors `got` have the types of `like`; `what` names `got` in errors."""
     for name, tensor in like.items():
         if got[name].dtype != tensor.dtype:
             raise ContractError(f"{what} has {name} as {got[name].dtype}, expected {tensor.dtype}")
 
 
 def expect_kept(got: State, given: Mapping[str, Tensor], endings: tuple[str, ...]) -> None:
-    """Checks that `aggregate` did not change tensors with the same start in every round.
+    """Checks that `aggregate` did not change tensors that start every round at initial values.
 
     Args:
         got: The tensors that `aggregate` returned.
@@ -184,14 +186,14 @@ def expect_penalty(penalty: object, what: str) -> Tensor:
 
 
 def expect_merged(pairs: State, shapes: Mapping[str, Sequence[int]]) -> State:
-    """Checks that every merged pair belongs to a layer with a low-rank pair, and multiplies it.
+    """Checks that merged pairs belong to layers with low-rank pairs, and returns their products.
 
     Args:
         pairs: The tensors ``PATH.merged_A`` (R, n) and ``PATH.merged_B`` (m, R).
         shapes: The shapes of all tensors that clients have.
 
     Returns:
-        A dictionary: for each path, the product merged_B·merged_A (m, n) in float64.
+        The products merged_B·merged_A (m, n) in float64, by path.
 
     Raises:
         ContractError: If a tensor of a pair is missing, or if a path or shape is wrong.

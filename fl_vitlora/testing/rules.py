@@ -58,13 +58,14 @@ def _declares(strategy: Strategy) -> None:
 
 def _plans(strategy: Strategy) -> None:
     play = Play(strategy=strategy)
-    known = 1 if wants(strategy.plan, "state") else PLANNED_ROUNDS  # later states are not made up
+    known = 1 if wants(strategy.plan, "state") else PLANNED_ROUNDS  # later states are unknown
     for server_round in range(1, known + 1):
         if play.plan(server_round) != play.plan(server_round):
             raise broken(
                 strategy,
                 server_round,
-                "a second call of plan returns another plan; the same arguments must give the same",
+                "a second call of plan returns another plan; the same arguments must give the same "
+                "plan",
             )
 
 
@@ -111,7 +112,7 @@ def _rests(strategy: Strategy) -> None:
         strategy,
         play.start(),
         play.run(),
-        "all updates are zero, but what the model computes changes",
+        "all updates are zero, but the outputs of the model change",
     )
 
 
@@ -125,8 +126,8 @@ def _weighs(strategy: Strategy) -> None:
         strategy,
         Play(strategy=strategy).run(),
         Play(strategy=strategy, images=2).run(),
-        "twice as many images at every client give another model; weights may depend only on "
-        "each client's share of the images",
+        "twice as many images at every client give another model; weights may depend only on each "
+        "client's share of the images",
     )
 
 
@@ -233,7 +234,7 @@ def _selects(strategy: Strategy) -> None:
                 strategy,
                 server_round,
                 "a second call of select returns other clients; the same arguments must give the "
-                "same",
+                "same clients",
             )
 
 
@@ -247,7 +248,7 @@ def _penalises(strategy: Strategy) -> None:
 
 
 def _overrides(method: str) -> Callable[[Strategy], bool]:
-    """Returns a function that is True for a strategy whose class defines the named method."""
+    """Returns a function that returns True for strategies whose class defines the named method."""
     return lambda strategy: getattr(type(strategy), method) is not getattr(Strategy, method)
 
 
@@ -263,23 +264,23 @@ def _needs_sums_only(strategy: Strategy) -> None:
 
 RULES = (
     Rule("declares only names and values that the contract knows", _declares, first=True),
-    Rule("plans only what a client can do, equally in every call", _plans, first=True),
+    Rule("plans only what a client can do, the same in every call", _plans, first=True),
     Rule("returns finite tensors of the right names, shapes and types", _returns, first=True),
     Rule("gives the same bits when the same rounds are played again", _repeats),
     Rule("changes no tensor in its arguments", _writes_nothing),
     Rule("changes the model if the clients changed their tensors", _moves),
     Rule("does not change the model's outputs if no client changed a tensor", _rests),
-    Rule("works at clients if a method lets tensors rest (drift, report)", _lets_tensors_rest),
+    Rule("works at clients if a method freezes tensors (drift, report)", _lets_tensors_rest),
     Rule("gives the same model if every client has twice as many images", _weighs),
-    Rule("gives the same model in whatever order the updates are listed", _ignores_order),
+    Rule("gives the same model for every order of the updates", _ignores_order),
     Rule("works with one client", _stands_alone),
-    Rule("works with other clients in every round", _misses_some),
+    Rule("works with different clients in every round", _misses_some),
     Rule("remembers only what a checkpoint stores", _survives_checkpoints),
-    Rule("gives the same model if each client has its own copy of it", _travels),
+    Rule("gives the same model if each client has its own copy of the strategy", _travels),
     Rule("works with float16 and bfloat16", _takes_half),
     Rule("selects as many clients as are drawn (select)", _selects, _overrides("select")),
     Rule("has a penalty that is a sum over tensor entries", _penalises, _overrides("penalty")),
-    Rule("moves no entry farther than it states", expect_bounded_steps, _overrides("step_bound")),
+    Rule("moves no entry farther than step_bound", expect_bounded_steps, _overrides("step_bound")),
     Rule("works with clients of different ranks (any_rank)", _takes_ranks, lambda s: s.any_rank),
     Rule(
         "needs only the mean of updates (sums_suffice)", _needs_sums_only, lambda s: s.sums_suffice
@@ -291,15 +292,15 @@ def computed(ending: Ending) -> State:
     """Returns the weights with which a model computes, in float64.
 
     Two models with different low-rank factors compute the same if the products of the factors are
-    equal. So this function returns products of low-rank factors instead of the factors.
+    equal. Therefore this function returns products of low-rank factors instead of the factors.
 
     Args:
         ending: The result of a play, with its model and its merged products.
 
     Returns:
-        A dictionary: each tensor that is not a factor, by name, and for each path the product B·A
-        (or B·R·A) plus the merged products. If one factor of a pair is personal (never sent), the
-        other factor is returned.
+        Each tensor that is not a factor, by name; and the product B·A (or B·R·A) plus the merged
+        products of each low-rank pair, by path. If one factor of a pair is personal (never sent),
+        the other factor is returned.
     """
     found = {name: tensor.double() for name, tensor in ending.model.items()}
     for path in lowrank.paths(ending.model):
@@ -333,8 +334,7 @@ def _expect_close(
     Args:
         strategy: The strategy that is tested.
         a: The result of a short test run of the strategy (a play, `testing.play`).
-        b: The result of another test run. Its model must compute nearly the same outputs as that of
-            `a`.
+        b: The result of another play. The models of `a` and `b` must have nearly equal weights.
         finding: The text of the error if the models differ.
         tolerance: The largest difference, relative to 1 plus the largest number of the tensor.
     """

@@ -1,4 +1,4 @@
-"""Sends made-up tensors as a run without compression would: encodes, counts and decodes them."""
+"""Encodes and decodes made-up tensors as a run without compression does, and counts the bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds public methods of a class that no run ever calls, although their author may expect it."""
+"""Finds public methods of a class that no run ever calls, although the author may expect a call."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def uncalled(kind: type[object], base: type[object], called: Collection[str]) ->
         called: The names of the methods that a run calls.
 
     Returns:
-        A list: the names of the methods, in the order of the source code. Methods that override a
-        method of the library's classes are left out, because these classes may call them.
+        The names of the methods, in the order of the source code. A method that overrides a method
+        of the library's classes is left out, because the library may call this method.
 
     Example:
         >>> from threading import Thread

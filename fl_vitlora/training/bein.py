@@ -1,19 +1,20 @@
-"""BeIN-style test-time adaptation: the features of test images get the statistics of the source.
+"""BeIN-style test-time adaptation: features of test images get the statistics of training images.
 
-After the block with the `feature_statistics` of the training images, the features z of the patches
-are normalised with two vectors for each image, β and γ, which start at zero:
+The method part `feature_statistics` measures the features after one block of the model on the
+training images, which are called the source. At evaluation, the features z of the patches after
+this block are normalised with two vectors for each image, β and γ, which start at zero:
 
     out = (z - (μ + β)) / exp(γ) + μ
     loss = ‖mean(out) - μ‖² + ‖std(out) - σ‖² + c · mean(1 - cos(out, z))
 
 μ and σ are the mean and the standard deviation of the source, for each channel. Only β and γ are
-adapted; the class token and all weights stay as they are. Without the last term, the minimum has a
+adapted; the class token and all weights do not change. Without the last term, the minimum has a
 closed form, β = mean(z) - μ and γ = log(std(z) / σ). Statistics of a single image with few patches
 are noisy, so `BatchBeIN` uses the statistics of a whole batch of test images.
 
 The contract of predictors demands equal answers for equal batches. Therefore β and γ start at zero
 for each batch, and are not carried from image to image. The statistics do not depend on the order
-of patches; so the key does not change the answers of a model that is adapted to the key.
+of patches. Therefore the key does not change the answers of a model that is adapted to the key.
 
 Source: Lee et al., "BESTTA", arXiv 2311.18270: one normalisation layer with two trained vectors,
 losses of style and content, single images. All formulas are our interpretation of BESTTA.
@@ -63,7 +64,7 @@ def restyled(z: Tensor, mean: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
 
 
 def style_loss(out: Tensor, z: Tensor, mean: Tensor, deviation: Tensor, content: float) -> Tensor:
-    """Returns the loss of the adaptation, summed over groups of features with statistics.
+    """Returns the loss of the adaptation, summed over groups of patches that share β and γ.
 
     Args:
         out: The adapted features, (G, M, D): G groups of M patches that share β and γ.
@@ -96,7 +97,7 @@ def _std(tokens: Tensor, dim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class BeIN:
-    """The predictor that adapts β and γ to each image by itself.
+    """A predictor that adapts β and γ to each image separately.
 
     Attributes:
         steps: The number of steps of Adam; infinity for the closed form, which ignores `content`.
@@ -180,14 +181,14 @@ class BeIN:
 
 @dataclass(frozen=True)
 class ClosedFormBeIN(BeIN):
-    """The predictor that gives the features of each image exactly the statistics of the source."""
+    """A predictor that gives the features of each image exactly the statistics of the source."""
 
     steps: float = math.inf
 
 
 @dataclass(frozen=True)
 class BatchBeIN(ClosedFormBeIN):
-    """The predictor that gives the features of a whole batch the statistics of the source.
+    """A predictor that gives the features of a whole batch the statistics of the source.
 
     The answer to an image depends on the other images of its batch.
     """

@@ -1,16 +1,17 @@
 """Trains many clients in one batch; each client learns the same as if it were trained alone.
 
 The trained tensors of the clients are stacked, and the frozen tensors are shared
-(`training.stacking`). The loss is the sum of the clients' losses. So each client's part of a
+(`training.stacking`). The loss is the sum of the clients' losses. Therefore each client's part of a
 stacked tensor gets only the gradient of this client. The optimiser computes entry by entry, and
 gradients are clipped client by client. A client that has taken all its steps is removed from the
 batch, and the other clients continue.
 
-So every client ends with the tensors that it would have if it were trained alone. Training in one
-batch and training alone differ only by rounding, because sums are computed in another order. There
-is one exception: in float16, if a step overflows for one client, all clients skip this step.
+In this way every client ends with the tensors that it would have if it were trained alone. Training
+in one batch and training alone differ only by rounding, because sums are computed in another order.
+There is one exception: in float16, if a step overflows for one client, all clients skip this step.
 
-A step has B images of K clients, b_k of client k, with C channels, height H and width W.
+Letters in shapes: B images in a step, K clients, b_k images of client k, C channels, height H,
+width W.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def can_share_a_batch(model: nn.Module, config: TrainingConfig) -> bool:
 
 
 def why_alone(model: nn.Module, config: TrainingConfig) -> str:
-    """Returns the reason why several clients cannot be trained in one batch, as a sentence's end.
+    """Returns the reason why several clients cannot share a batch, as the end of a sentence.
 
     Args:
         model: A prepared model.
@@ -109,7 +110,7 @@ def why_alone(model: nn.Module, config: TrainingConfig) -> str:
 class CohortTrainer:
     """Trains clients, and several clients in one batch if that is possible.
 
-    In a round in which the clients only measure (`Method.only_measures`), each works alone.
+    In a round in which the clients only measure (`Method.only_measures`), no clients share a batch.
 
     Attributes:
         backbone: A model with the fine-tuning method. The tensors of each client are copied into
@@ -136,7 +137,7 @@ class CohortTrainer:
             jobs: For each client, its images, initial tensors and settings of the round.
 
         Returns:
-            A list: the result of each client, in the order of the jobs.
+            The result of each client, in the order of the jobs.
 
         Raises:
             ValueError: If a task freezes every tensor.
@@ -235,7 +236,7 @@ def train_together(
         precision: The number format of activations: float32, bfloat16 or float16.
 
     Returns:
-        A list: the result of each client, in the order of the jobs.
+        The result of each client, in the order of the jobs.
 
     Raises:
         ValueError: If the task freezes every tensor, or if the optimiser does not compute entry by
@@ -243,8 +244,8 @@ def train_together(
     """
     if not is_entrywise(config):
         raise ValueError(
-            f"clients that train with {config.optimizer} cannot share a batch, because it does not "
-            "compute entry by entry; train them one by one"
+            f"clients that train with {config.optimizer} cannot share a batch, because this "
+            "optimiser does not compute entry by entry; train the clients one by one"
         )
     plans = _longest_first(jobs, config, stack.device)
     chosen = [plan.job for plan in plans]
@@ -252,7 +253,7 @@ def train_together(
     frozen = frozen_of(stack.original)
     descent = _begin(stack, parameters, chosen, config, precision)
     losses = torch.zeros(len(plans), device=stack.device)
-    states: list[State] = []  # of the clients that have finished; the last of the stack comes first
+    states: list[State] = []  # finished clients; the last client of the stack comes first
     set_mode(stack.model, frozen)
     inputs = [inputs_of(j.shard, frozen, stack.device, precision, j.reader) for j in chosen]
     with resting(parameters[name] for name in chosen[0].task.frozen):

@@ -5,7 +5,9 @@
 w are the trained tensors and η is the learning rate. The terms and the drift come from the
 strategy. A `Descent` has everything that is the same in all steps of a round. For K clients the
 tensors are stacked, (K, ...), and the loss is the sum of the clients' losses; see
-`training.cohort`. A step has B images.
+`training.cohort`.
+
+Letters in shapes: B images in a step, C channels, height H, width W, K clients.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ class Descent:
         loss, losses = cross_entropy(logits, labels, self.config.label_smoothing, sizes)
         penalized = loss + penalties(self.terms, self.active, self.anchor) + further
         clip: Clip = nn.utils.clip_grad_norm_ if sizes is None else clip_each
-        if penalized.requires_grad:  # in a round in which clients only measure, nothing is trained
+        if penalized.requires_grad:  # False in a round in which clients only measure
             step(self.optimizer, self.scaler, penalized, self.config.clip_norm, clip)
         drift_on(self.active, self.drift, self.rate)
         return losses

@@ -32,9 +32,9 @@ from fl_vitlora.training.local import (
 from fl_vitlora.training.precision import best_precision
 from fl_vitlora.training.prediction import predictor_of
 
-MARGIN = 0.1  # share of the free memory for fragments, and for what a strategy adds to a step
-CONTEXT_AT_MOST = 2**31  # bytes; any more memory belongs to another program on the GPU
-STEPS = 2  # the second step also holds the optimiser's state and the gradients of the first
+MARGIN = 0.1  # share of the free memory for fragments, and for tensors that a strategy adds
+CONTEXT_AT_MOST = 2**31  # bytes; memory beyond this size belongs to another program on the GPU
+STEPS = 2  # the second step also holds the optimiser's state and the gradients of the first step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def workers_that_fit(free: int, context: int, step: int, most: int) -> int:
 
 
 def measure(backbone: Backbone, config: Config, clients: int) -> Memory:
-    """Trains like a worker, evaluates one batch, and measures the memory of both.
+    """Trains like a worker, evaluates one batch, and measures the memory of these two tasks.
 
     Args:
         backbone: A model with the fine-tuning method, on the device. At the end the tensors of

@@ -3,10 +3,10 @@
 The logits of a step are computed from inputs. For most methods the inputs are the images of the
 step, and the whole model computes. If a method has features (`finetuning.features`), the inputs are
 the features of the images, and only the rest of the model computes. If the client keeps the
-features, they are taken from its shard; otherwise each step computes them anew. Kept features and
-new features have the same bits on a CPU, because there the features of an image do not depend on
-the other images of a batch. A model whose method has features stays in evaluation mode, so that
-dropout does not change the features.
+features, a step takes the features from the shard; otherwise each step computes the features anew.
+Kept features and new features have the same bits on a CPU, because there the features of an image
+do not depend on the other images of a batch. A model whose method has features stays in evaluation
+mode, so that dropout does not change the features.
 
 Letters in shapes: B images in a step, n images of a shard.
 """
@@ -28,7 +28,7 @@ from fl_vitlora.models.reading import put_reader
 from fl_vitlora.training.precision import autocast
 
 Inputs = Callable[[Tensor], Tensor]  # maps the positions of images, (B,), to their inputs, (B, ...)
-FEATURE_BATCH = 64  # images; on a CPU as many as a core's cache holds
+FEATURE_BATCH = 64  # images; on a CPU, this number of images fits into the cache of a core
 
 
 def frozen_of(model: nn.Module) -> FrozenBackbone | None:
@@ -38,7 +38,7 @@ def frozen_of(model: nn.Module) -> FrozenBackbone | None:
 
 
 def set_mode(model: nn.Module, frozen: FrozenBackbone | None) -> None:
-    """Puts a model into training mode; into evaluation mode if its method has features."""
+    """Puts a model into training mode, or into evaluation mode if its method has features."""
     training = frozen is None
     if model.training is not training:  # setting the mode of all modules takes time
         model.train(training)
@@ -108,7 +108,7 @@ def features_of(frozen: FrozenBackbone, images: Tensor, precision: torch.dtype) 
 def kept_or_computed(
     frozen: FrozenBackbone, batch: Shard, device: torch.device, precision: torch.dtype
 ) -> Tensor:
-    """Returns the features of a batch on a device: the batch's own features, or else new ones.
+    """Returns the features of a batch on a device; computes the features if the batch lacks them.
 
     Args:
         frozen: The two halves of the model: the frozen backbone, and the rest that is trained.
@@ -143,13 +143,14 @@ def with_features(model: nn.Module, shard: Shard, most: int, precision: torch.dt
     """Returns a shard with its features, so that no later evaluation computes the backbone again.
 
     Args:
-        model: A prepared model, in which the patch reader of the shard's images is.
+        model: A prepared model that contains the patch reader of the shard's images.
         shard: The images.
         most: The largest number of bytes of the features.
         precision: The number format of activations.
 
     Returns:
-        The shard; without features if the method has none, or if they would be too large.
+        The shard with its features; the unchanged shard if the method has no features, or if the
+        features would be too large.
     """
     frozen = frozen_of(model)
     if frozen is None or not len(shard):

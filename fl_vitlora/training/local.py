@@ -28,7 +28,7 @@ from fl_vitlora.training.precision import autocast, unhalved
 from fl_vitlora.training.prediction import PLAIN, Plain, Predictor, answering
 from fl_vitlora.training.steps import active_of, batches_of, resting
 
-EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # images; on a CPU they fit into the cache of a core
+EVALUATION_BATCH = {"cpu": 64, "cuda": 256}  # images; on a CPU, 64 images fit into a core's cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class LocalTask:
         epochs: The number of passes over the shard in this round; None for the number that the
             configuration sets.
         proximal_mu: The weight μ of FedProx's penalty μ/2 · ‖w - w_global‖² (arXiv 1812.06127),
-            where w are the client's tensors and w_global those of the server.
+            where w are the client's tensors and w_global the server's tensors.
         terms: Further terms that are added to the local loss.
         frozen: The names of the trained tensors that do not change in this round.
         drift: The tensors that are multiplied by the learning rate and added after every step.
@@ -204,7 +204,7 @@ def evaluate(
     device = next(model.parameters()).device
     correct, loss = 0, 0.0
     frozen = frozen_of(model) if isinstance(predictor, Plain) else None
-    # features are computed by the layers of training, so that kept ones have the same bits
+    # Features are computed with the layers of training, so that kept features have the same bits.
     way = answering(model, predictor, precision) if frozen is None else torch.inference_mode()
     with way:
         for chosen in torch.split(torch.arange(len(shard)), EVALUATION_BATCH[device.type]):

@@ -7,11 +7,12 @@ adagrad       |g|/√(Σg²) ≤ bₜ = 1
 sgd           |vₜ| ≤ bₜ = C·(1-μᵗ)/(1-μ), if gradients are clipped to the norm C
 
 The bound of Adam is the inequality of Cauchy and Schwarz for m = (1-β₁)·Σ β₁ᵗ⁻ˢ·gₛ and
-v = (1-β₂)·Σ β₂ᵗ⁻ˢ·gₛ². It is reached by gradients gₛ in proportion to (β₁/β₂)ᵗ⁻ˢ, so it is as small
-as a bound can be. Every round begins with a new optimiser. A mean or a median of clients moves no
-entry farther than the client that moves it the farthest, so the bounds of rounds add up:
+v = (1-β₂)·Σ β₂ᵗ⁻ˢ·gₛ². Gradients gₛ in proportion to (β₁/β₂)ᵗ⁻ˢ reach the bound, so that no smaller
+bound is possible. Every round begins with a new optimiser. A mean or a median over clients moves an
+entry no farther than the client that moves this entry the farthest. Therefore the bounds of rounds
+add up. With the number c that `Strategy.step_bound` returns, an entry w_r in round r has the bound
 
-    |w_r - w_1| ≤ Dᵣ = c·T-step bound·Σ_(s<r) η_s, where c is `Strategy.step_bound`.
+    |w_r - w_1| ≤ Dᵣ = c · (Σₜ bₜ) · Σ_(s<r) η_s
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ from fl_vitlora.config import TrainingConfig
 from fl_vitlora.training.local import scheduled_rate
 from fl_vitlora.training.optimizers import BETA2
 
-# Rounding: float32 has 24 bits. A sum of K numbers has a relative error of at most K·2⁻²⁴, so the
-# first share covers means of 16,000 clients; the second one covers the steps of a client.
+# Rounding: float32 has 24 bits. A sum of K numbers has a relative error of at most K·2⁻²⁴, so
+# OF_SUMS covers means of 16,000 clients. OF_STEP covers the rounding of one step of a client.
 OF_SUMS, OF_STEP = 2.0**-10, 2.0**-22
-# Two processors may compute the same start with other last bits, as a share of the largest entry.
+# Two processors may round the start differently, by at most this share of the largest entry.
 OF_START = 2.0**-18
 
 
 def step_sum(config: TrainingConfig, steps: int) -> float | None:
-    """Returns Σₜ bₜ, the farthest that an entry moves in a round as a multiple of its rate.
+    """Returns Σₜ bₜ: the largest move of an entry in a round, as a multiple of its learning rate.
 
     Args:
         config: The hyper-parameters of local training.
         steps: The number T of steps in a round.
 
     Returns:
-        The sum; None if no bound is known: for other optimisers, with weight decay, and for sgd
-        without clipped gradients.
+        The sum, or None if no bound is known. No bound is known for other optimisers, for weight
+        decay, and for sgd without clipped gradients.
 
     Example:
         >>> step_sum(TrainingConfig(optimizer="adagrad"), 10)
@@ -71,14 +72,14 @@ def _adam(step: int, beta1: float, beta2: float) -> float:
 
 
 def reach(config: TrainingConfig, rounds: int, done: int, steps: int, factor: float) -> float:
-    """Returns D, the farthest that an entry with the rate factor 1 is from its start.
+    """Returns D: the largest distance of an entry with the rate factor 1 from its start.
 
     Args:
         config: The hyper-parameters of local training, for which `step_sum` knows a bound.
         rounds: The number of rounds of the run.
         done: The number of rounds that were done.
-        steps: The number of steps that a client takes in a round at most.
-        factor: What `Strategy.step_bound` returns.
+        steps: The largest number of steps that a client takes in a round.
+        factor: The number c that `Strategy.step_bound` returns.
 
     Raises:
         ValueError: If no bound is known.
@@ -96,19 +97,20 @@ def reach(config: TrainingConfig, rounds: int, done: int, steps: int, factor: fl
 
 
 def excess(tensor: Tensor, start: Tensor, distance: float, steps: int) -> tuple[float, float]:
-    """Returns how far the worst entry of a tensor is out of reach, and how far it may be.
+    """Returns how far the worst entry of a tensor is from its start, and how far it may be.
 
     Args:
         tensor: The received tensor.
         start: The same tensor before the first round.
-        distance: How far an entry may be from its start; with 0 the tensors must be equal up to the
-            rounding of another processor, so that a tensor of zeros must be zero.
+        distance: The largest distance of an entry from its start, before rounding. If `distance` is
+            0, the tensors must be equal up to the rounding of another processor, so that a tensor
+            of zeros must be zero.
         steps: The number of all steps so far, for the rounding of float32.
 
     Returns:
-        A pair: the distance from its start of the entry that is the farthest out of reach, or 0 if
-        every entry is within reach; and the distance that is allowed there. The distance of NaN is
-        infinite.
+        A pair. First, the distance between the start and the entry that exceeds its allowed
+        distance the most; 0 if no entry exceeds its allowed distance. Second, the allowed distance
+        of this entry. The distance of NaN is infinite.
 
     Example:
         >>> import torch

@@ -4,11 +4,11 @@
 
 A term is a function of the trained tensors and of the values that these tensors had when training
 began. For example, a strategy may add a penalty. If K clients are trained in one batch, their
-tensors are stacked, (K, ...). A term must be a sum over the entries of the tensors. The value of a
-sum over entries for K stacked clients is the sum of its values for each client, and each client
+tensors are stacked, (K, ...). A term must be a sum over the entries of the tensors. Then the value
+of the term for K stacked clients is the sum of its values for the single clients, and each client
 gets the same gradient as if it were trained alone.
 
-A step has B images, and the model has L classes.
+Letters in shapes: B images in a step, L classes of the model.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def cross_entropy(
         >>> [round(x, 3) for x in (both[0].item(), *both[1].tolist())]
         [1.386, 0.693, 1.386]
     """
-    if sizes is None:  # the mean of PyTorch rounds differently from the mean of the parts
+    if sizes is None:  # PyTorch's mean rounds differently from a mean of parts
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         return loss, (loss.detach() * len(labels)).unsqueeze(0)
     each = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")

@@ -37,7 +37,7 @@ from fl_vitlora.config.named_code import code_named
 from fl_vitlora.config.optimizer_names import OPTIMIZERS
 from fl_vitlora.finetuning import methods
 
-BETA2 = 0.999  # the decay rate of the mean squared gradient, the usual one
+BETA2 = 0.999  # the usual decay rate of the mean squared gradient
 
 Groups = Sequence[dict[str, Any]]
 
@@ -120,7 +120,7 @@ SGD = Optimizer(
 
 
 def optimizer_of(name: str) -> Optimizer:
-    """Imports the module of an optimiser and returns the optimiser's entry of the table.
+    """Imports the module of an optimiser, and returns its `Optimizer`, an entry of the table.
 
     Example:
         >>> optimizer_of("adam").told

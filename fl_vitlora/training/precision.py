@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 # The largest number of patches for which attention keeps all its weights in memory. A ViT with
-# patches of 16 pixels has 576 of them on images of 384 pixels.
+# patches of 16 pixels has 576 patches on images of 384 pixels.
 SHORT = 600
 FUSED = "fused_attn"  # the attribute of timm's attention that chooses PyTorch's own kernel
 
@@ -26,8 +26,8 @@ def best_precision(device: torch.device, wanted: str) -> torch.dtype:
         wanted: The setting `engine.precision`: "float32", "bfloat16", or "auto".
 
     Returns:
-        The wanted format. For "auto" it is float32 on a CPU, and on a GPU bfloat16, or float16 if
-        the GPU has no bfloat16.
+        The wanted format. For "auto", the format is float32 on a CPU, bfloat16 on a GPU, and
+        float16 on a GPU without bfloat16.
     """
     if wanted != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
@@ -59,12 +59,12 @@ def unhalved(logits: Tensor) -> Tensor:
 def choose_attention(
     model: nn.Module, patches: int, device: torch.device, precision: torch.dtype
 ) -> None:
-    """Makes the attention of a timm model compute by the faster of two ways, in place.
+    """Changes a timm model in place, so that its attention computes in the faster of two ways.
 
-    PyTorch has one function for the whole attention. In bfloat16 on a CPU it takes several times
-    the time of the products softmax(q·kᵀ)·v one by one, if gradients follow
-    (`benchmarks/speed/precision.py`). The products keep the weights of all pairs of tokens in
-    memory, so they are not used for many patches.
+    PyTorch has one function for the whole attention. In training with bfloat16 on a CPU, this
+    function takes several times as long as the single products of softmax(q·kᵀ)·v
+    (`benchmarks/speed/precision.py`). The single products keep the weights of all pairs of tokens
+    in memory, so they are not used if an image has many patches.
 
     Args:
         model: A model of timm.

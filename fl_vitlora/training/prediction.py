@@ -21,11 +21,11 @@ depends on its attribute `adapts`:
 
 * False: the predictor is called in inference mode (`torch.inference_mode`), without gradients. In
   float32 the layers are replaced by faster layers, whose outputs differ only by rounding. The
-  faster layers have copies of the weights. So the predictor must not change a tensor: the copy
-  would not change, and the change would have no effect.
+  faster layers have copies of the weights. Therefore the predictor must not change a tensor: the
+  copy would not change, and the change would have no effect.
 * True: the predictor is called with gradients enabled, outside of inference mode, and no layer is
   replaced. A predictor whose attribute `adapts` is True may change tensors, but must restore them
-  exactly before it returns. So every batch is evaluated with the same model, and the order of the
+  exactly before it returns. Then every batch is evaluated with the same model, and the order of the
   batches does not matter.
 
 A predictor that does not work with every fine-tuning method has a method `check(method)`. The
@@ -34,7 +34,7 @@ cannot work with the `fl_vitlora.finetuning.method.Method` of the run.
 
 To use a predictor, name its class in the setting `evaluation.predictor`; the default is `plain`.
 
-A batch has B images with C channels, height H and width W in pixels. The model has L classes.
+Letters in shapes: B images in a batch, C channels, height H and width W in pixels, L classes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from fl_vitlora.finetuning.method import Method
 
 
 class Predictor(Protocol):
-    """Computes the logits of a batch with a model; the text of this module has an example."""
+    """Computes the logits of a batch with a model; the docstring of the module has an example."""
 
     @property
     def adapts(self) -> bool:
@@ -72,7 +72,7 @@ class Predictor(Protocol):
         Args:
             model: The model in evaluation mode; it maps (B, C, H, W) to (B, L).
             images: The normalised images, (B, C, H, W), on the device of the model. The last batch
-                of a shard may be smaller than the others.
+                of a shard may be smaller than the other batches.
 
         Returns:
             The logits, (B, L).
@@ -127,7 +127,7 @@ def predictor_of(name: str) -> Predictor:
 
 
 def predictor_for(name: str, method: Method) -> Predictor:
-    """Returns a predictor as `predictor_of` does, and asks it if it works with a method.
+    """Returns a predictor like `predictor_of`, and checks that it works with a fine-tuning method.
 
     Args:
         name: The name of the predictor.
@@ -147,7 +147,7 @@ def predictor_for(name: str, method: Method) -> Predictor:
 def answering(model: nn.Module, predictor: Predictor, precision: torch.dtype) -> Iterator[None]:
     """Prepares PyTorch and a model for a predictor, inside a `with` block.
 
-    The text of this module says what a predictor can expect.
+    The docstring of the module says what a predictor can expect.
 
     Args:
         model: The model in evaluation mode.

@@ -5,7 +5,7 @@ the layers. The module `finetuning.products` describes the two libraries. A choi
 for each machine and model and then kept in a file of the user's cache folder, because the libraries
 round differently: with another choice, a repeated or resumed run would not have the same bits.
 
-A layer has n inputs and m outputs.
+Letters in shapes: n inputs and m outputs of a layer.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from fl_vitlora.finetuning import products
 from fl_vitlora.storage.files import WriteError, make_folder, write_atomically
 
-REPETITIONS = 7  # products of each library; the fastest one counts, so other programs matter little
-OPERATIONS = 5e8  # most multiplications of one measured product; a few milliseconds
+REPETITIONS = 7  # measurements of a product; the fastest counts, so other programs matter little
+OPERATIONS = 5e8  # the most multiplications of a measured product, which takes a few milliseconds
 Shapes = Mapping[tuple[int, int], int]  # the number of layers of each size (m, n)
 
 
@@ -35,12 +35,12 @@ def choose_library(model: nn.Module, device: str, rows: int) -> str:
     """Returns the library with which the frozen linear layers of a model compute.
 
     Args:
-        model: The model. Its layers `nn.Linear` without trained tensors are measured.
+        model: The model, whose layers `nn.Linear` without trained tensors are measured.
         device: The device of the run. On a GPU there is no choice.
         rows: The number of rows of a product, which is the number of patches in a training step.
 
     Returns:
-        The library that the environment variable names; otherwise the faster one.
+        The library that the environment variable names, or else the faster library.
 
     Raises:
         UserError: If the environment variable names an unknown library.
@@ -92,7 +92,7 @@ def seconds_of(library: str, m: int, n: int, rows: int) -> float:
         n: The number of inputs of the layer.
         rows: The number of rows of the product.
     """
-    single = torch.float32  # only for this format is there a choice
+    single = torch.float32  # there is a choice only for this format
     weight = torch.zeros(m, n, dtype=single)
     inputs = torch.zeros(rows, n, dtype=single, requires_grad=True)
     gradient = torch.zeros(rows, m, dtype=single)
@@ -139,7 +139,7 @@ def cache_file() -> Path:
 
 
 def read_choices() -> dict[str, str]:
-    """Returns the kept choices by the description of machine and model; none if there is no file.
+    """Returns the kept choices, by description of machine and model; empty if there is no file.
 
     A file that cannot be read counts as no file: the program then measures again which library is
     faster.
@@ -154,7 +154,7 @@ def read_choices() -> dict[str, str]:
 
 
 def keep_choices(choices: Mapping[str, str]) -> None:
-    """Writes the choices to the file. If the folder cannot be written, they are not kept."""
+    """Writes the choices to the file. If this is impossible, the choices are not kept."""
     try:
         make_folder(cache_file().parent)
         content = json.dumps(choices, indent=1, sort_keys=True).encode()

@@ -2,10 +2,10 @@
 
 A worker process that gets several messages calls the client app once for each message. Every call
 has its own thread, but two calls never run at the same time: a call runs until it ends, or until it
-waits for a computation that several calls need. This point is called a meeting. When every call has
-ended or is waiting, one function computes the results of all waiting calls together. After the
-common computation, the calls continue in turns. So an app for many messages can be written like an
-app for one message, and the data that calls share needs no locks.
+waits for a computation that several calls need. When every call has ended or is waiting, one
+function computes the results of all waiting calls together. After the common computation, the calls
+continue in turns. Therefore an app for many messages can be written like an app for one message,
+and the data that calls share needs no locks.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Call(Generic[T]):
         function: The function that is called.
 
     Attributes:
-        together: The function for whose results the call waits. `together` computes the results of
-            all waiting calls; it is None if the call does not wait.
+        together: The function that computes the results of all waiting calls; None if this call
+            does not wait.
         brought: The argument of this call for the function `together`.
         found: The result of `together` for this call, or an exception that is raised in the call.
-        outcome: The result of the whole call, or the exception that ended it.
+        outcome: The result of the whole call, or the exception that ended the call.
     """
 
     def __init__(self, function: Callable[[], T]) -> None:
@@ -78,7 +78,7 @@ class Call(Generic[T]):
         _own.set(self)
         try:
             self.outcome = self._function()
-        except Exception as error:  # `in_turns` returns it
+        except Exception as error:  # `in_turns` returns the error
             self.outcome = error
         except BaseException as error:  # an app that exits ends its own call, not the worker
             self.outcome = RuntimeError(repr(error))
@@ -91,8 +91,8 @@ def meet(together: Together[T, U], brought: T) -> U:
 
     Args:
         together: A function that takes a list with the arguments of all waiting calls, and returns
-            one result for each. If `together` raises an exception, the exception is raised in each
-            waiting call.
+            one result for each argument. If `together` raises an exception, the exception is raised
+            in each waiting call.
         brought: The argument of this call.
 
     Returns:
@@ -103,13 +103,13 @@ def meet(together: Together[T, U], brought: T) -> U:
 
 
 def in_turns(functions: Sequence[Callable[[], T]]) -> list[T | Exception]:
-    """Calls functions in turns; they may wait for a common computation with `meet`.
+    """Calls functions in turns; the functions may wait for a common computation with `meet`.
 
     Args:
         functions: The functions to call, without arguments.
 
     Returns:
-        A list: for each function, its result, or the exception that it raised.
+        For each function, its result, or the exception that the function raised.
     """
     calls = [Call(function) for function in functions]
     for call in calls:
@@ -126,7 +126,7 @@ def _do_together(calls: Sequence[Call[Any]]) -> None:
     found: Sequence[Any]
     try:
         found = together([call.brought for call in calls])
-    except Exception as error:  # `Call.meet` raises it in every call
+    except Exception as error:  # `Call.meet` raises the error again
         found = [error] * len(calls)
     for call, one in zip(calls, found, strict=True):
         call.together, call.brought, call.found = None, None, one

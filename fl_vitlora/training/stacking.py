@@ -1,4 +1,4 @@
-"""A model for many clients: they share the frozen weights; the trained tensors are stacked.
+"""A model for many clients, which share the frozen weights; the trained tensors are stacked.
 
 The images of K clients pass through the model as one batch, in the order of the clients. Only the
 layers with trained tensors need to know to which client an image belongs: the patch embedding, the
@@ -6,9 +6,9 @@ adapters (low-rank matrices) and the head. The tensors of trained layers get a f
 the clients. All other layers compute the same as with one client, but on a larger batch, which uses
 the processor better.
 
-A batch has B = Σ b_k images, b_k of client k. C is the number of channels, p the patch size, N the
-number of patches, D = C·p² the number of entries in a patch, W the width of the model, T the number
-of tokens. A layer has n inputs and m outputs, and an adapter the rank r.
+Letters in shapes: K clients, b_k images of client k, B = Σ b_k images in a batch, C channels, patch
+size p, N patches, D = C·p² entries in a patch, width W of the model, T tokens, n inputs and m
+outputs of a layer.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class StackedHead(nn.Module):
         self.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the logits, (B, ..., m), of features, (B, ..., n), as `replace_heads` says."""
+        """Returns the logits, (B, ..., m), of features, (B, ..., n), in full precision."""
         with full_precision(x.device):
             return linear(x.to(self.weight.dtype), self.weight, self.bias, self.batch)
 
@@ -191,7 +191,7 @@ class Stack:
                 embedding. The patch embedding is used only if the method does not train it.
 
         Returns:
-            A dictionary: the trained parameters by name, each with a first dimension K.
+            The trained parameters by name, each with a first dimension K.
         """
         for place in (HEAD, PATCHES):
             for name, own in self.original.get_submodule(place).named_parameters(prefix=place):
@@ -230,7 +230,9 @@ class Stack:
     def _sizes(self, images: int) -> tuple[int, ...]:
         """Returns the number of images of each client in the present batch of B images."""
         if sum(self._batch.sizes) != images:
-            raise ValueError(f"a batch of {images} images for clients of {self._batch.sizes}")
+            raise ValueError(
+                f"got a batch of {images} images, expected {self._batch.sizes} from the clients"
+            )
         return self._batch.sizes
 
     def _put(self, path: str, tensor: Tensor) -> None:
@@ -255,13 +257,13 @@ def _same(one: Tensor | None, other: Tensor) -> bool:
 
 
 def can_stack(model: nn.Module) -> bool:
-    """Returns True if several clients can be trained in one batch: if all trained tensors stack.
+    """Returns True if several clients can be trained in one batch with all their trained tensors.
 
-    A linear head can be stacked, and a patch embedding of patches that do not overlap. A part of a
-    fine-tuning method can be stacked if its attribute `stackable` is true. Tensors that clients
-    measure are not trained in one batch, so their layers need not be stackable. Three things cannot
-    be stacked: tensors of the body of a model, a normalisation in the patch embedding, and position
-    embeddings for images of different sizes.
+    A linear head can be stacked. A patch embedding can be stacked if its patches do not overlap. A
+    part of a fine-tuning method can be stacked if its attribute `stackable` is true. Tensors that
+    clients measure are not trained in one batch, so their layers need not be stackable. Three
+    things cannot be stacked: tensors of the body of a model, a normalisation in the patch
+    embedding, and position embeddings for images of different sizes.
     """
     whole: Any = model
     told = methods.prepared(model)

@@ -1,4 +1,4 @@
-"""Functions for the steps of local training, of one client or of several clients in one batch.
+"""Functions for the steps of local training, for one client or for several clients in one batch.
 
 Parameters belong to one client, or they are stacked for K clients, (K, ...). Functions that clip
 gradients need to know whether parameters are stacked. All other functions work for both kinds of

@@ -95,7 +95,7 @@ def test_validation_accuracies_have_columns_and_order_the_differences(tmp_path: 
     assert "| 1 | 60.00 |" in found
     assert "ordered by validation accuracy, the best first" in found
     assert found.index("full against head") < found.index("lora against head")
-    assert "The test images choose nothing." in found
+    assert "The test images are never used to choose anything." in found
     write_tables(tmp_path, comparison)
     rows = list(csv.DictReader((tmp_path / "runs.csv").open()))
     assert [row["validation_accuracy"] for row in rows] == ["0.5", "0.6", "0.7"]

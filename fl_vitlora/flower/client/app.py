@@ -153,9 +153,9 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
 def _fresh_order() -> torch.Generator:
     """Returns a generator that draws the order of a client's images from the system's randomness.
 
-    Two secure sums over the same updates, one of them without one member, would reveal that
-    member's update. So in a deployment, a client that trains twice in a round uses two different
-    orders.
+    If the server got two secure sums of the same updates, the second without one member, the
+    difference of the two sums would be this member's update. Therefore, in a deployment, a client
+    that trains twice in a round uses two different orders.
     """
     return torch.Generator().manual_seed(secrets.randbits(63))
 
@@ -164,8 +164,8 @@ def _drawn(settings: ClientSettings, shard: Shard, order: torch.Generator) -> Sh
     """Returns the images that a client trains on, which is usually its whole shard.
 
     If one batch holds the whole shard, the order of the images does not change the update. But with
-    `settings.fresh_order`, no two trainings may give the same update. So a client with a single
-    batch then trains on a bootstrap sample: as many images as the shard has, drawn with
+    `settings.fresh_order`, no two trainings may give the same update. Therefore a client with a
+    single batch then trains on a bootstrap sample: as many images as the shard has, drawn with
     replacement.
     """
     images = len(shard)
@@ -249,7 +249,7 @@ class _Beginning:
         coordinates: The maps between the client's tensors and the server's tensors.
         model: The exchanged tensors, as the server stores them.
         start: All trained tensors before the training, converted to fit the client's key.
-        merged: For the path of each frozen weight, the sum of the increments added to this weight.
+        merged: The sum of the increments that are added to each frozen weight, by path.
     """
 
     message: RoundMessage

@@ -48,9 +48,9 @@ def kept(
         layout: The names and shapes of the tensors that this client never sends.
         initial: The tensors that this client never sends, before the first round; the mapping may
             contain other tensors too.
-        taken: The round of this client's last update that the server used; None if the server does
-            not say. Tensors that the client stored in a later round are dropped, so that a repeated
-            round begins with the same tensors as the first attempt.
+        taken: The round of this client's last update that the server used; None if the server used
+            the update of the client's last round. Tensors that the client stored in a later round
+            are dropped, so that a repeated round begins with the same tensors as the first attempt.
     """
     _take_back(context, KEPT, taken)
     if messages.PACKED in context.state.array_records.get(KEPT, ()):
@@ -95,7 +95,7 @@ def rest(context: Context, server_round: int, rested: State) -> None:
 
 
 def merge(context: Context, received: RoundMessage, layout: Layout) -> State:
-    """Adds the low-rank products of an instruction to those of earlier instructions.
+    """Adds the low-rank products of an instruction to the products of earlier instructions.
 
     Args:
         context: The Flower context of the client, which stores its memory between rounds.
@@ -104,7 +104,7 @@ def merge(context: Context, received: RoundMessage, layout: Layout) -> State:
         layout: The names and shapes of all exchanged tensors.
 
     Returns:
-        A dictionary: for the path of each frozen weight, the sum of the products of all rounds.
+        The sum of the products of all rounds for each frozen weight, by path.
 
     Raises:
         ValueError: If the client has the pairs of more or fewer rounds than the instruction says.
@@ -128,9 +128,9 @@ def own(context: Context, taken: int | None, frozen: frozenset[str] = frozenset(
     Args:
         context: The Flower context of the client, which stores its memory between rounds.
         frozen: The names of the tensors that are frozen in this round; they are left out.
-        taken: The round of this client's last update that the server used; None if the server does
-            not say. Memory that the client stored in a later round is dropped, because the server
-            did not use its report of the later round.
+        taken: The round of this client's last update that the server used; None if the server used
+            the update of the client's last round. Memory that the client stored in a later round is
+            dropped, because the server did not use the report of the later round.
     """
     _take_back(context, OWN, taken)
     if OWN not in context.state.array_records:
@@ -148,8 +148,8 @@ def keep_own(
         context: The Flower context of the client, which stores its memory between rounds.
         server_round: The number of the round, from 1.
         memory: The new memory, without the tensors that `own` has left out.
-        frozen: The names of the tensors that are frozen in this round. What the client remembers of
-            them stays as it is.
+        frozen: The names of the tensors that are frozen in this round. The stored memory of these
+            tensors does not change.
     """
     if not memory and OWN not in context.state.array_records:
         return
@@ -187,9 +187,10 @@ def withheld(context: Context, record: str, layout: Layout, taken: int | None) -
         context: The Flower context of the client, which stores its memory between rounds.
         record: The name of the record that the client sends.
         layout: The names and shapes of all tensors that the record may hold.
-        taken: The round of this client's last update that the server used; None if the server does
-            not say. If a later update was lost, the part that codecs did not send of that update is
-            dropped. The part that was unsent before the lost update will still be sent.
+        taken: The round of this client's last update that the server used; None if the server used
+            the update of the client's last round. If a later update was lost, the unsent part of
+            the lost update is dropped. The part that was unsent before the lost update will still
+            be sent.
     """
     _take_back(context, WITHHELD + record, taken)
     if not _round_of(context, WITHHELD + record):
@@ -206,7 +207,7 @@ def withhold(context: Context, record: str, server_round: int, tensors: State) -
 
 
 def _put_aside(context: Context, record: str) -> None:
-    """Copies a record to its name with `BEFORE`; stores an empty record if there is none."""
+    """Copies a record to the name that begins with `BEFORE`; an empty record if there is none."""
     context.state[BEFORE + record] = context.state.array_records.get(record, ArrayRecord())
     which = context.state.config_records.get(record + WHICH, ConfigRecord({NUMBER: 0}))
     context.state[BEFORE + record + WHICH] = which

@@ -1,7 +1,7 @@
-"""Sends one instruction to a client's app in this process, as a server could, without a grid.
+"""Gives one instruction to a client's app in this process, without Flower's grid.
 
-An audit asks in this way what a client answers to an instruction that no honest server sends. The
-message is written, folded, read and answered by the code of a real run.
+An audit uses this module to see what a client answers to an instruction that no honest server
+sends. The message is written, folded, read and answered by the code of a real run.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from fl_vitlora.flower.wire.state_record import state_in
 from fl_vitlora.flower.wire.wiring import chance
 from fl_vitlora.state import State
 
-RUN, NODE = 1, 1  # ids of Flower, which matter only to messages over a network
+RUN, NODE = 1, 1  # Flower's ids of a run and a node, which matter only in a network
 
 
 def answer(settings: ClientSettings, client: int, instruction: RoundMessage) -> State | str:
-    """Lets a client that remembers nothing answer one instruction to train.
+    """Returns the answer of a client without memory to one instruction to train.
 
     Args:
         settings: The settings of the client.
@@ -36,7 +36,8 @@ def answer(settings: ClientSettings, client: int, instruction: RoundMessage) -> 
         instruction: The instruction, with any tensors and scalars.
 
     Returns:
-        The update as the server decodes it; or the reason as a text, if the client refuses.
+        The update as the server decodes it. If the client refuses the instruction, a text with the
+        reason.
     """
     worker = workspace(settings)
     content = Writer(worker.layout).write(instruction, worker.rank_of(client))

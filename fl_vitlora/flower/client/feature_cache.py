@@ -1,18 +1,18 @@
-"""The features that clients keep between rounds, so that a round does not compute the backbone.
+"""A cache of the features of clients' images, so that later rounds need not compute the backbone.
 
-Some methods never change the backbone (`finetuning.features`). For such a method, a worker computes
-the features of a client's images once and writes them to a file in the folder ``features`` beside
-the shards. In later rounds, every worker of the machine finds the file in this folder, also after
-the run is resumed. The file is protected like the shard (`data.feature_files`). If an unsealed
-shard contains ciphertext and the model is adapted to its key, no file is written, because such a
-model computes the same features as from the plain images, and these would not be protected. Each
-worker also keeps in memory the features that it used last.
+If a method never changes the backbone (`finetuning.features`), a worker computes the features of a
+client's images once and writes them to a file. The file is in the folder ``features`` next to the
+shards. In later rounds, every worker of the machine finds the file in this folder, also after the
+run is resumed. The file is protected like the shard (`data.feature_files`). An adapted model
+computes from ciphertext the features of the plain images, and an unsealed file would not protect
+these features. Therefore no file is written if an unsealed shard contains ciphertext and the model
+is adapted to its key. Each worker also keeps in memory the features that it used last.
 
 The features have an origin: a digest of the frozen tensors, of the client's patch reader, of the
 images, of the method, and of the settings that change how features are rounded. If the origin has
 changed, the features are computed anew.
 
-n images.
+Letters in shapes: n images.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from fl_vitlora.storage.files import PRIVATE_FOLDER, WriteError
 from fl_vitlora.training.inputs import features_of_shard
 
 READER = (WEIGHT, POSITION)  # the tensors of a patch reader, which may differ between clients
-MOST_IN_MEMORY = 2**29  # bytes; reading features of this size again takes about a second
+MOST_IN_MEMORY = 2**29  # bytes; to read features of this size from a file takes about a second
 
 
 class FeatureCache:
@@ -73,7 +73,7 @@ class FeatureCache:
         self._precision = precision
         self._device = frozen.model.get_parameter("head.weight").device
         self._bytes_per_image: int | None = None
-        self._recent: OrderedDict[str, tuple[str, Tensor]] = OrderedDict()  # with their origins
+        self._recent: OrderedDict[str, tuple[str, Tensor]] = OrderedDict()  # origin and features
 
     def __call__(self, name: str, shard: Shard, reader: PatchReader) -> Tensor | None:
         """Returns the features of a client's shard; computes the features that are not kept.
@@ -104,7 +104,7 @@ class FeatureCache:
         return features_of_shard(self._frozen, shard, self._device, self._precision)
 
     def _fits(self, shard: Shard) -> bool:
-        """Returns True if the features of a shard are not larger than all files may be."""
+        """Returns True if the features of a shard need at most the bytes allowed for all files."""
         if self._most == 0:
             return False
         if self._bytes_per_image is None:
@@ -113,7 +113,7 @@ class FeatureCache:
 
     @functools.cached_property
     def _body(self) -> str:
-        """Returns the digest of all frozen tensors of the model except those of patch readers."""
+        """Returns the digest of all frozen tensors of the model that belong to no patch reader."""
         model = self._frozen.model
         own = {n: p for n, p in model.named_parameters() if not p.requires_grad}
         tensors = {**dict(model.named_buffers()), **own}
@@ -140,14 +140,14 @@ class FeatureCache:
         path = self._path(name)
         if not self._on_disk:
             return
-        with contextlib.suppress(WriteError, OSError):  # a full disk costs time, not the run
+        with contextlib.suppress(WriteError, OSError):  # on a full disk the run is slower
             path.parent.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
             path.unlink(missing_ok=True)
             if _size_of(path.parent) + features.nbytes <= self._most:
                 write_features(path, features, origin, self._shards / name, self._keys)
 
     def _remember(self, name: str, origin: str, features: Tensor) -> None:
-        """Keeps the features in memory, and drops those that were not used for the longest time."""
+        """Keeps the features in memory; drops features that were not used for the longest time."""
         self._recent[name] = origin, features
         self._recent.move_to_end(name)
         total = sum(kept.nbytes for _, kept in self._recent.values())

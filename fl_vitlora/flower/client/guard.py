@@ -1,15 +1,17 @@
 """The guard: a client refuses instructions that no honest server can send.
 
-A client computes by itself what an honest server sends. It has the frozen weights and the start of
-all trained tensors from the model file and the settings, and never from the server. So it knows:
+A client computes by itself what an honest server sends. The client has the frozen weights and the
+start of all trained tensors from the model file and the settings, and never from the server.
+Therefore the client knows:
 
 * the model of round 1, up to the rounding of another processor;
-* how far training can have moved an entry since then (`training.movement`);
-* the learning rate, the epochs, and the tensors that rest, from the settings and the strategy.
+* how far training can have moved an entry since round 1 (`training.movement`);
+* the learning rate, the epochs, and the frozen tensors, from the settings and the strategy.
 
-Whatever differs is refused with one line, before the client trains or evaluates. A server that
-stays within these bounds is not noticed, and the bounds grow with the number of rounds that it
-states. `docs/trust.md` says what such a server was found to recover.
+The client refuses an instruction that differs, with a message of one line, before it trains or
+evaluates. The guard does not notice a dishonest server that stays within these bounds, and the
+bounds grow with the number of rounds that the server states. `docs/trust.md` says what a dishonest
+server could recover within these bounds.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def check_instruction(
         client: The number of the client.
 
     Raises:
-        ValueError: If something differs from what an honest server sends. The message names it.
+        ValueError: If the instruction differs from the instruction of an honest server. The message
+            names the difference.
     """
     config, steps = worker.config, worker.config.privacy.guard_steps
     if steps is None:
@@ -60,7 +63,7 @@ def check_instruction(
 
 
 def _check_work(asked: RoundMessage, config: Config, strategy: Strategy, client: int) -> None:
-    """Refuses other work than the settings and the strategy's plan ask for."""
+    """Refuses an instruction whose work differs from the settings and the strategy's plan."""
     plan = call(strategy.plan, asked.round, client=client)
     rate = scheduled_rate(config.training, asked.round, config.rounds) * plan.rate
     expected: dict[str, tuple[Any, Any]] = {
@@ -91,7 +94,7 @@ def _check_tensors(
         away, allowed = excess(tensor, worker.initial[name], distance, steps * done)
         if away:
             raise _refusal(
-                f"tensor {name} with an entry {away:.3g} from its start",
+                f"tensor {name} with an entry {away:.3g} away from its start",
                 f"at most {allowed:.3g} after {done} rounds",
             )
 

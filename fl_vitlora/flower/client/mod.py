@@ -149,7 +149,7 @@ class ClientEnd:
         return held
 
     def _with_progress(self, tensors: State) -> State:
-        """Adds the client's unsent changes to the tensors that are sent only every n-th round."""
+        """Adds the client's unsent changes to the tensors that it sends only every n-th round."""
         owed = self._owed(messages.ARRAYS)
         resting = {n: t for n, t in owed.items() if n in tensors and self.lanes.of(n).every > 1}
         return tensors | add({n: tensors[n] for n in resting}, resting)
@@ -184,7 +184,7 @@ class ClientEnd:
         return part
 
     def _owed(self, record: str) -> State:
-        """Returns the part of earlier updates that was not sent, without overwritten tensors."""
+        """Returns the unsent part of earlier updates, without tensors that are overwritten."""
         overwritten = (*self.scalars.restarted, *self.settings.strategy.rebased)
         return {n: t for n, t in self._withheld(record).items() if not n.endswith(overwritten)}
 

@@ -61,7 +61,7 @@ class ClientSettings:
         device: The device to compute on, "cpu" or "cuda".
         config: The configuration of the experiment, which names the file with the client's keys
             only if clients need the key (`policies.clients_need_key`).
-        strategy: The strategy of the run; the worker calls the methods of its client half.
+        strategy: The strategy of the run; the worker calls the strategy's methods for clients.
         fresh_order: True if a client draws the order of its images from the system's randomness,
             anew for every training. If `fresh_order` is False, the order follows from the run's
             seed.
@@ -69,8 +69,8 @@ class ClientSettings:
             encrypted. The program passes these keys to its workers in memory and never writes them
             to a file.
         products: The library for matrix products. The program chooses one library for all its
-            workers, so that a client has the same bits on every worker. An empty text means that
-            the process chooses the library, as a deployed node does.
+            workers, so that a client computes the same bits on every worker. An empty text means
+            that the process chooses the library, as a deployed node does.
     """
 
     shards: str
@@ -108,8 +108,8 @@ class Workspace:
         initial: All trained tensors of the server's model before the first round.
         holder: The object that encrypts with the client's key; None if clients do not need the key.
         precision: The floating-point format of activations.
-        trainer: Trains one client alone, or several clients in one batch.
-        predictor: Computes the model's predictions for a batch of images at evaluation.
+        trainer: The object that trains one client alone, or several clients in one batch.
+        predictor: The object that computes the model's predictions for images at evaluation.
         shard: A function that loads a shard by its name and keeps the last loaded shards in memory.
         features: The features that clients keep; None if the method has no features.
     """
@@ -228,8 +228,8 @@ def _features(
     """Returns the cache of features; None if the method has no features.
 
     A model that is adapted to a key computes from ciphertext the same features as from the plain
-    images. Such features are written to files only if the files of the shards are sealed (encrypted
-    on disk).
+    images. The features of an adapted model are written to files only if the files of the shards
+    are sealed (encrypted on disk).
     """
     config, frozen = settings.config, frozen_of(model)
     if frozen is None:
@@ -245,7 +245,7 @@ def _features(
 
 
 def _holder(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:
-    """Returns the object that encrypts with a client's key; the shards store the key's id."""
+    """Returns the object that encrypts with a client's key, whose id is read from the shards."""
     config, keys = settings.config, settings.storage or NO_KEYS
     shards = sorted(Path(settings.shards).glob(CLIENT_SHARDS))
     # A deployed node has only its own client's storage key, but may see files of other clients.

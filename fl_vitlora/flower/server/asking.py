@@ -35,7 +35,7 @@ UNHEARD = (  # the errors that Flower itself reports when a node does not answer
 
 T = TypeVar("T")
 How = Literal["silent", "raised", "unusable"]
-Reasons = dict[int, tuple[str, ...]]  # by client: one reason for each failed attempt
+Reasons = dict[int, tuple[str, ...]]  # for each client, one reason for each failed attempt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +57,10 @@ class Answers(Generic[T]):
     """The answers of clients to one question.
 
     Attributes:
-        read: A dictionary: for each client with a usable answer, the content of the answer.
+        read: The contents of the usable answers, by client.
         reasons: For each client without a usable answer, the reasons of its failed attempts.
-        taken_apart: The clients that trained alone because the workers failed on the batch of
-            several clients.
+        taken_apart: The clients that trained alone because the workers failed on a batch of several
+            clients.
     """
 
     read: dict[int, T]
@@ -74,7 +74,7 @@ class Question(Generic[T]):
 
     Attributes:
         round: The number of the round, from 1.
-        asked: A dictionary: for each client to ask, its instruction.
+        asked: The instruction to each client that is asked, by client.
         read: A function that reads one answer. The arguments of `read` are the instruction, the
             records of the reply, and the names and shapes of the tensors. `read` raises a
             `ValueError` if the reply is not a valid answer.
@@ -94,8 +94,8 @@ class Asker:
     """Asks clients, and repeats the question in the same round if a retry may help.
 
     Attributes:
-        post: Sends the messages.
-        end: Encodes instructions and decodes replies.
+        post: The post, which sends the messages.
+        end: The object that encodes instructions and decodes replies.
         records: The server's records of the clients.
         config: The configuration of the experiment.
         layout: The names and shapes of all exchanged tensors.
@@ -118,8 +118,8 @@ class Asker:
         answer in time is not asked again.
 
         Under secure aggregation, a client that has already sent a masked vector is never asked
-        again: two vectors under one mask reveal their difference. Only a client whose app raised an
-        error has certainly sent no masked vector.
+        again: two vectors under one mask reveal their difference. The server can be sure that a
+        client has sent no masked vector only if the client's app raised an error.
         """
         answers, refused, apart = self._ask_once(question, question.asked)
         again = {
@@ -153,8 +153,8 @@ class Asker:
         """Asks clients once, and notes which clients received the changes of the model.
 
         Returns:
-            Two dictionaries, the content of the usable answers and the failures, both by client;
-            and the clients that trained alone because the workers failed on the batch of several
+            First, the contents of the usable answers, by client. Second, the failures, by client.
+            Third, the clients that trained alone because the workers failed on a batch of several
             clients.
         """
         sealed = dict(zip(asked, self._sealed(question, list(asked.values())), strict=True))

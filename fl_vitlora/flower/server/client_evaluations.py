@@ -31,13 +31,13 @@ def ask_for_evaluations(
     """Asks every client to evaluate a model on its own encrypted images.
 
     Args:
-        asker: Sends the question. Its records of the clients note that the clients have the model.
+        asker: Sends the question, and notes in its records that the clients have the model.
         server_round: The round after which the model is evaluated.
         model: The model as the server stores it.
         views: The names of the views of the images (`federation.evaluation`).
-        most: The number of images of all clients together; None for all images.
+        most: The largest number of images that all clients together evaluate; None for all images.
         plan: The plan of the last round, which says which tensors are frozen.
-        measured: Endings of the names of tensors that clients measure when they train.
+        measured: Endings of the names of tensors that clients do not train but measure.
 
     Returns:
         The answers, sorted by client.

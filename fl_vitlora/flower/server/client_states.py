@@ -1,4 +1,4 @@
-"""The memory of simulated clients, held by the program itself, so that checkpoints can contain it.
+"""The memory of simulated clients, which this program stores itself and writes into checkpoints.
 
 Flower gives no access to the context of a node. Therefore, before a worker answers a message, the
 delivery (`simulation.delivery`) copies the client's records from `ClientStates` into the client's
@@ -7,8 +7,8 @@ record is replaced as a whole and never changed in place. Changed records are st
 server still waits for the client's reply, so that a late worker cannot overwrite new records with
 old ones.
 
-Through `ClientStates`, the server also tells the delivery which replies it no longer waits for, and
-the delivery tells the server which clients trained alone.
+Through `ClientStates`, the delivery also learns which replies the server no longer waits for, and
+the server learns which clients trained alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fl_vitlora.flower.client.workspace import client_of
 from fl_vitlora.flower.wire import masking
 from fl_vitlora.storage.trees import Tree
 
-SECRET = frozenset({masking.RECORD})  # keys of secure sums: never saved, drawn again at a greeting
+SECRET = frozenset({masking.RECORD})  # keys of secure sums are never saved, but drawn again
 KINDS: Mapping[str, Any] = {"config": ConfigRecord, "metrics": MetricRecord}
 
 

@@ -1,9 +1,8 @@
-"""Makes the message to a client: the instruction, without tensors that the client does not need.
+"""Makes the message to a client from its instruction, without the tensors it does not need.
 
-A client does not need tensors that it already has. For tensors that are frozen in the round, it
-also does not need what the strategy sends in addition to the model. So whatever a strategy
-broadcasts, nothing of it is sent for frozen tensors. The state of the strategy, which stays at the
-server, is about all tensors.
+A client does not need tensors that it already has. A strategy may broadcast further tensors in
+addition to the model. The message contains none of these further tensors that belong to a tensor
+frozen in the round. The state of the strategy stays at the server, and covers frozen tensors too.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def without_frozen(broadcast: State, plan: ClientPlan) -> State:
 
 
 def _with_merges(message: RoundMessage, model: GlobalModel, known: int) -> RoundMessage:
-    """Adds merged pairs that the client missed; adds all increments instead if they are smaller."""
+    """Adds the merged pairs that the client missed, or all increments if these are smaller."""
     merges = model.merges_since(known)
     if merges is None:
         return replace(message, increments=model.increments, merges=(0, model.rounds))

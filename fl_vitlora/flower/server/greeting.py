@@ -44,21 +44,21 @@ def greet(
 ) -> dict[int, int]:
     """Waits for the nodes, and asks each node for its client number.
 
-    While the server waits, the worker processes start.
+    The worker processes start while the server waits.
 
     Args:
         clients: The number of nodes to wait for.
-        post: Sends the messages.
+        post: The post, which sends the messages.
         records: The server's records of the clients; this function adds a record for each client.
         class_names: The names of the run's classes; None if classes are not compared.
         sums: The secure aggregator, which stores the public keys; None without secure aggregation.
 
     Returns:
-        A dictionary: for each client, the number of its training images.
+        The number of training images of each client, by client.
 
     Raises:
         RuntimeError: If a node does not answer, or if two nodes have the same shard.
-        UserError: If a client's classes, or their order, differ from those of the run.
+        UserError: If a client's classes, or their order, differ from the classes of the run.
     """
     question = fold(RecordDict(), {}, {})
     nodes = post.wait_for_nodes(clients)
@@ -85,11 +85,11 @@ def _read_all(
     """Reads the answers of all nodes, and checks that they are of different clients.
 
     Returns:
-        A dictionary: for each client, in the order of the clients' numbers, its node and greeting.
+        The node and the greeting of each client, by client, in the order of the clients' numbers.
 
     Raises:
         RuntimeError: If an answer cannot be used, or if two nodes have the same shard.
-        UserError: If a client's classes differ from those of the run.
+        UserError: If a client's classes differ from the classes of the run.
     """
     found: dict[int, tuple[int, Greeting]] = {}
     for reply in replies:
@@ -133,7 +133,7 @@ def _compare_classes(greeting: Greeting, class_names: Sequence[str] | None) -> N
     """Refuses a client whose labels mean other classes than the labels of the run.
 
     Raises:
-        UserError: If the client's classes differ from those of the run.
+        UserError: If the client's classes differ from the classes of the run.
     """
     if class_names is None:
         return

@@ -23,7 +23,7 @@ from fl_vitlora.flower.wire.byte_counts import overhead_of
 from fl_vitlora.flower.wire.folding import Unfolded, unfold
 
 NODE_POLL_SECONDS = 0.05
-MOST_AWAITED = 500  # the oldest messages whose replies are looked up at once, while replies arrive
+MOST_AWAITED = 500  # while replies arrive, the grid is asked for at most this number of replies
 DOWNLINK: Direction = "downlink"
 UPLINK: Direction = "uplink"
 
@@ -37,7 +37,7 @@ class Request:
 
     Attributes:
         message: The message as it is sent.
-        groups: The bytes of the coded tensors in the message, by group of tensors.
+        groups: The number of bytes of the coded tensors in the message, by group of tensors.
     """
 
     message: Message
@@ -51,7 +51,7 @@ class Request:
             node: The number of the node.
             kind: The type of the message, as Flower names it.
             content: The records, written into one buffer by `fold`.
-            groups: The bytes of the coded tensors in the message, by group of tensors.
+            groups: The number of bytes of the coded tensors in the message, by group of tensors.
         """
         message = Message(content, dst_node_id=node, message_type=kind)
         return cls(message=message, groups=groups or {})
@@ -66,8 +66,8 @@ class Reply:
         node: The number of the node that sent the message.
         unfolded: The records of the message; an error if the records cannot be read; None if the
             message reports an error.
-        groups: The bytes of the coded tensors in the message, by group of tensors; empty if the
-            message cannot be read.
+        groups: The number of bytes of the coded tensors in the message, by group of tensors; empty
+            if the message cannot be read.
     """
 
     message: Message
@@ -108,8 +108,8 @@ class Post:
         grid: Flower's grid, which carries messages between the server and the nodes.
         ledger: The ledger in which messages are counted.
         timeout: Seconds to wait for the replies to one batch of messages.
-        states: The memory of simulated clients. In these states the post notes which replies it no
-            longer waits for, and the server reads which clients trained alone.
+        states: The memory of simulated clients. The post notes there which replies it no longer
+            waits for, and the server reads there which clients trained alone.
         tap: A function that is called with every message, for inspection; None for no inspection.
         stop: An event; when it is set, the post stops waiting and raises an error.
     """
@@ -144,10 +144,7 @@ class Post:
         requests: Sequence[Request],
         records: ClientRecords,
     ) -> list[Reply]:
-        """Sends messages and gathers replies.
-
-        While it waits for replies, this method counts the bytes of messages.
-        """
+        """Sends messages, gathers the replies, and counts the bytes of messages and replies."""
         return self.send(
             requests, records, lambda one: self.count(one, server_round, purpose, records)
         )
@@ -188,8 +185,7 @@ class Post:
         """Gathers the replies to messages, and removes the ids of these messages from `waiting`.
 
         Args:
-            waiting: A dictionary: for the id of each message, the number of images of the client
-                that was asked.
+            waiting: The number of images of the client that was asked, by id of the message.
             note: A function that is called with every reply.
         """
         replies: list[Reply] = []

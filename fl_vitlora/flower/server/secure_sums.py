@@ -30,8 +30,8 @@ class Summed:
 
     Attributes:
         updates: One update, the mean of all clients in the sum; empty if the sum failed.
-        failures: A dictionary: for each client that is not in the sum, the reason.
-        clipped: The number of scalars that the clients in the sum clipped to the range R.
+        failures: For each client that is not in the sum, the reason.
+        clipped: The number of scalars that the clients in the sum clipped to the range ±R.
     """
 
     updates: tuple[Update, ...] = ()
@@ -43,7 +43,7 @@ class SecureAggregator:
     """Adds up the updates of clients; the server sees only the sum.
 
     Args:
-        limit: The range R of the fixed-point numbers.
+        limit: The range R: the largest absolute value of a number in an update.
         equal: True if all clients have equal weights. If `equal` is False, a client's weight is its
             number of images.
     """
@@ -81,22 +81,22 @@ class SecureAggregator:
     ) -> Summed:
         """Adds up the replies of a round.
 
-        With the seeds that a dropped client shares with others, the server could remove the mask of
-        this client's words. Therefore the reply of a client that is not in the sum is deleted
-        before any client is asked for seeds.
+        If a client drops out, the server asks the other clients for the seeds that they share with
+        the dropped client. With these seeds, the server could also remove the mask of the dropped
+        client's words. Therefore the reply of a client that is not in the sum is deleted before any
+        client is asked for seeds.
 
         Args:
             roster: The members of the round's sum.
-            replies: The records of every reply, by client. This method empties the mapping
-                `replies`.
+            replies: The records of every reply, by client. This method empties `replies`.
             layout: The names and shapes of the tensors in the clients' updates.
             ask: A function that asks for seeds, called only if some members dropped out.
             images: The number of images by which each member is weighted.
-            expected: A dictionary: for each client, the numbers of images and steps that the update
-                must state.
+            expected: For each client, the numbers of images and steps that its update must state.
 
         Returns:
-            The mean of all clients in the sum, if there is a sum, and the other clients' failures.
+            The mean of all clients in the sum, if there is a sum, and the failures of the clients
+            that are not in the sum.
         """
         read = _read_all(replies, layout, expected)
         arrived, failures = frozenset(read.masked), dict(read.failures)
@@ -165,14 +165,14 @@ def ask_for_seeds(
     """Asks the clients left in a secure sum for the seeds they share with clients that dropped out.
 
     Args:
-        asker: Sends the question.
+        asker: The object that sends the question.
         roster: The roster of the sum, with its members and their shares.
         left: The clients whose masked vectors arrived.
         dropped: The members whose masked vectors did not arrive.
 
     Returns:
-        A dictionary: for each client, the seeds that it revealed. A client with an invalid answer
-        is missing in the dictionary, and so counts as dropped, too.
+        The revealed seeds, by client. A client with an invalid answer is missing, and therefore
+        counts as dropped too.
     """
     question, records = fold(masking.ask_for_seeds(roster, dropped), {}, {}), asker.records
     requests = [

@@ -2,7 +2,8 @@
 
 Tensors for many clients are sent as a stream: a message contains only the changes since the version
 that the client has. Clients of one rank share a stream. If a client did not answer, the server does
-not know whether the client has the last version, and sends the whole state.
+not know whether the client has the last version. The next message to a client without an answer
+contains the whole state.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Sealed:
 
     Attributes:
         folded: The records, written into one buffer by `fold`.
-        groups: The bytes of the coded tensors, by group of tensors.
+        groups: The number of bytes of the coded tensors, by group of tensors.
         layouts: The names and shapes of the tensors in the message and in the reply.
     """
 
@@ -104,7 +105,7 @@ class ServerEnd:
 
         With lossy downlink codecs no tensor is left out: the server sends streams, which contain
         only changes anyway. A tensor of a group that clients send only in some rounds is not left
-        out either, because a client's tensor may then differ from the one that the server assumes.
+        out either: the client's tensor may then differ from the tensor that the server assumes.
         """
         return self.lanes.exact and lanes_of(self._config.compression.uplink).of(name).every == 1
 
@@ -201,9 +202,10 @@ class ServerEnd:
         """Clips a decoded update to the clipping norm of the clients.
 
         A client clips its update before the codec adds the unsent part of earlier updates.
-        Therefore the norm of the decoded update may exceed the clipping norm, for which the noise
-        is scaled. This function does not change updates that are sent without a lossy codec: the
-        strategy handles a client that does not clip.
+        Therefore the norm of the decoded update may exceed the clipping norm. The noise of
+        differential privacy is scaled for the clipping norm, so the server clips again. Updates
+        that are sent without a lossy codec do not change here: if a client does not clip, the
+        strategy handles its update.
 
         Args:
             update: The decoded update.

@@ -39,7 +39,7 @@ class Transport:
     """Carries instructions and updates over Flower's grid.
 
     Args:
-        post: Sends and counts the messages.
+        post: The post, which sends and counts the messages.
         initial: The exchanged tensors before the first round.
         config: The configuration of the experiment. If `config` is None, the transport uses the
             default settings and does not check how many optimiser steps a client took.
@@ -65,7 +65,7 @@ class Transport:
         self._class_names = class_names
         self._sums = sums
         self._plan = ClientPlan()  # the plan of the last round
-        self._measured: tuple[str, ...] = ()  # what clients measure, as in the last round
+        self._measured: tuple[str, ...] = ()  # the tensors that clients measured in the last round
         self._records = ClientRecords(initial)
         self._asker = Asker(
             post=post,
@@ -83,7 +83,7 @@ class Transport:
             clients: The number of nodes to wait for.
 
         Returns:
-            A dictionary: for each client, the number of its training images.
+            The number of training images of each client, by client.
         """
         return greeting.greet(
             clients,
@@ -103,12 +103,12 @@ class Transport:
         }
 
     def restore(self, tree: Tree) -> None:
-        """Restores a result of `snapshot` that this version or the previous one has made."""
+        """Restores a snapshot of this version of the program, or of the previous version."""
         known = _current(tree)
         self._records.restore(known["clients"])
         self._asker.end.restore(known["streams"])
         self._plan = _plan_of(known["plan"])
-        self._measured = tuple(known.get("measured", ()))  # older checkpoints do not have it
+        self._measured = tuple(known.get("measured", ()))  # missing in older checkpoints
 
     def exchange(self, server_round: int, instructions: Sequence[Instruction]) -> Exchange:
         """Sends the instructions of a round and waits for the updates; see `Asker.ask`.
@@ -149,7 +149,7 @@ class Transport:
         asked: Mapping[int, Instruction],
         weights: Mapping[int, int],
     ) -> tuple[Answers[RecordDict], Summed]:
-        """Asks for masked updates, and adds them up; the server sees only the sum."""
+        """Asks for masked updates and adds these up; the server sees only the sum."""
         roster = sums.roster(server_round, weights)
         answers = self._asker.ask(
             Question(

@@ -1,13 +1,14 @@
 """Flower's Ray backend with workers that outlive a simulation.
 
-At the end of every simulation, Flower ends its actors and Ray, and it has no option to keep them.
+Flower ends its actors and Ray at the end of every simulation, and has no option to keep them.
 This backend keeps Ray and the actors, so the next simulation finds workers that have finished their
 imports. If a worker dies during a simulation, Flower keeps the dead worker; in this backend, a
 `WorkerPool` replaces the dead worker by a new one.
 
 A simulation can end while actors are still working, because the run was interrupted or the server
 no longer waits for their replies. If a thread asks Ray for a result after Ray was shut down, the
-whole process ends with exit code 1. So no thread may wait for an actor when Ray is shut down.
+whole process ends with exit code 1. Therefore no thread may wait for an actor when Ray is shut
+down.
 Flower ends its backend only after all threads that wait for an actor have returned. Actors whose
 replies are no longer needed are ended at once, so that they do not delay the end of the run.
 """
@@ -32,7 +33,7 @@ SECONDS_TO_ANSWER = 60.0
 
 
 class KeptWorkers(raybackend.RayBackend):
-    """A backend that uses the actors of the last simulation, and keeps them for the next one.
+    """A backend that uses the actors of the last simulation and keeps them for the next simulation.
 
     Args:
         actors: Actors that the last simulation left. At the end of this simulation, the list

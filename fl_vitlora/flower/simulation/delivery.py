@@ -33,14 +33,14 @@ from fl_vitlora.flower.simulation.worker import AppError, trace_of
 
 LOOK_SECONDS = 0.01
 LATE = "the server no longer waits for this reply"
-WAIT_SECONDS = 1.0  # without work, the time between two checks whether the simulation has ended
+WAIT_SECONDS = 1.0  # an idle thread checks in this interval whether the simulation has ended
 
 
 def bundles(messages: Sequence[Message], most: Mapping[str, int]) -> list[list[Message]]:
     """Divides messages into bundles of one kind and nearly equal size; a worker gets one bundle.
 
-    The bundles depend only on the messages and their order. So the clients that are trained
-    together, and the rounding of the sums over them, do not depend on the number of workers.
+    The bundles depend only on the messages and their order. Therefore the number of workers does
+    not change which clients are trained together, or how the sums over clients are rounded.
 
     Args:
         messages: The messages in the order in which they were sent.
@@ -72,7 +72,7 @@ def deliver(
 ) -> None:
     """Puts every waiting message into the queue of the workers, until `f_stop` is set.
 
-    Flower's function `add_messages_to_queue`, which this function replaces, has the first four
+    This function replaces Flower's function `add_messages_to_queue`, which has only the first four
     arguments.
 
     Args:
@@ -115,9 +115,9 @@ def work(  # noqa: PLR0917 - the arguments that Flower passes
     metrics: Any,
     states: ClientStates,
 ) -> None:
-    """Lets the backend answer bundles of messages, one by one, until `f_stop` is set.
+    """Lets the backend answer one bundle of messages after the other, until `f_stop` is set.
 
-    Flower's function `worker`, which this function replaces, has all arguments but the last.
+    This function replaces Flower's function `worker`, which has all arguments except the last.
 
     Args:
         messageins_queue: Queue of bundles of messages to clients.
@@ -135,7 +135,7 @@ def work(  # noqa: PLR0917 - the arguments that Flower passes
             continue
         begin = time.perf_counter()
         for reply in replies_to(bundle, node_info_store, backend, states):
-            reply.metadata.__dict__["_message_id"] = str(uuid4())  # as Flower does
+            reply.metadata.__dict__["_message_id"] = str(uuid4())  # Flower does the same
             messageres_queue.put(reply)
         metrics.add_clientapp_runtime(time.perf_counter() - begin)
 

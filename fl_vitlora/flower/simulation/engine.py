@@ -4,8 +4,8 @@ Flower runs the server in a thread of this process, and gives every message for 
 actor. This project starts Ray itself, and Ray listens on the loopback address only. Starting Ray
 takes seconds. Therefore Ray is started early, while the run is being prepared, and Flower finds Ray
 running. Ray and its workers keep running for the next simulation until `Engine.stop` is called. A
-run can also join a Ray that already runs, on this machine or on a cluster. A Ray that the run has
-joined keeps running after the run.
+run can also join a Ray instance that already runs, on this machine or on a cluster. A Ray instance
+that a run has joined keeps running after the run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GREETINGS = 100  # the largest number of greeting messages that a worker gets at
 
 
 class Engine:
-    """Keeps one Ray running for several runs, as long as the runs need the same workers.
+    """Keeps one Ray instance running for several runs that need the same workers.
 
     Args:
         verbose: True if Ray may print and log.
@@ -47,7 +47,7 @@ class Engine:
         self.stop()
 
     def start(self, workers: Workers) -> Ray:
-        """Returns the running Ray if it has the same workers; otherwise starts a new Ray."""
+        """Returns the running Ray instance if it has the same workers, or else starts a new one."""
         if self._ray is None or self._ray.workers != workers:
             self.stop()
             self._ray = Ray(workers, verbose=self._verbose)
@@ -78,13 +78,13 @@ def simulate(
 
     Args:
         client_app: Flower's ClientApp, which is sent to the workers with every message.
-        main: The server function, called with Flower's grid and an event that tells it to stop.
+        main: The server function, called with Flower's grid and an event that is set to stop it.
         clients: Number of virtual nodes.
         together: Largest number of clients that a worker trains in one batch.
         patience: Longest time that a worker may take for each client, in seconds.
         states: The stored states of the clients, read and updated by the simulation.
         workers: The workers that train; at most as many as Ray was started for.
-        ray: A running Ray. This Ray and its workers keep running after the simulation.
+        ray: A running Ray instance. Ray and its workers keep running after the simulation.
         verbose: True if Flower may print and log.
 
     Returns:
@@ -161,7 +161,7 @@ class _Server(Generic[T]):
             try:
                 push_at_once(grid)
                 self._outcome.append(self._main(grid, self.stop))
-            except BaseException as error:  # `result` raises it in the caller's thread
+            except BaseException as error:  # `result` raises the error again
                 self._errors.append(error)
             finally:
                 end()
@@ -178,8 +178,8 @@ class _Server(Generic[T]):
 def push_at_once(grid: Any) -> None:
     """Makes all messages of one `push_messages` call visible at the same moment.
 
-    Without this function, the delivery could see some of the messages earlier than the others, and
-    the bundles would differ from run to run.
+    Without this function, the delivery could see some of the messages earlier than other messages,
+    and the bundles would differ from run to run.
 
     Args:
         grid: Flower's grid, whose method `push_messages` is replaced.

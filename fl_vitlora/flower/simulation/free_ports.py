@@ -1,7 +1,7 @@
 """Finds a port that no other program gets by chance before the caller opens it.
 
-The system gives a port to every program that asks for any port, and takes it from a range of its
-own. A port from that range that is free now can be another program's a moment later. Therefore this
+A program can ask the operating system for any free port. The system then chooses a port from a
+fixed range. A free port in this range may belong to another program a moment later. Therefore this
 module chooses a port below the ranges of Linux, macOS and Windows.
 """
 
@@ -17,9 +17,9 @@ _handed_out: set[int] = set()
 
 
 def free_port() -> int:
-    """Returns a port of the loopback address on which nobody listens.
+    """Returns a port of the loopback address on which no program listens.
 
-    Each call of a process returns another port.
+    Within one process, each call returns a different port.
 
     Raises:
         OSError: If no port is free.

@@ -8,7 +8,7 @@ import os
 import flwr.supercore.logger  # noqa: F401 - Flower sets its logger's level during this import
 
 TALKATIVE = ("flwr", "ray", "huggingface_hub", "datasets", "timm")
-LEVELS = ("HF_HUB_VERBOSITY", "DATASETS_VERBOSITY")  # Hugging Face reads them during its import
+LEVELS = ("HF_HUB_VERBOSITY", "DATASETS_VERBOSITY")  # Hugging Face reads these at import
 
 
 def silence() -> None:

@@ -37,7 +37,8 @@ SECONDS_TO_STOP = 30.0
 class Ray:
     """The connection to Ray, which a separate thread starts or joins.
 
-    Ray's processes end with the thread that started them, so this thread lives until `stop`.
+    Ray's processes end with the thread that started them. Therefore this thread lives until `stop`
+    is called.
 
     Args:
         workers: The workers that Ray must have room for.
@@ -113,8 +114,8 @@ class Ray:
     def stop(self) -> None:
         """Stops Ray and its workers. In a joined cluster, only this program's workers stop.
 
-        If Ray does not stop within `SECONDS_TO_STOP`, the program goes on without waiting longer.
-        If Ray did not stop in time, its processes end with the program.
+        If Ray does not stop within `SECONDS_TO_STOP` seconds, this method returns without waiting
+        longer. Ray's processes then end with the program.
         """
         self.actors.clear()
         self._ended.set()
@@ -142,7 +143,7 @@ class Ray:
                     job_config=job_with_own_path(),
                     **(self._joining() if self.workers.address else self._starting()),
                 )
-        except Exception as error:  # `wait` raises it in the thread that waits
+        except Exception as error:  # `wait` raises the error again
             self._error = error
         self._up.set()
         self._ended.wait()

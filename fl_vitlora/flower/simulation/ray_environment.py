@@ -20,12 +20,12 @@ from fl_vitlora.flower.simulation.free_ports import free_port
 
 SECONDS_TO_CONNECT = 5.0
 SECONDS_TO_START = 180.0
-UNUSED_PORTS = (  # of Ray's dashboard agent; Ray's own constants with their names
+UNUSED_PORTS = (  # names of Ray's constants, which hold the names of the dashboard agent's ports
     "METRICS_AGENT_PORT_NAME",
     "METRICS_EXPORT_PORT_NAME",
     "DASHBOARD_AGENT_LISTEN_PORT_NAME",
 )
-# Ray speaks gRPC, which is HTTP/2 (RFC 9113): each side begins with its settings, frame type 4.
+# Ray uses gRPC over HTTP/2 (RFC 9113): each side first sends its settings in a frame of type 4.
 HTTP2_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HTTP2_SETTINGS
 
@@ -59,7 +59,7 @@ def check_address(address: str) -> None:
 
 @contextmanager
 def loopback_alone() -> Iterator[None]:
-    """Makes a Ray that starts inside the block listen on the loopback address only.
+    """Makes a Ray instance that starts inside the block listen on the loopback address only.
 
     On macOS and Windows, Ray listens on the loopback address by default. On Linux, Ray replaces
     127.0.0.1 by the network address of this machine and listens on all addresses. Without this
@@ -77,11 +77,11 @@ def loopback_alone() -> Iterator[None]:
 
 @contextmanager
 def patient_start() -> Iterator[None]:
-    """Lets a Ray that starts inside the block take `SECONDS_TO_START` for it.
+    """Gives a Ray instance that starts inside the block `SECONDS_TO_START` seconds to start.
 
-    Ray gives up if its own processes do not know of each other after 30 seconds. Its node manager
-    crashes if one of its agents has not told its port after 15 seconds. On a machine with many
-    other busy programs they need longer.
+    By default, Ray gives up if its own processes have not found each other after 30 seconds. Ray's
+    node manager crashes if one of its agents has not reported a port after 15 seconds. On a machine
+    with many other busy programs, Ray's processes need more time.
     """
     from ray._private import services
 
@@ -92,7 +92,7 @@ def patient_start() -> Iterator[None]:
         while True:
             try:
                 return ask(*args, **named)
-            except RuntimeError:  # not known yet
+            except RuntimeError:  # Ray does not know the node yet
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
@@ -105,17 +105,19 @@ def patient_start() -> Iterator[None]:
 
 
 def waiting_for_no_agent(start: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a node manager that is started not wait until its agents have told their ports.
+    """Returns a start function whose node manager does not wait for the ports of its agents.
 
-    The agents are Python programs beside the node manager. The dashboard agent serves Ray's web
-    page and its metrics, which this project does not use, so its ports are told as missing. The
-    port of the other agent, which prepares environments of workers, is chosen in advance.
+    The two agents are Python programs that run next to the node manager. The dashboard agent serves
+    Ray's web page and metrics. This project uses neither the web page nor the metrics, so it
+    reports the ports of the dashboard agent as missing. The other agent prepares the environments
+    of workers, and its port is chosen in advance.
 
     Args:
         start: Ray's function that starts a node manager.
 
     Returns:
-        The function to use in its place. For a version of Ray without such ports, `start` itself.
+        The function to call in place of `start`. If this version of Ray does not have these ports,
+        the result is `start` itself.
     """
     from ray import _raylet
 
@@ -136,7 +138,7 @@ def waiting_for_no_agent(start: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def sigterm_as_before() -> Iterator[None]:
-    """Restores this program's handler of SIGTERM after the block, during which Ray replaces it.
+    """Restores this program's handler of SIGTERM after the block, in which Ray installs its own.
 
     Ray's handler writes a stack trace, and ends the program with SIGABRT three seconds later.
     Python can set handlers only in its main thread, so this function uses Python's C interface.

@@ -1,4 +1,4 @@
-"""The slow imports (some seconds), which every worker process does as soon as it starts.
+"""Runs the slow imports, which take some seconds, as soon as a worker process starts.
 
 Ray imports this module in each new worker, while the main process still prepares the run. Without
 this module, a worker would do the slow imports only when its first message arrives.
@@ -19,4 +19,4 @@ with suppress(ModuleNotFoundError):
     # import path.
     importlib.import_module("strategies")
 torch.set_num_threads(1)  # each worker uses one core
-gc.freeze()  # the imported objects stay for ever; the garbage collector need not visit them again
+gc.freeze()  # the imported objects stay for ever, so the garbage collector need not visit them

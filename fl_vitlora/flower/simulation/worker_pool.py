@@ -1,11 +1,11 @@
 """The pool of worker processes: it gives work to idle workers and replaces lost workers.
 
 A bundle is a few messages that one worker answers together. A worker gets a bundle only when the
-worker is idle. There are more threads that give out bundles than workers, so an idle worker gets
-the next bundle at once. No bundle waits at a busy worker: a slow worker would delay the bundle
-while other workers are idle, and Ray cannot take the bundle back. When a worker dies, or is killed
-because it takes too long, a new worker is started at once. The time limit of a bundle begins only
-after its worker has started.
+worker is idle. There are more threads than workers, and each thread hands out bundles, so an idle
+worker gets the next bundle at once. No bundle waits at a busy worker: a slow worker would delay the
+bundle while other workers are idle, and Ray cannot take the bundle back. When a worker dies, or is
+killed because it takes too long, a new worker is started at once. The time limit of a bundle begins
+only after its worker has started.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 T = TypeVar("T")
 SLOTS = 2  # bundles per worker: one is being computed, one waits for the next idle worker
-LOSSES = 3  # a bundle is split after it was computed by this number of workers that were lost
+LOSSES = 3  # a bundle is split after this number of workers were lost while they computed it
 RAISES = 2  # after this number of attempts in which the app raised an error, the error is final
 SECONDS_TO_END = 60.0
 SECONDS_TO_START = 300.0  # to start a process and to import packages on a busy machine
@@ -50,7 +50,7 @@ class WorkerState:
 
     @property
     def is_up(self) -> bool:
-        """True if the worker has started. The time limit begins when a call first returns True."""
+        """Returns True if the worker has started. The time limit begins at the first True."""
         if self.start is not None and ray.wait([self.start], timeout=0, fetch_local=False)[0]:
             self.start, self.since = None, time.monotonic()
         return self.start is None
@@ -109,7 +109,7 @@ class WorkerPool:
                 self._change.notify_all()
 
     def end(self) -> list[Any]:
-        """Kills the busy workers, and returns the idle ones when no thread waits for a worker.
+        """Kills the busy workers; returns the idle workers when no thread waits for a worker.
 
         A second call returns the same workers as the first call.
         """
@@ -151,7 +151,7 @@ class WorkerPool:
         return [worker for worker in others or self._states if not self._states[worker].busy]
 
     def _wait(self, worker: Any, result: Any, messages: int) -> Any:
-        """Waits for the result of a worker, as long as the worker lives and is within its limit.
+        """Waits for the result of a worker while the worker lives and is within its time limit.
 
         Raises:
             WorkerLostError: If the worker died, did not start, or exceeded its time limit.
@@ -193,7 +193,7 @@ class WorkerPool:
             self._change.notify_all()
 
     def _replace(self, worker: Any) -> WorkerState:
-        """Starts a worker in place of a lost one, and returns what the pool knew of the lost one.
+        """Starts a new worker in place of a lost worker, and returns the state of the lost worker.
 
         This method always kills the lost worker. After some errors of Ray, a lost worker is still
         alive and would occupy the CPU core or the share of a GPU that the new worker needs.
@@ -224,7 +224,7 @@ def persist(bundle: Sequence[T], ask: Callable[[Sequence[T]], list[Any]]) -> tup
     bits as a run without the fault. If three workers were lost while they computed a bundle, the
     messages of the bundle are answered one by one. In this way only the clients that cause the loss
     of workers fail. However, a client that trains alone gets slightly different rounding errors
-    from one that trains in a batch.
+    than a client that trains in a batch.
 
     Args:
         bundle: The messages, which one worker answers together.

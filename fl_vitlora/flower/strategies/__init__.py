@@ -1,1 +1,1 @@
-"""One interface for the strategies of this project and those of Flower."""
+"""One interface for the strategies of this project and the strategies of Flower."""

@@ -27,7 +27,7 @@ from fl_vitlora.errors import UserError
 if TYPE_CHECKING:
     from flwr.supercore.privacy_accounting import PrivacyAccountant
 
-LEAST_NOISE, MOST_NOISE = 1e-3, 1e6  # the noise multiplier is searched between these two
+LEAST_NOISE, MOST_NOISE = 1e-3, 1e6  # the noise multiplier is searched between these numbers
 NOISE_TOLERANCE = 1e-4  # largest relative error of the noise multiplier that is found
 EVERYBODY = 1  # any number of clients gives the same ε without amplification by sampling
 
@@ -63,7 +63,8 @@ def epsilon(*, noise_multiplier: float, releases: int, delta: float) -> float:
     """Returns the privacy loss ε of a client after some rounds.
 
     Args:
-        noise_multiplier: The noise multiplier z: standard deviation of the noise over sensitivity.
+        noise_multiplier: The noise multiplier z: the standard deviation of the noise, divided by
+            the sensitivity.
         releases: The number T of noisy means that were released.
         delta: The probability δ of (ε, δ)-differential privacy, in (0, 1).
 
@@ -90,8 +91,8 @@ def epsilon(*, noise_multiplier: float, releases: int, delta: float) -> float:
 def noise_for(*, target: float, releases: int, delta: float) -> float:
     """Returns the smallest noise multiplier with which a run's privacy loss is at most ε.
 
-    More noise means a smaller ε, so a bisection on a logarithmic scale finds z. The result is
-    larger than the exact z by at most a ten-thousandth of z, and so ε never exceeds the target.
+    More noise means a smaller ε. Therefore a bisection on a logarithmic scale finds z. The result
+    is larger than the exact z by at most a ten-thousandth of z, so that ε never exceeds the target.
 
     Args:
         target: The largest allowed loss ε, positive.
@@ -154,8 +155,8 @@ def statement(privacy: PrivacyConfig, releases: int) -> dict[str, Any] | None:
         releases: The number T of rounds.
 
     Returns:
-        A dictionary: ε, δ, the settings of the noise and the number of releases, by name; None
-        without noise, because such a run has no differential privacy.
+        A dictionary with ε, δ, the settings of the noise and the number of releases, by name; None
+        if the run has no noise and therefore no differential privacy.
     """
     if not privacy.noise_multiplier:
         return None

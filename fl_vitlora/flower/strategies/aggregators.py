@@ -1,4 +1,4 @@
-"""One interface for the strategies of this project and those of Flower, and checks for both kinds.
+"""One interface for strategies of this project and of Flower, and checks for these strategies.
 
 `federation.aggregator` defines the interface and runs the strategies of this project.
 `flower_aggregator` runs the strategies of Flower.
@@ -37,7 +37,7 @@ def make_aggregator(strategy: AnyStrategy, layout: Layout, seed: int) -> Aggrega
 
 
 class Unaided(Strategy):
-    """The part of a Flower strategy that runs at clients: a strategy without client code."""
+    """A strategy without client code, which clients run if the server runs a Flower strategy."""
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State
@@ -113,8 +113,8 @@ def check_cohort(strategy: AnyStrategy, participants: int) -> None:
 
     Raises:
         UserError: If the strategy would wait for ever for more clients; if its `fraction_train` is
-            not a share in [0, 1], or trains nobody; or if it scales its noise for a wrong number of
-            clients.
+            not a share in [0, 1], or lets no client train; or if the strategy scales its noise for
+            a wrong number of clients.
     """
     layers = list(_layers(strategy))
     share = getattr(layers[-1][1], "fraction_train", 1.0)

@@ -1,7 +1,8 @@
-"""The rules that a strategy of Flower must keep in this project, checked on a small made-up model.
+"""The rules that a strategy of Flower must obey in this project, checked on a small made-up model.
 
-This project does not use Flower's own loop over rounds: its server loop calls the public methods of
-the strategy. The rules find parts of a strategy that this loop would lose or never call.
+This project does not use Flower's own loop over rounds: this project's server loop calls the public
+methods of the strategy. The rules find values that this loop would lose, and methods that it would
+never call.
 `fl_vitlora.testing` has the longer list of rules for this project's own strategies.
 """
 
@@ -145,8 +146,8 @@ def _play(
         clients = [instruction.client for instruction in asked]
         if not clients or not set(clients) <= set(CLIENTS):
             raise UserError(
-                f"round {number}: configure_train must send messages to participants of the round, "
-                f"to at least one; got messages to {clients}"
+                f"round {number}: configure_train must send messages to one or more participants "
+                f"of the round, and to no other client; got messages to {clients}"
             )
         there = [client for client in clients if client != missing]
         failures = [Failure.of(number, c, "made up") for c in clients if c == missing]
@@ -163,7 +164,7 @@ def _same(a: State, b: State) -> bool:
 
 
 def _noted(updates: Sequence[Update]) -> list[Update]:
-    """Adds to each update the report that nothing was clipped, which Flower's wrappers read."""
+    """Adds to each update a report that the update was clipped; Flower's wrappers need a report."""
     report = {messages.NORM_BIT: torch.tensor(1)}
     return [Update(**{**vars(update), "report": report}) for update in updates]
 
@@ -207,7 +208,7 @@ def _is_stored(make: Make) -> str | None:
 
 
 def _goes_on(make: Make) -> str | None:
-    """Compares rounds 2 and 3 of a strategy with those of an instance restored after round 1."""
+    """Compares rounds 2 and 3 of a strategy and of a copy that is restored after round 1."""
     unbroken, resumed = make(), make()
     _play(unbroken, last=1)
     strategy_state.restore(resumed, *strategy_state.snapshot(unbroken))
@@ -229,6 +230,6 @@ RULES = (
     Rule("continues without a client that failed", _bears_failures),
     Rule("aggregates the evaluations of clients", _evaluates),
     Rule("keeps only values that a checkpoint can store", _is_stored),
-    Rule("gives the same model after a resume as without", _goes_on),
+    Rule("gives the same model with and without a resume", _goes_on),
     Rule("leaves the loop over rounds to this project", _starts_nothing),
 )

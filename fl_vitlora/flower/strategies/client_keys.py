@@ -71,8 +71,8 @@ def understood(
         strategy: Name of the strategy, for error messages.
 
     Returns:
-        A dictionary: the configuration that the client gets. If the strategy and the server loop
-        both set a key, the strategy's value counts.
+        The configuration that the client gets. If the strategy and the server loop both set a key,
+        the strategy's value counts.
 
     Raises:
         UserError: If clients do not know a key, if a value is not allowed for its key, or if two
@@ -84,7 +84,7 @@ def understood(
         {'server-round': 3, 'learning-rate': 0.01, 'local-epochs': 2}
     """
     config: Config = {}
-    said: dict[str, str] = {}  # for each key that the strategy changed, the name that it used
+    said: dict[str, str] = {}  # the name that the strategy used for each key that it changed
     for name, value in sent.items():
         key = _key_of(name, value, strategy)
         as_given = given.get(name) == value

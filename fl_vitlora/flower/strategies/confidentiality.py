@@ -39,7 +39,7 @@ def check_privacy(config: Config, strategy: AnyStrategy) -> None:
             f"least {FEWEST} clients must take part in a round; raise --clients or --fraction"
         )
     chosen = with_chosen_noise(privacy, config.rounds)
-    epsilon(  # a missing package is found here, not at the end of the run
+    epsilon(  # finds a missing package now, and not only at the end of the run
         noise_multiplier=chosen.noise_multiplier, releases=config.rounds, delta=privacy.delta
     )
 

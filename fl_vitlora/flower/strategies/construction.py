@@ -2,8 +2,8 @@
 
 The server loop chooses the participants of a round. By default, the strategy trains all
 participants. A wrapper for differential privacy gets the number of participants, by which it scales
-its noise. The strategy inside such a wrapper weights all clients equally, because the noise is
-scaled for equal weights.
+its noise. The strategy inside a wrapper for differential privacy weights all clients equally,
+because the noise is scaled for equal weights.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Terms:
     Attributes:
         path: Path of the strategy's options in the settings, such as "strategy.strategy".
         defaults: Default values by name of a parameter. A name is ignored if the constructor of the
-            strategy has no such parameter.
+            strategy has no parameter of this name.
         clients: Number of clients of the federation.
     """
 

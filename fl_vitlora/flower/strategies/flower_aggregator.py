@@ -1,9 +1,9 @@
 """Runs Flower's unmodified strategies in this project's server loop.
 
 The aggregator gives the strategy a grid (Flower's interface to the nodes) that lists only the
-participants of the round. The aggregator translates the strategy's messages into instructions. It
-also translates the clients' updates into the replies that the strategy expects: the trained tensors
-by name, instead of their changes.
+participants of the round. The aggregator translates the strategy's messages into instructions. The
+aggregator also translates the clients' updates into the replies that the strategy expects: the
+trained tensors by name, instead of their changes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class FlowerAggregator:
     """Runs a strategy of Flower through its public methods.
 
     Args:
-        strategy: The strategy of Flower; it keeps its memory in its attributes.
+        strategy: The strategy of Flower, which keeps its memory in its attributes.
         layout: Names and shapes of the exchanged tensors.
         seed: Seed of the strategy's random numbers, so that a run can be repeated.
     """
@@ -55,7 +55,7 @@ class FlowerAggregator:
     def select(
         self, server_round: int, drawn: Sequence[int], clients: Sequence[int]
     ) -> Sequence[int]:
-        """Returns the drawn clients; Flower's strategy chooses among them later, in `instruct`."""
+        """Returns the drawn clients; the strategy chooses among these clients in `instruct`."""
         del server_round, clients
         return drawn
 
@@ -151,7 +151,7 @@ class FlowerAggregator:
         """Lets the strategy aggregate the evaluation results of the clients that it asks.
 
         All clients evaluate the model before this method is called. If the strategy asks only some
-        clients, it gets only their answers.
+        clients, the strategy gets only the answers of these clients.
 
         Returns:
             The aggregated metrics.
@@ -189,7 +189,7 @@ class FlowerAggregator:
         }
 
     def snapshot(self) -> tuple[State, dict[str, Any]]:
-        """Returns the strategy's memory, for a checkpoint: its tensors, and the rest as JSON."""
+        """Returns the strategy's memory for a checkpoint: tensors, and the other values as JSON."""
         return strategy_state.snapshot(self._strategy)
 
     def restore(self, tensors: State, plain: Mapping[str, Any]) -> None:
@@ -225,7 +225,7 @@ class FlowerAggregator:
 
 
 class Participants(Grid):
-    """The grid as a Flower strategy sees it: it lists the participants, and sends no messages."""
+    """A grid for a Flower strategy, which lists the participants and sends no messages."""
 
     def __init__(self, clients: Sequence[int]) -> None:
         self._clients = list(clients)
@@ -263,7 +263,7 @@ class Participants(Grid):
 
     def _refuse(self) -> NoReturn:
         raise UserError(
-            "a strategy may ask the grid only for its nodes, but it called another method; the "
+            "a strategy may call only get_node_ids of the grid, but it called another method; the "
             "server loop sends the messages"
         )
 
@@ -278,7 +278,7 @@ def own_evaluation(strategy: object) -> str | None:
 
 
 def asks_for_evaluation(strategy: FlowerStrategy, participants: int) -> bool:
-    """Returns True if a strategy would ask clients to evaluate; only a copy of it is called."""
+    """Returns True if a copy of a strategy asks clients to evaluate. The strategy is not called."""
     try:
         sent = copy.deepcopy(strategy).configure_evaluate(
             1,
@@ -301,7 +301,7 @@ def _evaluation(images: int, measured: Reported) -> RecordDict:
 
     Args:
         images: Number of the images that the client evaluated.
-        measured: A dictionary: for each view (version) of the images, accuracy and loss.
+        measured: The accuracy and the loss for each view (version) of the images.
     """
     accuracy, loss = measured[RIGHT_KEY]
     metrics = MetricRecord(
@@ -325,7 +325,7 @@ def _expect_no_keys(message: Message, strategy: str) -> None:
         for name in record.keys() - {SERVER_ROUND}:
             raise UserError(
                 f"strategy {strategy} sends clients the key {name!r} for their evaluation, but "
-                f"there they read only {SERVER_ROUND!r}; leave the key out"
+                f"clients read only {SERVER_ROUND!r} for an evaluation; leave the key out"
             )
 
 

@@ -1,4 +1,4 @@
-"""Checks whether clients of a run can tell what an honest server sends (`flower.client.guard`)."""
+"""Checks whether clients of a run can compute what an honest server sends (`client.guard`)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from fl_vitlora.training.steps import steps_of
 
 
 def check_guard(config: Config, strategy: AnyStrategy) -> None:
-    """Refuses a guard with settings for which no bound is known, so that no client would refuse.
+    """Refuses a guard if the settings of the run give clients no bound for the server's tensors.
 
     Args:
         config: The configuration of the experiment.
         strategy: The strategy of the run, from this project or from Flower.
 
     Raises:
-        UserError: If clients cannot tell what an honest server sends; the message gives the reason
-            and a remedy.
+        UserError: If clients cannot compute what an honest server sends; the message gives the
+            reason and a remedy.
     """
     if config.privacy.guard_steps is None:
         return
@@ -34,23 +34,29 @@ def check_guard(config: Config, strategy: AnyStrategy) -> None:
 
 
 def _reasons(config: Config, strategy: AnyStrategy) -> Iterator[str]:
-    """Yields the reasons why clients cannot tell what an honest server sends."""
+    """Yields the reasons why clients cannot compute what an honest server sends."""
     name = config.strategy.name
     if not isinstance(strategy, Strategy) or strategy.step_bound() is None:
         yield (
-            f"strategy {name} states no bound of its steps (step_bound); take one that does, for "
-            "example fedavg or median"
+            f"strategy {name} states no bound of its steps (step_bound); take a strategy that "
+            "states a bound, for example fedavg or median"
         )
         return
     if wants(strategy.plan, "state") or type(strategy).broadcast is not Strategy.broadcast:
-        yield f"strategy {name} tells clients what only the server knows; take fedavg or median"
+        yield (
+            f"strategy {name} sends clients values that only the server can compute; take fedavg "
+            "or median"
+        )
     elif wants(strategy.plan, "client") or _changes_work(strategy, config.rounds):
-        yield f"strategy {name} sets rates or epochs, which bound no steps; take fedavg or median"
+        yield (
+            f"strategy {name} sets learning rates or epochs, so its steps have no known bound; "
+            "take fedavg or median"
+        )
     method = shelf.method_of(config.finetuning, strategy.adapter)
     if method.retracts or method.decides or method.has_rests or method.measured:
         yield (
             f"with method {method.name} the server changes tensors by rules that clients do not "
-            "know; take a method without such parts, for example lora+patch_embed"
+            "know; take another method, for example lora+patch_embed"
         )
     training = config.training
     if step_sum(training, 1) is None:
@@ -99,6 +105,6 @@ def check_steps(config: Config, images: Mapping[int, int]) -> None:
     )
     if steps > most:
         raise UserError(
-            f"privacy.guard_steps {most}: client {client} takes {steps} steps in a round; give "
-            f"all clients privacy.guard_steps={steps}"
+            f"privacy.guard_steps {most}: client {client} takes {steps} steps in a round; set "
+            f"privacy.guard_steps={steps} at all clients"
         )

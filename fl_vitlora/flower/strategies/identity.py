@@ -2,8 +2,8 @@
 
 `experiment.run` gets an instance, which may differ from the strategy that the configuration names.
 The result files of a run describe the instance. If the configuration names another strategy or
-other parameters than the instance has, the configuration is corrected before the run begins. So
-`config.yaml` always names the strategy that ran.
+other parameters than the instance has, the configuration is corrected before the run begins.
+Therefore `config.yaml` always names the strategy that ran.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def parameters(strategy: AnyStrategy) -> dict[str, Any]:
         strategy: The strategy before its first round, from this project or from Flower.
 
     Returns:
-        A dictionary: plain values by parameter name. A strategy inside a wrapper of Flower becomes
-        a mapping of its name and its parameters. A value that YAML cannot hold is replaced by the
+        The plain values of the parameters, by name. A strategy inside a wrapper of Flower becomes a
+        mapping of its name and its parameters. A value that YAML cannot hold is replaced by the
         name of its type in brackets. Parameters that are functions are left out.
 
     Example:

@@ -4,7 +4,7 @@ Flower's strategies keep moments, norms and privacy accounts in their attributes
 their options. All attributes are stored, without pickle. Arrays become tensors, named by the path
 of the attribute. Other values become JSON; a type that JSON lacks becomes a mapping with one key.
 Functions are not stored, because a new instance has them. Values of any other type cannot be
-stored: the snapshot lists them as missing, and a strategy with such values cannot be restored.
+stored: the snapshot lists them as missing, and a strategy with missing values cannot be restored.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def snapshot(strategy: Strategy) -> tuple[State, dict[str, Any]]:
 
 
 def unstorable(strategy: Strategy) -> dict[str, str]:
-    """Returns a dictionary from name to type of the attributes that a snapshot cannot store."""
+    """Returns the types of the attributes that a snapshot cannot store, by attribute name."""
     plain = snapshot(strategy)[1]
     found: dict[str, str] = {}
     while plain:

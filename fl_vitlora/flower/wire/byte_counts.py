@@ -1,4 +1,4 @@
-"""The sizes of serialised messages: bytes that are not tensors, and bytes of full fine-tuning."""
+"""Counts the bytes of messages: bytes that are not tensors, and bytes of full fine-tuning."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ SOME_NODE = 2**63 - 1  # an id with as many digits as Flower's random node ids
 
 
 def overhead_of(message: Message, groups: Mapping[str, int]) -> int:
-    """Returns the bytes of a message as Flower sends it, without the bytes of the coded tensors.
+    """Returns the number of bytes that Flower sends for a message in addition to coded tensors.
 
     Flower sends a message as nested objects, each in a separate request or response; the metadata
     is one of the objects. `tests/experiment/test_deployment.py` counts the bytes of messages in a
-    real deployment and finds the same number. Not counted are HTTP and protobuf frames, the trees
-    of object ids with which a node asks for a message, heartbeats, and the app itself.
+    real deployment and finds the same number. The number does not include HTTP and protobuf frames,
+    the trees of object ids with which a node asks for a message, heartbeats, and the app itself.
 
     Args:
         message: The message as it is sent, with its metadata set.
-        groups: The bytes of the coded tensors in the message, by group of tensors.
+        groups: The number of bytes of the coded tensors in the message, by group of tensors.
     """
     return object_bytes(message) - sum(groups.values())
 
@@ -70,7 +70,7 @@ def model_bytes(state: Mapping[str, Tensor]) -> tuple[int, int]:
         state: The tensors by name.
 
     Returns:
-        The bytes of the message to a client, and the bytes of the reply.
+        The size of the message to a client in bytes, and the size of the reply in bytes.
     """
     tensors = {name: tensor.float() for name, tensor in state.items()}
     parts = {messages.ARRAYS: (code(tensors, Layout.of(tensors), EXACT, chance(0)),)}

@@ -5,9 +5,9 @@ objects inside: together about 850 bytes for an array, two records and their nam
 is one buffer (`communication.parcel`), to which Flower adds about 330 bytes. Large buffers are sent
 as an array, which Flower cuts into chunks.
 
-A part of the buffer holds plain values in a dictionary. The key ``c`` of this dictionary has the
-config records, ``m`` has the metric records, and ``v`` has the versions of streams (series of
-changes).
+A part of the buffer holds plain values in a dictionary. The key ``c`` of this dictionary holds the
+config records, the key ``m`` the metric records, and the key ``v`` the versions of streams (series
+of changes).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fl_vitlora.flower.wire import messages
 KEY = "f"  # a folded message has one record of this name, which has one value of this name
 CONFIGS, METRICS, VERSIONS = "c", "m", "v"
 LARGE = 2**20  # bytes; buffers from this size on are sent in chunks, which need more headers
-OPAQUE = "masked"  # the group of masked bytes, which nobody on the way can decode
+OPAQUE = "masked"  # the group of masked bytes, which cannot be decoded on the way
 
 Parts = Mapping[str, tuple[Part, ...]]  # the coded tensors (parts), by the name of the record
 
@@ -86,7 +86,7 @@ class Unfolded(NamedTuple):
 
     @property
     def groups(self) -> dict[str, int]:
-        """Returns a dictionary from group of tensors to coded bytes."""
+        """Returns the number of coded bytes of each group of tensors."""
         return group_bytes(self.content, self.parts)
 
 
@@ -128,7 +128,8 @@ def _read_version(known: object, new: object) -> tuple[int, int]:
     if type(known) is int and type(new) is int and WHOLE <= known <= new:
         return known, new
     raise RefusedError(
-        f"the versions of a stream must be whole numbers that do not fall, got {known!r}, {new!r}"
+        "the versions of a stream must be whole numbers that do not decrease, got "
+        f"{known!r}, {new!r}"
     )
 
 
@@ -138,9 +139,10 @@ def packed_record(data: bytes, kind: str) -> ArrayRecord:
 
 
 def group_bytes(content: RecordDict, parts: Parts) -> dict[str, int]:
-    """Returns a dictionary from group of tensors to coded bytes, for a message before `fold`.
+    """Returns the number of coded bytes of each group of tensors in a message before `fold`.
 
-    A sender can choose any name for a group. So the bytes of unknown groups count as overhead.
+    A sender can choose any name for a group. Therefore the bytes of unknown groups count as
+    overhead.
 
     Args:
         content: The records of the message. Array records whose names are not in `parts` count as

@@ -1,8 +1,9 @@
 """The layouts of messages: the names and shapes of their tensors, by record.
 
-Layouts are not sent. Client and server each derive them once for a message, from the layout of all
-exchanged tensors, the client's rank and the scalars of the instruction. The scalars say which
-tensors the client already has, which are frozen in this round, and which pairs were merged.
+Layouts are not sent. Client and server each derive the layouts of a message once, from the layout
+of all exchanged tensors, the client's rank and the scalars of the instruction. The scalars say
+which tensors the client already has, which tensors are frozen in this round, and which pairs were
+merged.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class MessageLayouts:
 
     @cached_property
     def merged_ranks(self) -> list[dict[str, int]]:
-        """Returns, for each round, a dictionary from path to rank of the merged pair that is sent.
+        """Returns, for each round, the ranks of the merged pairs that are sent, by path.
 
         Raises:
             ValueError: If a rank is not a whole number from 0.
@@ -124,7 +125,8 @@ class MessageLayouts:
     def trained(self) -> Layout:
         """Returns names and shapes of the tensors that are not frozen.
 
-        A client sends these tensors back. A strategy sends its own tensors only for them.
+        A client sends back only these tensors, and a strategy broadcasts its own tensors only for
+        these tensors.
         """
         return self.whole.without(self.resting) if self.frozen else self.whole
 
@@ -135,7 +137,7 @@ class MessageLayouts:
 
     @property
     def _rank_sums(self) -> dict[str, int]:
-        """Returns a dictionary from path to the sum of the merged pairs' ranks over all rounds."""
+        """Returns the sum of the merged pairs' ranks over all rounds, by path."""
         rounds = self.merged_ranks
         return {path: sum(each[path] for each in rounds) for path in pairs_of(self.exchanged)}
 

@@ -7,8 +7,8 @@
                client → server   the seeds that the client shares with those clients
 
 In its Flower context, a client keeps its private key, its last roster, and the list of clients
-whose shared seeds it has revealed. From the last roster and the revealed seeds, the client knows
-when a mask or a seed would expose its update, and refuses.
+whose shared seeds it has revealed. From these records, the client knows when another mask or seed
+would expose its update, and then refuses to send it.
 """
 
 from __future__ import annotations
@@ -92,14 +92,14 @@ def hide(
         delta: The trained tensors after training minus before.
         report: The strategy's report, or an empty state.
         loss: The mean training loss.
-        limit: The range R of the fixed-point numbers.
+        limit: The range R: the largest absolute value of a number in an update.
 
     Returns:
         The masked words, which are sent in place of tensors.
 
     Raises:
-        ValueError: If the client was not greeted, and so has no key; if the roster is missing, or
-            the client must not accept the roster; or if the update is not finite.
+        ValueError: If the client has no key because it was not greeted; if the roster is missing,
+            or the client must not accept the roster; or if the update is not finite.
     """
     secret, roster = _kept(context), read_roster(instruction)
     if roster.limit != limit:
@@ -134,7 +134,7 @@ def write_masked(
         report: The strategy's report, or an empty state.
         loss: The mean training loss, which is masked too.
         steps: The number of optimiser steps.
-        limit: The range R of the fixed-point numbers.
+        limit: The range R: the largest absolute value of a number in an update.
 
     Raises:
         ValueError: If `hide` refuses to mask the update.
@@ -165,7 +165,7 @@ def read_key(greeting: RecordDict) -> bytes:
     """Returns the public key in a client's greeting, its first message.
 
     Raises:
-        ValueError: If the greeting has no public key, or one of the wrong length.
+        ValueError: If the greeting has no public key, or a public key of the wrong length.
     """
     key = _field(_record(greeting), PUBLIC)
     if not isinstance(key, bytes) or len(key) != KEY_BYTES:
@@ -183,9 +183,9 @@ def make_roster(
 
     Args:
         server_round: The number of the round, from 1.
-        keys: A dictionary: for each client, its public key.
+        keys: The public key of each client, by client.
         weights: The weight of each participant: its number of images, or equal numbers.
-        limit: The range R of the fixed-point numbers.
+        limit: The range R: the largest absolute value of a number in an update.
 
     Returns:
         The roster, with shares in proportion to the weights.
@@ -207,7 +207,7 @@ def read_roster(instruction: RecordDict) -> Roster:
     """Returns the roster (the list of participants of a secure sum) in an instruction.
 
     Raises:
-        ValueError: If the roster is missing, or if a client must not accept it.
+        ValueError: If the roster is missing, or if a client must not accept the roster.
     """
     return _roster(_record(instruction))
 
@@ -272,7 +272,8 @@ def open_sum(
         population: The number of all clients of the run.
 
     Returns:
-        The mean, weighted by the shares, and the number of scalars that were clipped to the range.
+        The mean, weighted by the shares, and the number of scalars that clients clipped to the
+        range ±R.
     """
     left = frozenset(samples)
     share = roster.share(left)

@@ -36,8 +36,8 @@ PACKED_TYPE = "fl_vitlora.packed"
 FROZEN = "frozen"
 RESTARTED = "restarted"  # endings of the names of tensors that start each round at initial values
 CACHED = "spared"  # bit mask of the tensors that the client already has
-CACHED_SINCE = "spared-since"  # the round in which the client stored these tensors; 0: initial ones
-MERGED_RANKS = "merged-ranks"  # ranks of the pairs that are sent, by round and path; 0 for none
+CACHED_SINCE = "spared-since"  # the round in which the client stored these tensors; 0 at the start
+MERGED_RANKS = "merged-ranks"  # ranks of the pairs that are sent, by round and path; 0: no pair
 MERGES = "merges"  # the client's number of merged rounds, before and after the message
 STEPS = "steps"
 TAKEN = "taken"  # the round of the client's last update that the server used
@@ -48,9 +48,9 @@ SAMPLES = "num-examples"  # the number by which Flower's strategies weight clien
 LOSS = "train_loss"  # the name that Flower's QFedAvg expects
 NORM_BIT = KEY_NORM_BIT  # 1 if the update was clipped, else 0
 EQUAL_WEIGHT = "equal-weight"  # 1 for every client, for strategies that weight all clients equally
-ACCURACY, EVALUATION_LOSS = "accuracy", "eval_loss"  # shown to strategies of Flower
+ACCURACY, EVALUATION_LOSS = "accuracy", "eval_loss"  # results that Flower's strategies can read
 VIEWS = "views"
-MOST = "most"  # the number of images with which a client evaluates a model; all if it is missing
+MOST = "most"  # the number of images on which a client evaluates a model; if missing, all images
 LARGEST_EXACT = 2.0**53  # up to this number, a float holds every whole number exactly
 ACCURACY_OF, LOSS_OF = "accuracy/", "loss/"  # each is followed by the name of a view of images
 VALIDATION_SAMPLES = "num-examples/validation"
@@ -97,7 +97,7 @@ def from_arrays(arrays: ArrayRecord, layout: Layout) -> State:
     for name, shape in layout.shapes:
         if name not in given or tuple(given[name].shape) != shape:
             raise UserError(
-                f"the strategy must return a tensor {name!r} of shape {shape}, but did not"
+                f"the strategy must return a tensor {name!r} of shape {shape}, but returned none"
             )
     return {name: given[name].to(torch.float32) for name, _ in layout.shapes}
 

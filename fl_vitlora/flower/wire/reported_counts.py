@@ -1,12 +1,11 @@
-"""The numbers that clients report, compared with what the server knows.
+"""Checks the numbers that clients report against numbers that the server knows.
 
 A client states in its greeting (its first message) how many images it has, and must not state
 another number later. The number of optimiser steps follows from the number of images and the
-training settings. So no client can get more weight by its update than by the number in its
-greeting. Only the client knows how many images it really has; `limited` bounds the effect of a
-false number.
+training settings. Therefore an update cannot give a client more weight than its greeting does. Only
+the client knows how many images it really has; `limited` bounds the effect of a false number.
 
-K is the number of clients, and n is the number of images of one client.
+Letters: K is the number of clients, and n is the number of images of one client.
 """
 
 from __future__ import annotations
@@ -160,7 +159,7 @@ def limited(images: Mapping[int, int], share: float | None) -> dict[int, int]:
 def _cap(falling: list[int], share: float) -> int:
     """Returns the limit c for the numbers of images.
 
-    If c limits the m largest counts, m·c + (other counts) = c / share.
+    If c limits the m largest counts, then m·c + (the sum of the other counts) = c / share.
     """
     rest = sum(falling)
     for cut, largest in enumerate(falling):

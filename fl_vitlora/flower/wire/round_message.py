@@ -1,7 +1,7 @@
 """The message from the server to one client in one round, with a writer and a reader for it.
 
-The server makes a `RoundMessage` (`server.composing`) and writes it with `Writer.write`. The client
-reads it with `read`, and gets a `RoundMessage` that equals the server's.
+The server makes a `RoundMessage` (`server.composing`), and `Writer.write` converts it to records.
+At the client, `read` converts the records to a `RoundMessage` that is equal to the server's.
 """
 
 from __future__ import annotations
@@ -58,11 +58,12 @@ class RoundMessage:
         tensors: The tensors of the model that are sent, in full shape (not cut to the client's
             rank).
         cached: The names of the tensors that are not sent, because the client has them.
-        since: The round in which the client stored the cached tensors; 0 if they are initial ones.
+        since: The round in which the client stored the cached tensors; 0 if the cached tensors are
+            the initial tensors.
         merged: The low-rank pairs to be added to frozen weights, one state for each round, in the
             order of the rounds.
-        increments: By path, the sum to be added to the pre-trained weight. Increments are sent in
-            place of pairs if they need fewer bytes.
+        increments: The sum to be added to each pre-trained weight, by path. Increments are sent in
+            place of pairs if increments need fewer bytes.
         merges: The number of merged rounds that the client already has, and the number after this
             message. If the first number is 0, the client begins with the pre-trained weights.
         broadcast: The tensors that the strategy sends in addition to the model, in full shape (not
@@ -159,7 +160,7 @@ class Writer:
         return self._records[key][1]
 
     def _scalars(self, message: RoundMessage) -> dict[str, ConfigValue]:
-        """Returns the scalars of a message, without those that have no value."""
+        """Returns the scalars of a message that have a value."""
         cached = message.cached
         stated: dict[str, ConfigValue | None] = {
             SERVER_ROUND: message.round,
@@ -181,7 +182,7 @@ class Writer:
         return {name: value for name, value in stated.items() if value is not None}
 
     def _ranks(self, message: RoundMessage) -> list[int]:
-        """Returns the ranks of merged pairs by round and path; for increments, 1 for each path."""
+        """Returns the ranks of merged pairs by round and path; an increment counts as rank 1."""
         paths = pairs_of(self._layout)
         if message.increments:
             return [int(path in message.increments) for path in paths]

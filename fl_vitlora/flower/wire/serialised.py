@@ -1,4 +1,4 @@
-"""The size of a serialised message, computed without serialising and hashing it.
+"""The size of a serialised message, computed without serialising and hashing the message.
 
 Flower writes a message as a tree of objects. Each object has a header and a body. The header gives
 the kind, the ids of the inner objects, and the length of the body:
@@ -33,8 +33,8 @@ def object_bytes(message: Message) -> int:
         message: The message as it is sent, with its metadata set.
 
     Returns:
-        The same number as for the objects that Flower makes; `test_serialised.py` compares the two
-        numbers.
+        The number of bytes. The test `test_serialised.py` compares this number with the size of the
+        objects that Flower makes, and the two must be equal.
     """
     objects = _Objects()
     within = [_of_records(objects, message.content)] if message.has_content() else []

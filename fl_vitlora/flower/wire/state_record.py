@@ -1,8 +1,8 @@
-"""A record of tensors that packs them only if some code looks into the record.
+"""A record of tensors that packs the tensors only if some code looks into the record.
 
 Inside a client or a server, tensors are passed between the codecs and the app in records of Flower,
-so that other Flower mods can see them. Usually no mod reads the records of tensors, and nothing is
-packed. If a mod reads or changes a record of this class, the record becomes an ordinary
+so that other Flower mods can see the tensors. Usually no mod reads the records of tensors, and
+nothing is packed. If a mod reads or changes a record of this class, the record becomes an ordinary
 `ArrayRecord` with one packed array (`communication.packing`), and the app then reads that array.
 """
 
@@ -38,8 +38,7 @@ class StateRecord(ArrayRecord):
     """An array record that holds tensors without packing them, until its content is read.
 
     Args:
-        state: The tensors by name, float32. Nobody may change the tensors of `state` after this
-            call.
+        state: The tensors by name, float32. The tensors of `state` must not change after this call.
 
     Attributes:
         state: The tensors by name, until the content is read.

@@ -1,8 +1,8 @@
 """Writes the content of a client's reply, and reads it at the server.
 
-The reply contains the change of the tensors in the training, and the strategy's report. For a
-client of a smaller rank, each low-rank matrix is cut to that rank. `round_message` has the messages
-from the server to a client.
+The reply contains the change of the tensors during training, and the strategy's report. For a
+client of a smaller rank, each low-rank matrix is cut to that rank. The module `round_message`
+writes and reads the messages from the server to a client.
 """
 
 from __future__ import annotations

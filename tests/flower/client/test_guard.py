@@ -126,7 +126,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
             "round": 2,
             "rate": scheduled_rate(settings.config.training, 2, ROUNDS),
         },
-        "tensor patch_embed.proj.weight with an entry 9 from its start",
+        "tensor patch_embed.proj.weight with an entry 9 away from its start",
     ),
 }
 
