@@ -1,4 +1,4 @@
-"""The program `fl-vitlora`: what one does with a finished run, without a simulation around it.
+"""The program `fl-vitlora`, which uses the model of a finished run without a simulation.
 
 For example, ``fl-vitlora predict RUN photos/ --out photos.csv`` classifies images, and
 ``fl-vitlora export RUN FOLDER --form peft`` writes the model for another library.
@@ -59,7 +59,7 @@ def predict(arguments: argparse.Namespace) -> None:
     from fl_vitlora.library.predictions import expect_ending
 
     if arguments.out is not None:
-        expect_ending(arguments.out)  # before the work is done
+        expect_ending(arguments.out)  # before any image is classified
     found = _open(arguments).predict(
         arguments.images,
         encrypted=arguments.encrypted,
