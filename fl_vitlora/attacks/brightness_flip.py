@@ -46,7 +46,7 @@ class BrightnessFlip(Attack[WorkerView | ThiefView, tuple[int, Tensor]]):
         return view.client, folded(view.images[: self.images])
 
     def score(self, guess: tuple[int, Tensor], truth: Truth) -> Sequence[Figure]:
-        """Returns the similarity of the guess to the plain images, and to these images folded.
+        """Returns the similarity of the guess to the plain images, and to `folded` plain images.
 
         The figure by chance is the similarity of another image of the same kind.
         """

@@ -43,7 +43,7 @@ class ClassPresence(Attack[ServerView, Mapping[int, Tensor]]):
     figures = (AREA, ABSENT)
 
     def lacks(self, view: ServerView) -> str:
-        """Returns why the server has no updates of a head to compare; empty if it has."""
+        """Returns why the server has no updates of a head to compare; empty if it has some."""
         if reason := view.lacks_single_updates():
             return reason
         if not any(_usable(sight) for sight in view.rounds):

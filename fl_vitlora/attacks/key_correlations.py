@@ -36,7 +36,7 @@ class KeyCorrelations(Attack[ServerView | OutsiderView, tuple[Guesses, int]]):
     figures = SYMMETRIC
 
     def lacks(self, view: ServerView | OutsiderView) -> str:
-        """Returns why the adversary has no useful change of a patch embedding; empty if it has."""
+        """Returns why no change of a patch embedding can be used; empty if one can be used."""
         public = view.public
         if public.no_common_order:
             return public.no_common_order

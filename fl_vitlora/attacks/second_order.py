@@ -57,7 +57,7 @@ class SecondOrder(Attack[WorkerView | ThiefView, Decrypting]):
     figures = (*FIGURES, DECRYPTED)
 
     def lacks(self, view: WorkerView | ThiefView) -> str:
-        """Returns why the adversary has no ciphertext that can be attacked; empty if it has."""
+        """Returns why the adversary has no ciphertext to attack; empty if it has some."""
         if view.sealed or view.public.no_common_order:
             return view.sealed or view.public.no_common_order
         plain = view.public.images

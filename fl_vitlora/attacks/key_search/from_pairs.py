@@ -131,7 +131,7 @@ def _refined(cells: tuple[Both, Both], blocks: Both) -> tuple[Both, Both, tuple[
 
 
 def _entries(upright: Indices, inverted: Indices, blocks: Indices) -> tuple[Indices, Flags, Flags]:
-    """Returns the values of each entry over all blocks, (D, N), if inverted, and if undecided."""
+    """Returns for each entry its values (D, N), if it is inverted, and if that is undecided."""
     width = max(upright.max(), inverted.max()) + 1
     as_is, other = (np.sort((blocks[:, None] * width + c).T, axis=1) for c in (upright, inverted))
     differs = as_is != other

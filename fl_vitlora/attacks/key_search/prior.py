@@ -67,7 +67,7 @@ class Prior:
 
     Attributes:
         groups: G groups of entries that are always equal.
-        correlation: Correlations within blocks, of one entry of each group, (G, G).
+        correlation: Correlations within blocks, between one entry of each group, (G, G).
         places: The distribution of the blocks at each of the N places, over G entries.
         whole: Distribution of whole images, over N·G entries.
         block_size: Block size p.
