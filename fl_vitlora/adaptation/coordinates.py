@@ -18,10 +18,10 @@ embedding. A party starts its training from the patch embedding in this table:
 
 Here E is the matrix that the server sent. ``aggregate``, ``aligned`` and ``local`` are the values
 of the setting `finetuning.patch_embedding`. After training, the party sends the change of its
-matrix to the server. Under ``aggregate`` the party sends the change itself, under ``aligned``
-T⁻¹(change), and under ``local`` nothing. The server's first E is T(E₀) if all parties share one
-key, the model is adapted and the policy is ``aggregate``; otherwise the first E is E₀. Position
-embeddings are converted in the same way if they are trained (method full).
+matrix to the server. Under ``aggregate`` the party sends the change itself. Under ``aligned`` it
+sends T⁻¹(change), and under ``local`` it sends nothing. The server's first E is T(E₀) if all
+parties share one key, the model is adapted and the policy is ``aggregate``; otherwise the first E
+is E₀. Position embeddings are converted in the same way if they are trained (method full).
 
 With policy ``aligned`` and an adapted model, the run gives the same result as a run on plain
 images, for any keys. (arXiv 2309.02556 gives T; a signed permutation commutes with SGD, Adam and

@@ -69,7 +69,7 @@ def start_is_adapted(config: Config) -> bool:
 def computes_on_plain(config: Config) -> bool:
     """Returns True if the server's model on plain images computes what clients' models compute.
 
-    It does if each client adapts the server's model to its own key (`coordinates`).
+    This is the case if each client adapts the server's model to its own key (`coordinates`).
     """
     return adapts(config) and (aligns(config) or not common_key(config))
 
@@ -78,7 +78,7 @@ def needs_key_to_compute(config: Config) -> bool:
     """Returns True if only someone with the key can compute what clients' models compute.
 
     With ``aligned`` and a model that is not adapted, the public patch embedding reads ciphertext,
-    and its change is that of plain images.
+    but its change is sent in the coordinates of plain images.
     """
     return aligns(config) and not adapts(config)
 

@@ -1,4 +1,4 @@
-"""Carries out attacks: hands each attack the views of its adversaries, and scores the guesses."""
+"""Carries out attacks: gives each attack the views of its adversaries, and scores the guesses."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def audit(
 
     Args:
         attacks: The attacks by name.
-        views: A function that returns what all adversaries of a kind have, for example what each of
-            several workers has.
-        truth: The owners' secrets. They are handed to the scoring only.
+        views: A function from a class of views to the views of all adversaries of this kind, for
+            example one view for each of several workers.
+        truth: The owners' secrets. Only the scoring gets them.
         seconds: The time budget of each attack, for all of its adversaries together, in seconds.
         began: A function that is called with the names of an attack and its adversary before the
             attack is carried out.
@@ -57,12 +57,12 @@ def carry_out(name: str, attack: Attack[Any, Any], views: Sequence[View], truth:
     Args:
         name: The name of the attack.
         attack: The attack.
-        views: What each adversary of one kind has; at least one view.
+        views: The views of the adversaries of one kind; at least one view.
         truth: The owners' secrets.
 
     Returns:
         The outcome. If one of the adversaries lacks something, the attack is not carried out. If
-        the time is up before all have guessed, there are no figures.
+        the time is up before every adversary has guessed, there are no figures.
     """
     adversary, started, guesses = views[0].adversary, time.perf_counter(), list[Any]()
     for view in views:

@@ -1,12 +1,12 @@
 """Puts scrambled blocks back in order, one image at a time, as a jigsaw puzzle.
 
-Each image is solved by itself (`key_search.jigsaw`), so a key for every image does not help. The
-attack needs blocks that are plain inside: it breaks block scrambling alone. Steps that change the
-inside of blocks leave no edges that continue each other.
+Each image is solved by itself (`key_search.jigsaw`), so a key for every image does not prevent the
+attack. The attack breaks block scrambling alone: it needs blocks whose pixels are not encrypted.
+Other steps change the pixels inside a block, and leave no edges that continue each other.
 
-Source: Chuman & Kiya (arXiv 2211.02369), who also try the steps inside of blocks.
+Source: Chuman & Kiya (arXiv 2211.02369), who also attack steps that change the inside of blocks.
 
-n images, N blocks, p block size.
+Letters in shapes: n images, N blocks, p block size.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from fl_vitlora.attacks.truth import Truth
 from fl_vitlora.attacks.views import ThiefView, WorkerView
 from fl_vitlora.encryption.image_blocks import from_blocks, grid, to_blocks
 
-FEWEST_BLOCKS, MOST_BLOCKS = 4, 200  # of an image; all pairs of them are compared
-FEWEST_KNOWN, MOST_KNOWN = 20, 200  # plain images from which the looks of places are known
-DRAWS = 20  # random orders of an image, whose mean is what chance finds
+FEWEST_BLOCKS, MOST_BLOCKS = 4, 200  # blocks of an image; all pairs of blocks are compared
+FEWEST_KNOWN, MOST_KNOWN = 20, 200  # plain images that show how blocks at each place usually look
+DRAWS = 20  # random orders of the blocks of an image; their mean is the figure by chance
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Ordered:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockJigsaw(Attack[WorkerView | ThiefView, Ordered]):
-    """The attack on `images` ciphertexts, each by itself."""
+    """The attack on the first `images` ciphertexts of a client, each image by itself."""
 
     adversaries = (WorkerView, ThiefView)
     goal = "The order of the blocks of single images, from edges that continue each other."
     figures = ("blocks put in their place", "neighbours put side by side")
 
     def lacks(self, view: WorkerView | ThiefView) -> str:
-        """Returns why there is no puzzle that the adversary can solve."""
+        """Returns why the adversary has no puzzle that it can solve; empty if it has one."""
         public = view.public
         if view.sealed or "block_scrambling" not in public.cipher.steps:
             return view.sealed or "the blocks are not scrambled"
@@ -81,10 +81,10 @@ class BlockJigsaw(Attack[WorkerView | ThiefView, Ordered]):
         return Ordered(client=view.client, images=images, block_size=size)
 
     def score(self, guess: Ordered, truth: Truth) -> Sequence[Figure]:
-        """Returns the shares of blocks in their place, and of neighbours that are neighbours.
+        """Returns the share of blocks in their place, and the share of correct neighbours.
 
-        Blocks with the same values count as the same block, in whatever order they have them. By
-        chance one finds what random orders of the same blocks have right.
+        Blocks with the same values count as the same block, whatever the order of the values is.
+        The figure by chance is the mean over random orders of the same blocks.
         """
         plain = truth.owned[guess.client].plain[: len(guess.images)]
         found, chance = list[tuple[float, float]](), list[tuple[float, float]]()
@@ -106,9 +106,10 @@ class BlockJigsaw(Attack[WorkerView | ThiefView, Ordered]):
 
 
 def _names(plain: Tensor, ordered: Tensor, block_size: int) -> tuple[Indices, Indices]:
-    """Numbers the different blocks of plain and of ordered images, (n, N) each.
+    """Numbers the different blocks of plain images and of ordered images, (n, N) each.
 
-    A block is known by its values, of which an order or an inversion changes nothing.
+    Blocks with the same values have the same number, even if the values are in another order or
+    inverted.
     """
     blocks = to_blocks(torch.cat([plain, ordered]), block_size).numpy()
     values = np.sort(np.minimum(blocks, 255 - blocks), axis=-1)
@@ -118,7 +119,7 @@ def _names(plain: Tensor, ordered: Tensor, block_size: int) -> tuple[Indices, In
 
 
 def _shares(order: Indices, true: Indices, shape: tuple[int, int]) -> tuple[float, float]:
-    """Returns the shares of right places and of right neighbours of an order of blocks, (N,)."""
+    """Returns the shares of correct places and of correct neighbours in an order of blocks (N,)."""
     found, right = order.reshape(shape), true.reshape(shape)
     neighbours = [
         pair in set(_pairs(known))

@@ -1,4 +1,4 @@
-"""Holds the outcomes of an audit against the bounds that its user set with ``--fail-if``."""
+"""Compares the outcomes of an audit with the bounds that its user set with ``--fail-if``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fl_vitlora.errors import UserError, unknown
 def check_bounds(bounds: Sequence[Bound], attacks: Mapping[str, Attack[Any, Any]]) -> None:
     """Checks that attacks have the adversaries and the figures that bounds name.
 
-    A wrong name would otherwise be a bound that nothing can break.
+    Without this check, no outcome could break a bound with a wrong name.
 
     Args:
         bounds: The bounds.
         attacks: The attacks that will be carried out, by name.
 
     Raises:
-        UserError: If an attack has no such adversary or declares no such figure.
+        UserError: If an attack lacks the adversary of a bound, or does not declare its figure.
     """
     for bound in (bound for bound in bounds if bound.attack):
         attack = attacks[bound.attack]
@@ -31,8 +31,8 @@ def check_bounds(bounds: Sequence[Bound], attacks: Mapping[str, Attack[Any, Any]
             raise unknown(where, bound.adversary, adversaries)
         if bound.figure != VERDICT and not attack.figures:
             raise UserError(
-                f"{FLAG} {bound.text!r}: {bound.attack} declares no `figures`, so that a wrong "
-                "name would not be found; let its class declare them"
+                f"{FLAG} {bound.text!r}: {bound.attack} declares no `figures`, so a wrong name "
+                "could not be found; let its class declare its `figures`"
             )
         if bound.figure not in (VERDICT, *attack.figures):
             where = f"figure of {bound.attack} in {FLAG} {bound.text!r}:"
@@ -43,12 +43,12 @@ def broken(bounds: Sequence[Bound], outcomes: Sequence[Outcome]) -> list[str]:
     """Returns one line for each bound and each outcome that breaks it.
 
     An attack that its adversary cannot carry out has the verdict "not applicable", and breaks no
-    bound on a figure. An attack that ran out of time breaks all bounds on it. An attack that has
-    been carried out without the figure of a bound breaks the bound, because the bound cannot be
-    judged.
+    bound on a figure. An attack that ran out of time breaks all its bounds. If an attack was
+    carried out, but does not have the figure of a bound, it breaks this bound, because the bound
+    cannot be judged.
 
     Args:
-        bounds: The bounds, as `check_bounds` found them right.
+        bounds: The bounds, after `check_bounds` has accepted them.
         outcomes: The outcomes of all attacks.
 
     Example:
@@ -68,7 +68,7 @@ def broken(bounds: Sequence[Bound], outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _broken_by(bound: Bound, outcome: Outcome) -> Iterator[str]:
-    """Yields in words what an outcome has beyond a bound, if it breaks the bound."""
+    """Yields a text that says how an outcome breaks a bound, if it breaks the bound."""
     if outcome.out_of_time:
         yield f"not judged, because {outcome.reason}"
         return

@@ -1,14 +1,14 @@
 """Removes inversions from single ciphertexts: every value above 127 is inverted.
 
-What is left of a value q is min(q, 255 - q), whether the key inverts it or not. Where pixels keep
+Each value q becomes min(q, 255 - q), whether the key inverts the value or not. If pixels keep
 their places, as in the scheme PE, this shows the outlines of an image without any key. Channels may
-have changed places, so that their mean is looked at. Each ciphertext is attacked by itself, so that
-a key for every image does not help. Moving pixels or blocks does.
+have changed places, so the mean over the channels is used. Each ciphertext is attacked by itself.
+Therefore a key for every image does not prevent the attack, but moving pixels or blocks does.
 
 Source: the feature reconstruction attack of Chang & Case (arXiv 2004.13263), as Sirichotedumrong &
 Kiya describe it (arXiv 2010.06198).
 
-n images, C channels, H × W pixels.
+Letters in shapes: n images, C channels, H × W pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fl_vitlora.attacks.views import ThiefView, WorkerView
 
 @dataclass(frozen=True, kw_only=True)
 class BrightnessFlip(Attack[WorkerView | ThiefView, tuple[int, Tensor]]):
-    """The attack on `images` ciphertexts. Its guess has the client and the images that it shows."""
+    """The attack on `images` ciphertexts. A guess is a client and the images that were found."""
 
     adversaries = (WorkerView, ThiefView)
     goal = "What images show, from single ciphertexts whose bright values are inverted."
@@ -41,14 +41,14 @@ class BrightnessFlip(Attack[WorkerView | ThiefView, tuple[int, Tensor]]):
         return "" if view.public.cipher.steps else "the images are not encrypted"
 
     def guess(self, view: WorkerView | ThiefView) -> tuple[int, Tensor]:
-        """Returns the client, and what is left of its first images, (n, 1, H, W)."""
+        """Returns the client and `folded` of its first images, (n, 1, H, W)."""
         assert view.images is not None
         return view.client, folded(view.images[: self.images])
 
     def score(self, guess: tuple[int, Tensor], truth: Truth) -> Sequence[Figure]:
-        """Returns the structural similarity to the plain images, and to what is left of those.
+        """Returns the similarity of the guess to the plain images, and to `folded` plain images.
 
-        By chance one shows another image of the kind.
+        The figure by chance is the similarity of another image of the same kind.
         """
         client, shown = guess
         owned = truth.owned[client]
@@ -71,7 +71,7 @@ class BrightnessFlip(Attack[WorkerView | ThiefView, tuple[int, Tensor]]):
 
 
 def folded(images: Tensor) -> Tensor:
-    """Returns min(q, 255 - q) of all values q, as a mean over the channels.
+    """Returns the mean of min(q, 255 - q) over the channels, for all values q of images.
 
     Args:
         images: Images, uint8 (n, C, H, W).

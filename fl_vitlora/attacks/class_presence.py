@@ -1,16 +1,17 @@
 """Tells which classes a client has, from the updates of the head of all its rounds.
 
 The gradient of the head's bias of class c is the mean of softmax_c - onehot_c over the images of a
-client. So the bias of a class rises if the client has images of it, and falls otherwise. How far it
-moves depends on the model, which is the same for all clients of a round. So the change of a class
-is compared with its mean over all clients of the round, in standard deviations. The sum over all
-rounds is the score of the pair of client and class. The weight of class c moves in a similar way,
-along the features of images. So its change along the mean change of all clients is used as well.
+client. So the bias of class c rises if the client has images of this class, and falls otherwise.
+How far it moves depends on the model, which is the same for all clients of a round. Therefore the
+change of a class is compared with its mean over all clients of the round, in standard deviations.
+The sum over all rounds is the score of a pair of client and class. The weight of class c moves in a
+similar way, along the features of images. Therefore the change of the weight along the mean change
+of all clients is used as well.
 
-This is property inference in the sense of Melis et al., S&P 2019. The attack `label_counts` counts
-images by the first update of a client alone.
+This is property inference in the sense of Melis et al., S&P 2019. Unlike this attack,
+`label_counts` uses only the first update of a client, and counts images.
 
-K clients of a round, L classes, W width of the head.
+Letters in shapes: K clients of a round, L classes, W width of the head.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from fl_vitlora.attacks.views import ServerView
 from fl_vitlora.federation.observer import Sight
 
 BIAS, WEIGHT = "head.bias", "head.weight"
-FEWEST_CLIENTS = 2  # of a round; a client is compared with the mean over all
+FEWEST_CLIENTS = 2  # clients of a round; a client is compared with the mean over all clients
 AREA, ABSENT = "area under the curve", "pairs of client and class that are absent"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassPresence(Attack[ServerView, Mapping[int, Tensor]]):
-    """The attack. Its guess has a score of each class for each client, (L,)."""
+    """The attack. A guess has a score of each class for each client, (L,)."""
 
     adversaries = (ServerView,)
     goal = "Which classes a client has, from its updates of the head in all rounds."
     figures = (AREA, ABSENT)
 
     def lacks(self, view: ServerView) -> str:
-        """Returns why the server has no updates of a head that it can compare."""
+        """Returns why the server has no updates of a head to compare; empty if it has some."""
         if reason := view.lacks_single_updates():
             return reason
         if not any(_usable(sight) for sight in view.rounds):
@@ -50,7 +51,7 @@ class ClassPresence(Attack[ServerView, Mapping[int, Tensor]]):
         return ""
 
     def guess(self, view: ServerView) -> Mapping[int, Tensor]:
-        """Returns the score of each class for each client; classes that it has are larger."""
+        """Returns the score of each class for each client; a larger score means "present"."""
         found: dict[int, Tensor] = {}
         for sight in filter(_usable, view.rounds):
             view.clock.check()
@@ -64,7 +65,7 @@ class ClassPresence(Attack[ServerView, Mapping[int, Tensor]]):
         return found
 
     def score(self, guess: Mapping[int, Tensor], truth: Truth) -> Sequence[Figure]:
-        """Returns how well scores tell classes that a client has from those that it has not."""
+        """Returns how well scores distinguish a client's classes from classes it does not have."""
         present = torch.cat(
             [
                 torch.bincount(truth.labels[client], minlength=len(scores)) > 0
@@ -72,7 +73,7 @@ class ClassPresence(Attack[ServerView, Mapping[int, Tensor]]):
             ]
         )
         scores = torch.cat(list(guess.values()))
-        told = bool(present.any() and not present.all())  # otherwise there is nothing to tell
+        told = bool(present.any() and not present.all())  # otherwise all pairs are alike
         area = 100 * area_under_curve(scores[present], scores[~present]) if told else 50.0
         return [
             Figure(name=AREA, value=area, floor=50, ceiling=100),
@@ -102,10 +103,10 @@ def standardised(changes: Tensor) -> Tensor:
 
 
 def along_the_mean(rows: Tensor) -> Tensor:
-    """Returns how far each client moved the weight of a class in the direction of all clients.
+    """Returns how far each client moved the weight of a class in the mean direction of all clients.
 
     The direction of a class is the mean change of its row over all clients, minus the mean over all
-    classes. A client with images of the class moves further along it than a client without.
+    classes. A client with images of the class moves further in this direction than other clients.
 
     Args:
         rows: The changes of the head's weight, (K, L, W).

@@ -1,8 +1,8 @@
 """The time budget of an attack.
 
-No attack is interrupted from outside. An attack that takes long asks its clock between two steps,
-and the clock raises an error when the budget is spent. So a guess is whole or there is none, and
-how fast the machine is changes no figure.
+No attack is interrupted from outside. Between two of its steps, an attack asks its clock if time is
+left, and the clock raises an error when the budget is spent. So a guess is either complete or
+missing, and the speed of the machine changes no figure.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 
 class OutOfTimeError(Exception):
-    """An error: the time budget of an attack is spent."""
+    """The error that is raised when the time budget of an attack is spent."""
 
 
 @dataclass(frozen=True)
 class Clock:
-    """A clock that an attack asks.
+    """A clock that an attack asks if it may go on.
 
     Attributes:
         ends: When the budget is spent, in seconds of `time.monotonic`.
@@ -28,7 +28,7 @@ class Clock:
 
     @classmethod
     def of(cls, seconds: float) -> Clock:
-        """Returns a clock whose budget of some seconds begins now."""
+        """Returns a clock with a budget of `seconds` seconds that begins now."""
         return cls(time.monotonic() + seconds)
 
     def check(self) -> None:
@@ -51,4 +51,4 @@ UNLIMITED = Clock()
 
 
 def unhurried() -> None:
-    """Checks nothing: the check of a search without a time budget."""
+    """Does nothing. A search without a time budget calls it in place of `Clock.check`."""

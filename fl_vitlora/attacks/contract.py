@@ -1,9 +1,9 @@
-"""The contract of an attack: what it may see, what it makes of that, and how its guess is scored.
+"""The contract of an attack: what it may see, what it guesses, and how its guess is scored.
 
 An attack is one file with one frozen dataclass. The class names the adversaries that can carry the
-attack out, as the classes of their views (`views`). `guess` is handed a view, and nothing else.
-`score` is handed the guess and the owners' secrets (`truth`). So the types show that no secret
-reaches the attack. The same guess must follow from the same view.
+attack out, by the classes of their views (`views`). `guess` gets a view, and nothing else.
+`score` gets the guess and the owners' secrets (`truth`). So the types show that no secret
+reaches the attack. The same view must always give the same guess.
 
 This complete attack guesses which class is the most common one of each client:
 
@@ -28,8 +28,8 @@ An attack that takes long calls ``view.clock.check()`` between two steps, so tha
 can end it.
 
 An attack of your own is named by its module and class: ``--only package.module:Class``. An attack
-of this project has a line in the table `fl_vitlora.config.attack_names`. `testing.attack` checks an
-attack against this contract (``--check-attack``).
+of this project has a line in the table `fl_vitlora.config.attack_names`. `testing.attack` checks if
+an attack keeps this contract (``--check-attack``).
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class Attack(ABC, Generic[Seen, Guess]):
 
     Attributes:
         adversaries: The views of the adversaries that can carry out the attack.
-        goal: What the attack looks for, as one sentence.
+        goal: A sentence that says what the attack looks for.
         figures: The names of all figures that `score` can return. A user may set bounds on them
             (``--fail-if``).
-        each_alone: True if the guess about an image follows from this image alone. Such an attack
-            may use more encrypted images than `images`, because they do not help each other.
-        images: The number of encrypted images that the attack may use together, for attacks on
-            ciphertext.
+        each_alone: True if the guess about an image follows from this image alone. An attack with
+            `each_alone` may use more encrypted images than `images` says.
+        images: The number of encrypted images that the attack may use together. Attacks that use
+            no ciphertext ignore it.
     """
 
     adversaries: ClassVar[tuple[type[View], ...]]
@@ -74,10 +74,10 @@ class Attack(ABC, Generic[Seen, Guess]):
         """Returns why this adversary cannot carry out the attack on this run.
 
         Args:
-            view: What the adversary has.
+            view: The view of the adversary.
 
         Returns:
-            The reason, as the end of a sentence. It is empty if nothing is missing.
+            The reason, as the end of a sentence; empty if nothing is missing.
         """
         del view
         return ""
@@ -87,10 +87,10 @@ class Attack(ABC, Generic[Seen, Guess]):
         """Carries out the attack.
 
         Args:
-            view: What the adversary has; `lacks` found nothing missing in it.
+            view: The view of the adversary, in which `lacks` has found nothing missing.
 
         Returns:
-            What the adversary believes to have found.
+            The guess: what the adversary believes to have found.
         """
 
     @abstractmethod
@@ -98,9 +98,10 @@ class Attack(ABC, Generic[Seen, Guess]):
         """Compares a guess with the owners' secrets.
 
         Args:
-            guess: What `guess` returned.
+            guess: The guess that the method `guess` returned.
             truth: The owners' secrets.
 
         Returns:
-            The figures. Their names are among `figures`, and the same for all victims of a run.
+            The figures. The names of the figures are in `figures`, and are the same for all victims
+            of a run.
         """

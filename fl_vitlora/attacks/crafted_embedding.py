@@ -1,23 +1,25 @@
 """A hostile server reads single images of a client, by crafted patch embeddings and heads.
 
-The server sends to one client, in place of the model:
+The server sends the following messages to one client, in place of the model:
 
-1. an honest model of which only the bias of the head is trained. The class whose bias falls the
-   most is one that the client does not have;
-2. a crafted model that lets all images through (`crafting`). The answer is the mean image;
-3. crafted models that let one image through. The projection decides which image it is. For each
-   image the server sends at least three models, each steeper than the one before. The answer to one
-   model tells at which level the next one must let images through.
+1. An honest model of which only the bias of the head is trained. The client does not have the
+   class whose bias falls the most.
+2. A crafted model that lets all images through (`crafting`). The answer is the mean image.
+3. Crafted models that let one image through. The projection decides which image it is. For each
+   image the server sends at least three models, each with a steeper gate than the one before. From
+   the answer to one model follows the level at which the next model lets images through.
 
-Each message takes a round. No message holds frozen weights, since clients load them by themselves.
+Each message takes a round. No message has frozen weights, because clients load them by themselves.
 If a client refuses a message (`flower.client.guard`), the server goes on with messages that the
-guard accepts: in the last round, as near to the crafted ones as possible. Then it also tries the
-mean image, which is the image itself if a client has only one.
+guard accepts. These messages claim to be in the last round, and are as close to the crafted models
+as possible. The server then also counts the mean image as an answer, because the mean image is the
+image itself if a client has only one image.
 
-The patches are ciphertext. They are plain where the client turns a model that was adapted to plain
-images (``finetuning.patch_embedding=aligned`` with ``encryption.adapt=true``).
+The patches that the server reads are ciphertext. The patches are plain if the client transforms a
+model that was adapted to plain images (``finetuning.patch_embedding=aligned`` with
+``encryption.adapt=true``).
 
-N patches, D entries of a patch.
+Letters in shapes: N patches, D entries of a patch.
 """
 
 from __future__ import annotations
@@ -53,13 +55,13 @@ IMAGES = "answers that are an image of the client"
 DIFFERENT = "different images recovered"
 ERROR, CHANCE = "error of the answers", "error of another image"
 REFUSED = "messages that the client refused"
-CLOSE = 0.01  # largest relative error of an answer that is an image
-SLOPES = (20.0, 100.0, 400.0)  # of the three models, in units of one over the spread of projections
-EXPECTED = 2.3  # by how many spreads the largest projection is above the mean
+CLOSE = 0.01  # largest relative error of an answer that counts as an image of the client
+SLOPES = (20.0, 100.0, 400.0)  # of the three models; the unit is 1 / spread of projections
+EXPECTED = 2.3  # distance of the largest projection from the mean projection, in spreads
 KNOWN, KEYS = 100, 4  # public images, and made-up keys, from which the spread is estimated
-MOST = 4  # images that are asked for; each takes three messages or more
+MOST = 4  # images that the server asks for; each image takes three messages or more
 TRIES = 4  # levels that are tried for one model
-LINEAR = 0.01  # largest step, as a share of the learning rate, that is proportional to the gradient
+LINEAR = 0.01  # largest step that is proportional to the gradient, as a share of the learning rate
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Stolen:
 
 
 class RefusedError(Exception):
-    """An error: the client refused a message."""
+    """The error that is raised when the client refuses a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,19 +98,19 @@ class CraftedEmbedding(Attack[HostileServerView, Stolen]):
     figures = (IMAGES, DIFFERENT, ERROR, CHANCE, REFUSED)
 
     def lacks(self, view: HostileServerView) -> str:
-        """Returns why no model can be crafted that lets one image through."""
+        """Returns why the server cannot craft a model that lets one image through."""
         settings, start = view.public.settings, view.start
         if settings.privacy.secure_aggregation:
-            return "an update is masked; an attack on all clients of a sum was not tried"
+            return "updates are masked, and an attack on all clients of a sum was not tried"
         if view.model is None:
             return "the server does not have the patch embedding"
         if not set(NAMES) <= set(start):
             return f"it needs all of {', '.join(NAMES)} to be exchanged"
         if start[WEIGHT].ndim != 4:
-            return "every patch has a kernel of its own"
+            return "every patch has its own kernel"
         aligned = settings.finetuning.patch_embedding == "aligned" and settings.encryption.steps
         if aligned and not settings.encryption.adapt:
-            return "only the client can turn the patch embedding that it sends"
+            return "only the client can transform the patch embedding that it sends"
         patches = view.public.cipher.geometry.blocks
         width = len(start[WEIGHT])
         return "" if patches < width else f"{patches} patches are more than the width {width}"
@@ -132,7 +134,7 @@ class CraftedEmbedding(Attack[HostileServerView, Stolen]):
     def score(self, guess: Stolen, truth: Truth) -> Sequence[Figure]:
         """Compares each answer with all images of the client.
 
-        By chance one finds another image under the same key: its error is stated, too.
+        The error of another image under the same key is stated, too; it is the figure by chance.
         """
         owned = truth.owned[guess.client]
         own = _blocks(owned.plain if guess.plain else owned.ciphertext, guess.patch_size)
@@ -152,10 +154,10 @@ class CraftedEmbedding(Attack[HostileServerView, Stolen]):
 
 
 class Conversation:
-    """The messages to one client, and what they have told so far.
+    """The messages to one client, and what the server has learned from the answers so far.
 
     Args:
-        view: What the hostile server has.
+        view: The view of the hostile server.
         plain: True if the client trains in plain coordinates.
     """
 
@@ -188,7 +190,7 @@ class Conversation:
         return found
 
     def _absent_class(self) -> int:
-        """Returns the class whose bias falls the most where nothing else is trained."""
+        """Returns the class whose bias falls the most if nothing else is trained."""
         delta = self._ask(self.view.start, trained=(HEAD_BIAS,))
         return int(delta[HEAD_BIAS].argmin())
 
@@ -207,8 +209,8 @@ class Conversation:
     def _let_through(self, absent: int, kernel: Tensor, *, slope: float, level: float) -> Tensor:
         """Returns what one model lets through, at a level at which the update is proportional.
 
-        If the gate is so wide open that the optimiser's steps are as long as they can be, the level
-        is raised. If nothing comes through, the level is lowered.
+        If the gate is so wide open that the optimiser takes its longest steps, the level is raised.
+        If nothing comes through, the level is lowered.
         """
         settings = self.view.public.settings.training
         longest = LINEAR * self.view.public.rates[0] * settings.patch_embed_rate

@@ -1,29 +1,30 @@
 """Crafts a model whose update is one image, and reads the image out of the update.
 
-The crafted patch embedding is zero but for one output k, whose kernel is ε·u. So the tokens hardly
-depend on the image, and the gradients of the tokens are the same for all images, up to a factor:
+The crafted patch embedding is zero, except for one output k, whose kernel is ε·u. So the tokens
+hardly depend on the image, and the gradients of the tokens are the same for all images, up to a
+factor:
 
     ∂loss/∂tokenᵢ ≈ p(x)·a·dᵢ,    dᵢ = ∂(h·f)/∂tokenᵢ at tokens of zero.
 
-f is the input of the head, and dᵢ is known to everyone who has the frozen weights. The head is zero
-but for the row a·h of a class that the client does not have. The factor p(x) is the probability of
-this class. It is exponential in a projection s(x) of the image, and tiny:
+f is the input of the head, and dᵢ is known to everyone who has the frozen weights. The head is
+zero, except for the row a·h of a class that the client does not have. The factor p(x) is the
+probability of this class. The factor is exponential in a projection s(x) of the image, and tiny:
 
     log p(x) = κ·(s(x) - level) - `DEPTH` - log(L - 1),    s(x) = Σᵢ dᵢₖ·(u·xᵢ).
 
 So the image with the largest s(x) outweighs all other images of the client by a factor of
-exp(κ·gap), in whichever step it is. The update of the patch embedding is then Σᵢ dᵢ·xᵢᵀ of this one
-image, times an unknown number that the bias tells, and least squares give all its patches xᵢ.
+exp(κ·gap), whichever step it is in. The update of the patch embedding is then Σᵢ dᵢ·xᵢᵀ of this one
+image, times an unknown number that follows from the bias. Least squares give all its patches xᵢ.
 
 An optimiser of the Adam family divides gradients by their size plus 10⁻⁸. Gradients far below 10⁻⁸
-are divided by 10⁻⁸ alone, so that the step is proportional to the gradient, as with plain descent.
+are divided by 10⁻⁸ alone, so that the step is proportional to the gradient, as in plain descent.
 
-Source: the idea of crafted layers that let one sample through is that of Fowl et al., ICLR 2022
-(arXiv 2110.13057), of PEFTLeak (arXiv 2506.04453) for adapters, and of MineGrad (arXiv 2608.01521)
-for LoRA. Here the probability of an absent class is the gate, because the default method trains no
-layer with a nonlinearity behind it.
+Source: the idea of crafted layers that let one sample through comes from Fowl et al., ICLR 2022
+(arXiv 2110.13057), from PEFTLeak (arXiv 2506.04453) for adapters, and from MineGrad
+(arXiv 2608.01521) for LoRA. Here the probability of an absent class is the gate, because the
+default method trains no layer that has a nonlinearity after it.
 
-N patches, D entries of a patch, W width of the model, L classes.
+Letters in shapes: N patches, D entries of a patch, W width of the model, L classes.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ NAMES = (WEIGHT, BIAS, HEAD, HEAD_BIAS)
 DIRECTIONS = 64  # directions h that are tried
 STRENGTH = 2e-3  # ε; the tokens are linear in the image up to a share of this size
 FAINT = 1e-11  # length of the row of the head in a model that lets all images through
-DEPTH = 60.0  # how far below 0 the logarithm of the gate is at its level; exp(-60) = 9e-27
+DEPTH = 60.0  # at its level the gate has the probability exp(-60) = 9e-27
 LARGEST = 5e5  # largest number in the head; clients refuse numbers beyond 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """How the input f of the head depends on the tokens, where all tokens are zero.
+    """The dependence of the head's input f on the tokens, at tokens of zero.
 
     Attributes:
         direction: The direction h among the features, (F,).
@@ -67,7 +68,7 @@ class Sensitivity:
 
     @property
     def weights(self) -> Tensor:
-        """Returns how much each patch counts in the projection, dᵢₖ, (N,)."""
+        """Returns the weight dᵢₖ of each patch in the projection, (N,)."""
         return self.tokens[:, self.gate]
 
     def projection(self, patches: Tensor, kernel: Tensor) -> Tensor:
@@ -88,8 +89,8 @@ def sensitivity(model: nn.Module, image_shape: tuple[int, int, int]) -> Sensitiv
         image_shape: The shape (C, H, W) of an image.
 
     Returns:
-        Of 64 random directions, that with the largest ratio of the smallest singular value of the
-        gradients to the largest.
+        The sensitivity for one of 64 random directions: the one for which the smallest singular
+        value of the gradients, divided by the largest, is the largest.
     """
     model = copy.deepcopy(model).double().eval()
     seen = dict[str, Tensor]()
@@ -131,7 +132,7 @@ def crafted(
         known: How the features depend on the tokens.
         absent: The number of a class that the client does not have.
         kernel: The kernel u of the projection, (D,).
-        slope: The slope κ. With 0 all images count alike, and the update is their mean.
+        slope: The slope κ. With 0 all images have the same weight, and the update is their mean.
         level: The projection at which the logarithm of the gate is near -`DEPTH`.
     """
     tensors = dict(start)
@@ -157,7 +158,7 @@ def read(delta: State, known: Sensitivity) -> tuple[Tensor, float]:
 
     Returns:
         The patches as the model reads them, float64 (N, D), and the number by which they were
-        multiplied; zeros and 0 if nothing came back.
+        multiplied. If nothing came back, the patches are zeros and the number is 0.
     """
     changed = torch.cat([delta[WEIGHT].flatten(1), delta[BIAS].unsqueeze(1)], dim=1).double()
     others = torch.arange(len(changed)) != known.gate

@@ -1,17 +1,17 @@
 """Reconstructs the images of a client from its update: images whose gradient is the observed one.
 
 The server knows the model that it sent, and the method, the optimiser and the rate of the clients.
-The update tells the gradient (`inversion.observed`) and the labels. The attack looks for images
+The gradient and the labels follow from the update. The attack looks for images
 that give the same gradient, in three ways: least squares within the span of the patches
-(`inversion.in_span`), and two published ways (`inversion.first_order`). Of the three guesses it
-takes the one whose gradient is nearest. The images are ciphertext; they are plain where updates are
-sent in plain coordinates (``finetuning.patch_embedding=aligned``).
+(`inversion.in_span`), and two published ways (`inversion.first_order`). The attack chooses the
+guess whose gradient is nearest to the observed gradient. The images are ciphertext, or plain images
+if updates are sent in plain coordinates (``finetuning.patch_embedding=aligned``).
 
-A batch of many images has more unknowns than the gradient tells. If all updates have more images
-than the attack may use together, only one of them is attacked, as if it were that of one image of
-its commonest class, and the search is short.
+A batch of many images has more unknowns than the gradient determines. If all updates have more
+images than the attack may use together, only one of them is attacked. The attack treats this update
+as that of one image of its most common class, and the search is short.
 
-B images, C channels, H × W pixels.
+Letters in shapes: B images, C channels, H × W pixels.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from fl_vitlora.attacks.truth import Owned, Truth
 from fl_vitlora.attacks.views import Public, ServerView
 from fl_vitlora.finetuning import methods
 
-LAST_STEPS = 60  # of least squares with all unknowns
+LAST_STEPS = 60  # steps of least squares with all unknowns
 SHORT = 20  # steps of the published ways in a short search
-DRAWS = 10  # other images with which a guess is compared
-PARAMETERS, PATCHES = 5_000_000, 64  # of the largest model that is attacked
+DRAWS = 10  # choices of other images with which a guess is compared
+PARAMETERS, PATCHES = 5_000_000, 64  # size of the largest model that is attacked
 SPAN = "least squares"
 PUBLISHED: tuple[Variant, ...] = ("inverting gradients", "GradViT")
 WAYS = (SPAN, *PUBLISHED)
@@ -79,13 +79,14 @@ class Reconstructions:
 
 @dataclass(frozen=True, kw_only=True)
 class GradientMatching(Attack[ServerView, Reconstructions]):
-    """The attack, on the update of each client that tells most about its images.
+    """The attack on the update of each client that reveals most about its images.
 
     Attributes:
-        images: The number of images that are reconstructed together, and of all clients.
+        images: The largest number of images that are reconstructed, together for all clients.
         steps: The largest number of steps of least squares for all clients together. A step counts
-            once for every 64 unknowns, and so do 60 moves of patches. A search that has no step
-            left ends where it is, and clients that have not had their turn by then are left out.
+            once for every 64 unknowns, and 60 moves of patches count as much as a step. When no
+            step is left, a search ends at its present point, and the remaining clients are left
+            out.
         published_steps: The number of steps of each of the two published ways, for each client.
     """
 
@@ -106,7 +107,7 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
         if not any(change.any() for change in changes):
             return "the patch embedding has no gradient while the head is zero; record more rounds"
         if changes[0].ndim == 3:
-            return "every patch has a kernel of its own"
+            return "every patch has its own kernel"
         return _lacks_model(view)
 
     def guess(self, view: ServerView) -> Reconstructions:
@@ -125,7 +126,7 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
         return Reconstructions(found, plain)
 
     def score(self, guess: Reconstructions, truth: Truth) -> Sequence[Figure]:
-        """Returns how like the images of the clients the guesses are, beside other images."""
+        """Returns how similar guesses are to the clients' images, compared with other images."""
         found = [Compared.of(one, truth.owned[one.client], guess.plain) for one in guess.found]
         similarity, error = (mean(one.found[n] for one in found) for n in (0, 1))
         usual, usual_error = (mean(one.usual[n] for one in found) for n in (0, 1))
@@ -178,11 +179,12 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """How like the images of a client the guesses are, as similarity and mean error.
+    """The similarity of guesses to a client's images, as pairs of similarity and mean error.
 
     Attributes:
-        found: For the chosen guess.
-        usual: For other images of the same classes under the same key, the mean of `DRAWS` choices.
+        found: The pair of the chosen guess.
+        usual: The pair of other images of the same classes under the same key, as a mean over
+            `DRAWS` choices.
         ways: The similarity of the guess of each way of search.
         noise: The similarity of random pixels.
     """
@@ -216,10 +218,10 @@ def problem_of(model: nn.Module, observed: Observed, public: Public, most: int) 
 
     Args:
         model: The model of the server.
-        observed: The gradient that the update tells.
+        observed: The gradient that follows from the update.
         public: The settings of the run.
-        most: The largest number of images. An update of more images is taken for one of a single
-            image of the commonest class.
+        most: The largest number of images. An update of more images is treated as that of a single
+            image of the most common class.
     """
     own = simulated(model, observed.model, public.settings.training.label_smoothing)
     height, width = public.images.shape[-2:]
@@ -247,15 +249,15 @@ def _lacks_model(view: ServerView) -> str:
     settings = view.public.settings
     turned = settings.finetuning.patch_embedding == "aligned" and settings.encryption.steps
     if turned and not settings.encryption.adapt:
-        return "clients read other coordinates than they send (aligned, not adapted)"
+        return "clients read other coordinates than those that they send (aligned, not adapted)"
     if view.model is None:
         return "the server has no complete model"
     height, width = view.public.images.shape[-2:]
     patches = (height // view.public.patch_size) * (width // view.public.patch_size)
     if patches > PATCHES or sum(p.numel() for p in view.model.parameters()) > PARAMETERS:
         return (
-            f"it takes hours for models of more than {PARAMETERS / 1e6:g} million parameters or "
-            f"{PATCHES} patches"
+            f"the search takes hours for models of more than {PARAMETERS / 1e6:g} million "
+            f"parameters or {PATCHES} patches"
         )
     return "" if _complete(view) else "clients have matrices of lower ranks than the server"
 

@@ -1,12 +1,11 @@
-"""Features of a ciphertext that hardly any key changes, so that they tell of the plain image.
+"""Features of a ciphertext that hardly any key changes, so that they describe the plain image.
 
 The order of pixels and blocks does not change the levels of an image, the moments of its blocks and
 of its entries, their distances, or the singular values of its matrix of blocks. Inverted entries
-are turned so that the most extreme block (the background of a drawing) is dark. So all features are
-the same for every key of block scrambling, pixel shuffling and the negative-positive
-transformation.
+are turned so that the most extreme block (the background of a drawing) is dark. So no key of block
+scrambling, pixel shuffling and the negative-positive transformation changes any of these features.
 
-n images, N blocks, D entries of a block.
+Letters in shapes: n images, N blocks, D entries of a block.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from torch import Tensor
 from fl_vitlora.attacks.key_search.block_statistics import Matrix
 from fl_vitlora.encryption.image_blocks import to_blocks
 
-LEVELS = 25  # bins of a histogram; odd, so that no boundary is at zero
-DIGITS = 6  # decimals that are significant; later ones are rounding errors
+LEVELS = 25  # bins of a histogram; the number is odd, so that no boundary is at zero
+DIGITS = 6  # significant decimals; the others are rounding errors
 QUANTILES = 20
 WHITE = 255
-AT_ONCE = 16  # images
+AT_ONCE = 16  # images whose features are computed together
 
 
 def masks_of(images: Tensor, block_size: int) -> Tensor:
     """Guesses the negative-positive mask of each image, if the images have a dark background.
 
     The block whose values are closest to 0 or 255 is assumed to be background. The bright entries
-    of this block are the inverted ones.
+    of this block are assumed to be inverted.
 
     Args:
         images: Ciphertext, uint8 (n, C, H, W).
@@ -56,7 +55,7 @@ def features(images: Tensor, block_size: int) -> Matrix:
         block_size: Block size p.
 
     Returns:
-        The features, (n, F). Their number F depends only on N and D.
+        The features, (n, F). The number F of features depends only on N and D.
     """
     found = [_features(some, block_size) for some in torch.split(images, AT_ONCE)]
     table: Matrix = torch.cat(found).numpy()
@@ -87,12 +86,12 @@ def _histogram(matrices: Tensor) -> Tensor:
 
 
 def _moments(rows: Tensor) -> Tensor:
-    """Returns mean, deviation, third moment and extremes of the rows, in the order of the means."""
+    """Returns mean, deviation, third moment and extremes of rows that are sorted by their means."""
     mean = rows.mean(dim=2)
     skew = ((rows - mean[..., None]) ** 3).mean(dim=2)
     spread = rows.std(dim=2, correction=0)
     moments = torch.stack([mean, spread, skew, rows.amin(dim=2), rows.amax(dim=2)], dim=1)
-    order = (mean + 1e-5 * spread + 1e-8 * skew).argsort(dim=1)  # rows of equal means have an order
+    order = (mean + 1e-5 * spread + 1e-8 * skew).argsort(dim=1)  # the last terms order equal means
     return moments.gather(2, order[:, None].expand_as(moments)).flatten(1)
 
 

@@ -1,9 +1,11 @@
-"""Finds the key of an adapted model: its patch embedding is the public one in another order.
+"""Finds the key of an adapted model from the order of the columns of its patch embedding.
 
-Training moves the columns only a little, so the match still works after many rounds. A model in the
-coordinates of plain images has its columns in the public order, and the attack finds nothing.
+The patch embedding of an adapted model has the columns of the public model in another order.
+Training moves the columns only a little, so the match still works after many rounds. If a model is
+in the coordinates of plain images, its columns have the public order, and the attack finds nothing.
 
-It attacks the key-dependent domain adaptation of arXiv 2309.02556 (`docs/trust.md`, known breaks).
+This is an attack on the key-dependent domain adaptation of arXiv 2309.02556 (`docs/trust.md`, known
+breaks).
 """
 
 from __future__ import annotations
@@ -28,14 +30,14 @@ from fl_vitlora.attacks.views import (
 
 @dataclass(frozen=True, kw_only=True)
 class KeyColumns(Attack[View, tuple[Guesses, int]]):
-    """The attack. Its guess has a key for each client, and the side of a block."""
+    """The attack. A guess is a key for each client, and the side of a block in pixels."""
 
     adversaries = (ServerView, WorkerView, ThiefView, OutsiderView)
     goal = "The key, from the order of the columns of an adapted patch embedding."
     figures = FIGURES
 
     def lacks(self, view: View) -> str:
-        """Returns why the adversary has no patch embedding that it can match."""
+        """Returns why the adversary has no patch embedding to match; empty if it has one."""
         if view.public.no_common_order:
             return view.public.no_common_order
         if not view.public.settings.encryption.adapt:
@@ -45,7 +47,7 @@ class KeyColumns(Attack[View, tuple[Guesses, int]]):
         return ""
 
     def guess(self, view: View) -> tuple[Guesses, int]:
-        """Matches the columns with the public ones."""
+        """Matches the columns with those of the public patch embedding."""
         assert view.reader is not None
         key = key_from_columns(view.reader, view.public.reader)
         clients = range(view.public.settings.clients)
@@ -53,5 +55,5 @@ class KeyColumns(Attack[View, tuple[Guesses, int]]):
         return dict.fromkeys(attacked, key), view.public.patch_size
 
     def score(self, guess: tuple[Guesses, int], truth: Truth) -> Sequence[Figure]:
-        """Returns the shares of the key that are right."""
+        """Returns the shares of the key that are guessed correctly."""
         return key_figures(guess[0], truth, guess[1])

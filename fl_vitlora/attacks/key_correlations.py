@@ -2,10 +2,11 @@
 
 The gradient of the patch embedding is a sum over patches, so its columns are correlated like the
 entries of ciphertext (`key_search.from_changes`). The server uses the updates of single clients if
-it sees them, and otherwise their sums. An outsider uses the change from the public model to the
-final one.
+entries of ciphertext (`key_search.from_changes`). The server uses the updates of single clients if
+it sees them, and the sums of the updates otherwise. An outsider uses the difference between the
+final model and the public model.
 
-D entries of a patch, W width of the model.
+Letters in shapes: D entries of a patch, W width of the model.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from fl_vitlora.attacks.truth import Truth
 from fl_vitlora.attacks.views import OutsiderView, Public, ServerView
 from fl_vitlora.strategy import SEVERAL
 
-MOST_ORDERED = 256  # most entries of a block that the search for their order can take
+MOST_ORDERED = 256  # most entries of a block for which the search finds the order
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeyCorrelations(Attack[ServerView | OutsiderView, tuple[Guesses, int]]):
-    """The attack. Its guess has a key for each client, and the side of a block."""
+    """The attack. A guess is a key for each client, and the side of a block in pixels."""
 
     adversaries = (ServerView, OutsiderView)
     goal = "Inverted entries and their order, from how the columns of updates are correlated."
     figures = SYMMETRIC
 
     def lacks(self, view: ServerView | OutsiderView) -> str:
-        """Returns why the adversary has no change of a patch embedding that it can use."""
+        """Returns why no change of a patch embedding can be used; empty if one can be used."""
         public = view.public
         if public.no_common_order:
             return public.no_common_order
@@ -44,13 +45,13 @@ class KeyCorrelations(Attack[ServerView | OutsiderView, tuple[Guesses, int]]):
         if isinstance(view, ServerView):
             return view.lacks_patch_embedding()
         if public.settings.encryption.adapt:
-            return "the model is adapted, so its change is not known before its key is"
+            return "the model is adapted, so its change is not known before its key is known"
         if view.reader is None or not (view.reader.weight != public.reader.weight).any():
             return "the final model has the public patch embedding"
         return ""
 
     def guess(self, view: ServerView | OutsiderView) -> tuple[Guesses, int]:
-        """Finds signs and order of the entries for each client, or once for all."""
+        """Finds signs and order of the entries for each client, or once for all clients."""
         public = view.public
         found = {
             client: key_from_embedding(
@@ -63,12 +64,12 @@ class KeyCorrelations(Attack[ServerView | OutsiderView, tuple[Guesses, int]]):
         return found, public.patch_size
 
     def score(self, guess: tuple[Guesses, int], truth: Truth) -> Sequence[Figure]:
-        """Returns the shares of the key that are right, up to one bit and up to mirror images."""
+        """Returns the shares of the key that are right, except for one bit and mirror images."""
         return key_figures_up_to_symmetry(guess[0], truth, guess[1])
 
 
 def _ordered(public: Public) -> int:
-    """Returns the number of entries whose order is searched: one of each group of equal ones."""
+    """Returns the number of entries whose order is searched. Equal entries count as one."""
     entries = public.reader.weight.shape[-1]
     return entries // public.images.shape[1] if public.grey else entries
 

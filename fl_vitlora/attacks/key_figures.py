@@ -1,6 +1,6 @@
 """The figures of attacks that guess keys.
 
-p patch size, D entries of a block, N blocks.
+Letters in shapes: p patch size, D entries of a block, N blocks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SYMMETRIC = ("inverted entries told, up to one bit", "entries put in their place
 
 
 def key_figures(guesses: Guesses, truth: Truth, patch_size: int) -> list[Figure]:
-    """Returns how much of the keys is right, as a mean over clients.
+    """Returns the shares of keys that are guessed correctly, as means over clients.
 
     Args:
         guesses: The guessed key of each attacked client, in the format of `three_steps`.
@@ -46,7 +46,7 @@ def key_figures(guesses: Guesses, truth: Truth, patch_size: int) -> list[Figure]
 
 
 def key_figures_up_to_symmetry(guesses: Guesses, truth: Truth, patch_size: int) -> list[Figure]:
-    """Returns how much of the keys is right, if one common sign and mirror images do not count.
+    """Returns the shares of keys that are guessed correctly, except for one sign and mirroring.
 
     The arguments are those of `key_figures`.
     """

@@ -1,12 +1,12 @@
-"""Finds the key in a few pairs of a plain image and its ciphertext.
+"""Finds the key from a few pairs of a plain image and its ciphertext.
 
-The adversary is an insider, who is *assumed* to know a few images of a client in plain. Most
-ciphers do the same to all blocks; then a pair gives mask, order of entries and order of blocks by
-exact elimination (`key_search.from_pairs`). Of any other cipher, pairs give where each pixel goes
-(`key_search.map_from_pairs`). If every image has a key of its own, a pair says nothing about other
-images. So the figures are about images outside the pairs alone.
+The adversary is an insider, who is *assumed* to know a few plain images of a client. Most
+ciphers do the same to all blocks. Then a pair gives mask, order of entries and order of blocks by
+exact elimination (`key_search.from_pairs`). For any other cipher, pairs show where each pixel goes
+(`key_search.map_from_pairs`). If every image has its own key, a pair says nothing about other
+images. Therefore the figures are measured only on images outside the pairs.
 
-n images, Q pairs, C channels, H × W pixels.
+Letters in shapes: n images, Q pairs, C channels, H × W pixels.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from fl_vitlora.attacks.truth import Truth
 from fl_vitlora.attacks.views import InsiderView, Public
 from fl_vitlora.encryption.pixel_map import PixelMap, probe
 
-FEWER = {"1 pair": 1, "2 pairs": 2}  # beside all pairs
+FEWER = {"1 pair": 1, "2 pairs": 2}  # numbers of pairs that are tried in addition to all pairs
 ALL, NONE = "all pairs", "no pair"
 
 
 @dataclass(frozen=True)
 class Decryptions:
-    """A guess: how the images of a client are decrypted.
+    """A guess: the maps that decrypt the images of a client.
 
     Attributes:
         client: The number of the client.
         pairs: The number Q of all pairs.
-        maps: The map from plain images to ciphertext that follows from `FEWER` and from all pairs,
-            and a random one, under the name `NONE`.
+        maps: The maps from plain images to ciphertext that follow from the numbers of pairs in
+            `FEWER` and from all pairs. The name `NONE` has a random map.
     """
 
     client: int
@@ -48,7 +48,7 @@ class Decryptions:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownPlaintext(Attack[InsiderView, Decryptions]):
-    """The attack with `images` pairs."""
+    """The attack with `images` pairs of a plain image and its ciphertext."""
 
     adversaries = (InsiderView,)
     goal = "The key, from a few images of a client that the adversary knows in plain."
@@ -59,7 +59,7 @@ class KnownPlaintext(Attack[InsiderView, Decryptions]):
     )
 
     def lacks(self, view: InsiderView) -> str:
-        """Returns why the adversary has too few pairs."""
+        """Returns why the adversary has too few pairs; empty if it has enough."""
         if not view.public.cipher.steps:
             return "the images are not encrypted"
         if len(view.known) < self.images:
@@ -67,7 +67,7 @@ class KnownPlaintext(Attack[InsiderView, Decryptions]):
         return ""
 
     def guess(self, view: InsiderView) -> Decryptions:
-        """Finds how the images are decrypted, for several numbers of pairs."""
+        """Finds the maps that decrypt the images, for several numbers of pairs."""
         assert view.images is not None
         counts = {few: min(count, self.images) for few, count in FEWER.items()}
         maps = {
@@ -78,9 +78,9 @@ class KnownPlaintext(Attack[InsiderView, Decryptions]):
         return Decryptions(client=view.client, pairs=self.images, maps=maps)
 
     def score(self, guess: Decryptions, truth: Truth) -> Sequence[Figure]:
-        """Returns the shares of the images outside the pairs, and of their values, that are right.
+        """Returns which shares of the images outside the pairs, and of their values, are correct.
 
-        Only the figures of all pairs are judged.
+        Only the figures for all pairs are judged.
         """
         owned = truth.owned[guess.client]
         plain, ciphertext = owned.plain[guess.pairs :], owned.ciphertext[guess.pairs :]

@@ -1,16 +1,16 @@
 """Counts the images of each class that a client has, from the update of the head.
 
-The gradient of the head's bias is softmax - onehot, averaged over images. For a head of zeros the
-softmax is 1/L. So after one step of plain descent with the rate η the bias of class c is
+The gradient of the head's bias is softmax - onehot, averaged over images. With a head of zeros the
+softmax is 1/L. So after one step of plain descent with the rate η the bias of class c changes by
 
     Δb_c = η · (1 - s) · (n_c / n - 1/L),    s = label smoothing,
 
-which gives the counts n_c exactly. The statistics of the part `lda` have the shares n_c / n
-themselves. After several steps, or with another optimiser, the attack only uses that the bias of a
-class rises with its images: it takes the shares to be proportional to Δb_c - min Δb. This assumes
-that the client has no image of the class whose bias fell most.
+which gives the counts n_c exactly. The statistics of the part `lda` contain the shares n_c / n.
+After several steps, or with another optimiser, the attack only uses that the bias of a class rises
+with the number of its images: it assumes that the shares are proportional to Δb_c - min Δb. This
+implies that the client has no image of the class whose bias fell most.
 
-L classes, n images of a client.
+Letters in shapes: L classes, n images of a client.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ EXACT = "clients counted exactly"
 
 @dataclass(frozen=True, kw_only=True)
 class LabelCounts(Attack[ServerView, Mapping[int, Tensor]]):
-    """The attack on the first update of each client. Its guess has the counts of each client."""
+    """The attack on the first update of each client. A guess is the counts of each client."""
 
     adversaries = (ServerView,)
     goal = "How many images of each class a client has, from its first update of the head."
@@ -63,7 +63,7 @@ class LabelCounts(Attack[ServerView, Mapping[int, Tensor]]):
         return found
 
     def score(self, guess: Mapping[int, Tensor], truth: Truth) -> Sequence[Figure]:
-        """Returns how many images, presences of classes and clients are told right."""
+        """Returns the shares of images, of presences of classes and of clients that are right."""
         classes = len(next(iter(guess.values())))
         right, chance, present, usual, exact = [], [], [], [], []
         for client, counts in guess.items():
@@ -123,7 +123,7 @@ def whole_counts(shares: Tensor, images: int) -> Tensor:
     """Rounds shares to whole counts with a given sum, by the largest remainders.
 
     Args:
-        shares: The shares, (L,). They are scaled to the sum 1; negative ones count as zero.
+        shares: The shares, (L,), which are scaled to the sum 1. A negative share counts as zero.
         images: The number n of images.
 
     Returns:
@@ -143,7 +143,7 @@ def whole_counts(shares: Tensor, images: int) -> Tensor:
 
 
 def overlap(counts: Tensor, true: Tensor) -> float:
-    """Returns the share of images that two counts assign to the same class.
+    """Returns the share of images for which two counts agree on the class.
 
     Example:
         >>> overlap(torch.tensor([2, 2]), torch.tensor([3, 1]))

@@ -1,13 +1,14 @@
 """Reads the class of an image from its ciphertext alone, whatever its key is.
 
-The adversary encrypts the public images with keys of its own, a new key for each. A classifier
-learns their classes from features that hardly any key changes (`invariants`), and then reads the
-ciphertext of a client, one image at a time. So a key for every image does not help.
+The adversary encrypts the public images with its own keys, a new key for each image. A classifier
+learns their classes from features that hardly any key changes (`invariants`). Then it reads the
+ciphertext of a client, one image at a time. So a key for every image does not prevent the attack.
 
-A worker has the labels of its client anyway. The attack does not use them: it says how much of the
-content of an image the ciphertext shows, for example to somebody who has images without labels.
+A worker has the labels of its client anyway, but the attack does not use them. The attack measures
+how much of the content of an image the ciphertext shows, for example to somebody who has images
+without labels.
 
-n images, C channels, H × W pixels.
+Letters in shapes: n images, C channels, H × W pixels.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from fl_vitlora.attacks.truth import Truth
 from fl_vitlora.attacks.views import Public, ThiefView, WorkerView
 from fl_vitlora.encryption.geometry import Geometry
 
-MOST_READ = 200  # images of a client; each is read by itself, so more say no more about each
+MOST_READ = 200  # images of a client that are read; more images make the figure no better
 FEWEST_KNOWN = 50  # public images from which a classifier can learn
-MOST_VALUES, MOST_ENTRIES = 12_288, 768  # of an image and of a block; features take time
+MOST_VALUES, MOST_ENTRIES = 12_288, 768  # values of an image, and entries of a block; more are slow
 PENALTY = 10.0  # C of the support vector machine
-OWN_SECRET = bytes(32)  # of the adversary, for the images that it encrypts itself
+OWN_SECRET = bytes(32)  # the adversary's secret, for the images that it encrypts itself
 
 Reader = Callable[[Matrix], Tensor]
 
@@ -46,7 +47,7 @@ class Reading:
     Attributes:
         client: The number of the client.
         labels: The class of each of the first images of the client, int64 (n,).
-        read_plain: What the same adversary would read in plain images, for comparison.
+        read_plain: A function that reads the classes of plain images, for comparison.
     """
 
     client: int
@@ -56,7 +57,7 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelReading(Attack[WorkerView | ThiefView, Reading]):
-    """The attack on each image by itself; so it reads more images than `images`."""
+    """The attack on each image by itself. Therefore it may read more images than `images`."""
 
     adversaries = (WorkerView, ThiefView)
     goal = "The class that an image shows, from its ciphertext alone."
@@ -64,7 +65,7 @@ class LabelReading(Attack[WorkerView | ThiefView, Reading]):
     each_alone = True
 
     def lacks(self, view: WorkerView | ThiefView) -> str:
-        """Returns why the adversary has no ciphertext, or nothing from which to learn."""
+        """Returns why the adversary has no ciphertext, or no images from which it can learn."""
         public = view.public
         if view.sealed or not public.cipher.steps:
             return view.sealed or "the images are not encrypted"
@@ -72,7 +73,7 @@ class LabelReading(Attack[WorkerView | ThiefView, Reading]):
         if len(labels) < FEWEST_KNOWN:
             return f"it needs {FEWEST_KNOWN} labelled plain images, and {len(labels)} are at hand"
         if len(set(labels)) == 1:
-            return "all plain images at hand are of one class"
+            return "all available plain images have the same class"
         return _too_large(public.cipher.geometry)
 
     def guess(self, view: WorkerView | ThiefView) -> Reading:
@@ -89,9 +90,10 @@ class LabelReading(Attack[WorkerView | ThiefView, Reading]):
         )
 
     def score(self, guess: Reading, truth: Truth) -> Sequence[Figure]:
-        """Returns the share of labels that are read.
+        """Returns the share of labels that are read correctly.
 
-        By chance one finds the share of the most common class; at best one reads plain images.
+        The figure by chance is the share of the most common class. The best figure is the share of
+        labels that are read correctly in plain images.
         """
         count = len(guess.labels)
         labels = truth.labels[guess.client][:count]

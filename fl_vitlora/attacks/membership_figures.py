@@ -1,7 +1,8 @@
-"""The figures of attacks that tell members, images on which a client has trained, from others.
+"""The figures of attacks that distinguish members from other images.
 
-Most of such attacks' power lies in the few images of which they are certain. So the figures are the
-area under the curve, and the true positive rate at small false positive rates.
+Members are images on which a client has trained. A membership attack is most dangerous for the few
+images about which it is certain. Therefore the figures are the area under the curve, and the true
+positive rate at small false positive rates.
 
 Source: Carlini et al., S&P 2022 (true positive rate at small false positive rates).
 """
@@ -18,11 +19,11 @@ FIGURES = (
     "area under the curve",
     *(f"true positives at {100 * rate:g} % false ones" for rate in FALSE_POSITIVES),
 )
-FEWEST = 200  # candidates; with fewer, chance alone finds many
+FEWEST = 200  # fewest candidates; with fewer, chance alone would find many members
 
 
 def lacks_candidates(labels: Tensor) -> str:
-    """Returns why there are not enough candidates; the text is empty if there are.
+    """Returns why there are not enough candidates; empty if there are enough.
 
     Args:
         labels: The labels of the candidates, (M,).
@@ -37,7 +38,7 @@ def membership_figures(scores: Tensor, trained_on: Tensor) -> list[Figure]:
     """Returns the area under the curve, and the rates at small false positive rates.
 
     Args:
-        scores: The score of each candidate, (M,); members should have larger ones.
+        scores: The score of each candidate, (M,); members should have larger scores.
         trained_on: True for the members, bool (M,).
     """
     members, others = scores[trained_on], scores[~trained_on]
@@ -70,9 +71,9 @@ def area_under_curve(members: Tensor, others: Tensor) -> float:
 
 
 def chance_of(rate: float, others: int) -> float:
-    """Returns the expected result of `true_positives` if members are like other images.
+    """Returns the expected result of `true_positives` if members do not differ from other images.
 
-    It is more than the rate, because the threshold is one of finitely many scores.
+    The result is more than the rate, because the threshold is one of finitely many scores.
 
     Example:
         >>> chance_of(0.01, 999)
@@ -84,13 +85,13 @@ def chance_of(rate: float, others: int) -> float:
 def true_positives(members: Tensor, others: Tensor, rate: float) -> float:
     """Returns the true positive rate at a given false positive rate.
 
-    This is the share of members whose score is above a threshold. The threshold is the smallest one
-    that at most the share `rate` of the other images exceeds.
+    The true positive rate is the share of members whose score is above a threshold. The threshold
+    is the smallest score that at most the share `rate` of the other images exceeds.
 
     Args:
         members: The scores of members.
-        others: The scores of images that are no members.
-        rate: The largest share of others above the threshold, in [0, 1).
+        others: The scores of images that are not members.
+        rate: The largest share of the other images above the threshold, in [0, 1).
 
     Example:
         >>> true_positives(torch.tensor([3.0, 1.5]), torch.tensor([2.0, 1.0, 0.0, 0.0]), 0.25)

@@ -1,11 +1,11 @@
-"""Tells on which images a client has trained: their loss under the final model is smaller.
+"""Detects on which images a client has trained: their loss under the final model is smaller.
 
-The adversary asks the model about candidate images whose labels it knows, and takes those of small
-loss for members.
+The adversary asks the model about candidate images whose labels it knows. Candidates with a small
+loss are guessed to be members.
 
 Source: Yeom et al., CSF 2018 (loss as the score).
 
-M candidates, L classes.
+Letters in shapes: M candidates, L classes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fl_vitlora.attacks.views import UserView
 
 @dataclass(frozen=True, kw_only=True)
 class MembershipLoss(Attack[UserView, Tensor]):
-    """The attack. Its guess is a score of each candidate, (M,); members should have larger ones."""
+    """The attack. A guess is a score of each candidate, (M,); members should have larger scores."""
 
     adversaries = (UserView,)
     goal = "On which images a client has trained, from the loss of the final model."

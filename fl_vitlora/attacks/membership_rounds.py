@@ -1,24 +1,25 @@
-"""Tells on which images a client has trained, from the single updates of all rounds.
+"""Detects on which images a client has trained, from the single updates of all rounds.
 
-The update of a client that trained on an image differs from those of clients that did not. For each
-candidate image x, its owner's update Δ of a round is compared with the updates of all other clients
-by two measures:
+The update of a client that trained on an image differs from those of other clients. Each candidate
+image x has an owner, the client that may have trained on it. The owner's update Δ of a round is
+compared with the updates of all other clients by two measures:
 
-* how far the loss of x falls along the update, which is the cosine of Δ and -∇ℓ(x) but for the
-  length of the gradient. This length is the same for all clients. The derivative is computed as a
-  difference, with `STEP` of the update;
-* the logit of x after the whole update, log(q / (1 - q)) with the probability q of its class.
-  Logits are spread more like a Gaussian than losses.
+* the fall of the loss of x along the update. This is the cosine of Δ and -∇ℓ(x), times the length
+  of the gradient, which is the same for all clients. The derivative is computed as a
+  difference over `STEP` of the update;
+* the logit of x after the whole update, log(q / (1 - q)), where q is the probability of its class.
+  The distribution of logits is closer to a Gaussian than that of losses.
 
-A Gaussian is fitted to the measure of the other clients. Its tail p beyond the owner's value is a
-one-tailed likelihood ratio. The score of a candidate is the sum of -log p over both measures and
-all rounds. Two things differ from the paper: it adds 1 - p, in which the most certain members are
-equal; and a variance is here the mean of that of the candidate and that of all candidates, because
-a few clients tell a variance badly.
+A Gaussian is fitted to the measure of the other clients. The tail p of the Gaussian beyond the
+owner's value is a one-tailed likelihood ratio. The score of a candidate is the sum of -log p over
+both measures and all rounds. Two things differ from the paper. First, the paper adds 1 - p, which
+is equal for all members that are almost certain. Second, a variance is here the mean of the
+candidate's variance and the average variance of all candidates, because a variance from a few
+clients is inaccurate.
 
 Source: Zhu et al., FedMIA, arXiv 2402.06289; Carlini et al., S&P 2022 (logits).
 
-M candidates, K clients of a round.
+Letters in shapes: M candidates, K clients of a round.
 """
 
 from __future__ import annotations
@@ -41,27 +42,27 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import normalize
 from fl_vitlora.state import State, l2_norm
 
-STEP = 0.1  # of an update, over which the derivative of the loss is a difference
-FEWEST_CLIENTS = 4  # of a round; the Gaussian is fitted to all but one of them
-ROUNDS = 6  # most rounds that are used, in equal distances
-BATCH = 64  # images
-LEAST_LOSS, LEAST_SPREAD = 1e-9, 1e-9  # of an image; standard deviation of equal measures
+STEP = 0.1  # share of an update over which the derivative of the loss is a difference
+FEWEST_CLIENTS = 4  # fewest clients of a round; the Gaussian is fitted to all but one of them
+ROUNDS = 6  # most rounds that are used, at equal distances
+BATCH = 64  # images whose losses are computed together
+LEAST_LOSS, LEAST_SPREAD = 1e-9, 1e-9  # smallest loss of an image, smallest standard deviation
 
 
 @dataclass(frozen=True, kw_only=True)
 class MembershipRounds(Attack[InformedServerView, Tensor]):
-    """The attack. Its guess is a score of each candidate, (M,); members should have larger ones."""
+    """The attack. A guess is a score of each candidate, (M,); members should have larger scores."""
 
     adversaries = (InformedServerView,)
     goal = "On which images a client has trained, from how its updates differ from all others."
     figures = FIGURES
 
     def lacks(self, view: InformedServerView) -> str:
-        """Returns why the server cannot compare updates of single clients."""
+        """Returns why the server cannot compare updates of single clients; empty if it can."""
         if reason := view.lacks_single_updates() or lacks_candidates(view.labels):
             return reason
         if view.model is None:
-            return "without the key the server cannot compute what the clients' models answer"
+            return "without the key the server cannot compute the outputs of the clients' models"
         if max(len(sight.updates) for sight in view.rounds) < FEWEST_CLIENTS:
             return f"it needs the updates of {FEWEST_CLIENTS} clients in a round"
         shapes = {name: p.shape for name, p in methods.trainable(view.model).items()}
@@ -89,10 +90,11 @@ class MembershipRounds(Attack[InformedServerView, Tensor]):
 
 
 def measures(view: InformedServerView, sight: Sight) -> tuple[Tensor, Tensor]:
-    """Measures how much each update of a round helps each candidate.
+    """Measures how much each update of a round improves the model on each candidate.
 
     Returns:
-        How steeply the loss falls along the update, and the logit after it, (K, M) each.
+        The slope of the fall of the loss along the update, and the logit after the update, (K, M)
+        each.
     """
     assert view.model is not None
     losses = losses_by(view.model, view.images, view.labels, view.clock.check)
@@ -106,7 +108,7 @@ def measures(view: InformedServerView, sight: Sight) -> tuple[Tensor, Tensor]:
 
 
 def logits_of(losses: Tensor) -> Tensor:
-    """Returns log(q / (1 - q)) for losses -log q; losses below `LEAST_LOSS` count as this.
+    """Returns log(q / (1 - q)) for losses -log q; smaller losses are set to `LEAST_LOSS`.
 
     Example:
         >>> logits_of(torch.tensor([0.25, 0.75]).log().neg())
@@ -122,12 +124,12 @@ def _moved(model: Mapping[str, Tensor], delta: Mapping[str, Tensor], share: floa
 def losses_by(
     model: nn.Module, images: Tensor, labels: Tensor, check: Callable[[], None]
 ) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """Returns a function from the trained tensors of a model to the loss of each image, (M,).
+    """Returns a function from the trained tensors of a model to the losses of the images, (M,).
 
     Args:
-        model: A prepared model. It is not changed.
+        model: A prepared model, which is not changed.
         images: The images as the model reads them, uint8 (M, C, H, W).
-        labels: Their labels, (M,).
+        labels: The labels of the images, (M,).
         check: A function that is called before each batch.
     """
     places = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -156,11 +158,11 @@ def evidence(measure: Tensor, own: Tensor) -> Tensor:
     """Returns -log p of each candidate, where p is the tail beyond its owner's measure.
 
     Args:
-        measure: A measure of each client and candidate, (K, M); larger for members.
+        measure: A measure of each client and candidate, (K, M). Members should have larger values.
         own: True where the client is the owner of the candidate, bool (K, M).
 
     Returns:
-        The evidence, float64 (M,); 0 where the owner did not take part.
+        The evidence, float64 (M,). The evidence is 0 if the owner did not take part.
 
     Example:
         >>> measure = torch.tensor([[3.0], [1.0], [-1.0]])

@@ -1,16 +1,18 @@
-"""Recovers the patches of an image in closed form, where the position embedding is trained.
+"""Recovers the patches of an image in closed form, if the position embedding is trained.
 
-Token i is E·xᵢ + positionᵢ, so that the gradient of the position embedding is the gradient δᵢ of
-each token, and the gradient of the patch embedding is Σ δᵢ·xᵢᵀ. For one image and one step of plain
-descent the server has both. With N patches and a width of W ≥ N the patches xᵢ follow from
+Token i is E·xᵢ + positionᵢ. So the gradient of the position embedding is the gradient δᵢ of
+each token, and the gradient of the patch embedding is Σ δᵢ·xᵢᵀ. After one step of plain descent on
+one image the server knows both gradients. With N patches and a width of W ≥ N the patches xᵢ follow
+from
 
     dL/dE = δᵀ·X,    δ = dL/dposition,
 
-by least squares. No method but `full` sends the position embedding (`docs/trust.md`).
+by least squares. Only the method `full` sends the position embedding (`docs/trust.md`).
 
-Source: Lu et al., APRIL, CVPR 2022 (arXiv 2112.14087), for attention; here for any layers behind.
+Source: Lu et al., APRIL, CVPR 2022 (arXiv 2112.14087). The paper assumes that attention follows the
+embeddings; here any layers may follow.
 
-N patches, D entries of a patch, W width of the model.
+Letters in shapes: N patches, D entries of a patch, W width of the model.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from fl_vitlora.models.reading import POSITION, WEIGHT
 from fl_vitlora.strategy import Update
 
 PATCHES, ERROR = "patches recovered", "mean error of a pixel, of 255"
-HALF_A_LEVEL = 0.5  # of 255; a smaller error gives the pixel exactly
+HALF_A_LEVEL = 0.5  # of 255 levels; with a smaller error, rounding gives the exact pixel
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,11 @@ class PositionClosedForm(Attack[ServerView, Recovered]):
         if not any(POSITION in update.delta for s in view.rounds for update in s.updates):
             return "no client sends its position embedding"
         if not any(True for _ in _steps(view)):
-            return "no update is one step of plain descent on one image behind a head that learns"
+            return "no update is one step of plain descent on one image with a head that learns"
         return ""
 
     def guess(self, view: ServerView) -> Recovered:
-        """Returns the patches of each client that sent such an update."""
+        """Returns the patches of each client that sent one step on one image."""
         found: dict[int, Tensor] = {}
         for sight, update in _steps(view):
             if update.client not in found:
@@ -80,7 +82,7 @@ class PositionClosedForm(Attack[ServerView, Recovered]):
         return Recovered(patches=found, patch_size=view.public.patch_size, plain=plain)
 
     def score(self, guess: Recovered, truth: Truth) -> Sequence[Figure]:
-        """Returns how many patches are recovered, each pixel of them exactly, and the error."""
+        """Returns the share of patches whose pixels are all exact, and the mean error."""
         shares, errors = [], []
         for client, patches in guess.patches.items():
             owned = truth.owned[client]

@@ -1,4 +1,4 @@
-"""The result of an attack: figures beside what chance finds, and a verdict by a fixed rule."""
+"""The result of an attack: its figures, the figures by chance, and a verdict by a fixed rule."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Figure:
 
     Attributes:
         name: The name of the number, the same in every run.
-        value: What the attack found.
+        value: The figure that the attack reaches.
         unit: The unit of all three numbers, such as "%"; empty if it is a count.
-        floor: What somebody finds who guesses at random; None if that makes no sense.
-        ceiling: What somebody finds who has the key; None if that makes no sense. A figure with a
-            floor and a ceiling is judged.
+        floor: The figure that guessing at random reaches; None if there is no such figure.
+        ceiling: The figure that an adversary with the key reaches; None if there is no such figure.
+            A figure with a floor and a ceiling is judged.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Figure:
     def gain(self) -> float | None:
         """Returns the share of the way from floor to ceiling; None if the figure is not judged.
 
-        If chance finds as much as the key gives, nothing is gained.
+        If the floor equals the ceiling, the gain is 0.
 
         Example:
             >>> Figure(name="right", value=75, floor=50, ceiling=100).gain
@@ -66,18 +66,18 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What an attack by one adversary came to.
+    """The result of one attack by one adversary.
 
     Attributes:
         attack: The name of the attack.
         adversary: The name of the adversary.
         figures: The figures; empty if the adversary cannot carry out the attack.
-        seconds: How long the attack took, without scoring.
-        reason: Why the adversary cannot carry out the attack, or that its time was up; empty if
-            it was carried out.
+        seconds: The time that the attack took, without scoring, in seconds.
+        reason: The reason why the adversary cannot carry out the attack, or that its time was up;
+            empty if the attack was carried out.
         out_of_time: True if the time budget of the attack ended it.
-        victims: The number of adversaries of this kind, each with the shard of another client, over
-            which the figures are means; 1 if there is one adversary.
+        victims: The number of adversaries of this kind, each with the shard of a different client.
+            The figures are means over these adversaries. The number is 1 if there is one adversary.
     """
 
     attack: str
@@ -111,7 +111,7 @@ def averaged(scores: Sequence[Sequence[Figure]]) -> list[Figure]:
     """Returns the mean of each figure over several victims.
 
     Args:
-        scores: For each victim, the figures. All victims have figures of the same names.
+        scores: For each victim, the figures. The names of the figures are the same for all victims.
 
     Example:
         >>> averaged([[Figure(name="rank", value=2)], [Figure(name="rank", value=4)]])[0].value

@@ -1,7 +1,7 @@
-"""Finds the whole key in a few ciphertexts under one key, from their second-order statistics.
+"""Finds the whole key from a few ciphertexts under one key, by their second-order statistics.
 
 The adversary also has plain images of the same kind, none of which belongs to the attacked client.
-`key_search.from_ciphertext` has the method. The key that is found decrypts all images of the
+`key_search.from_ciphertext` describes the method. The key that is found decrypts all images of the
 client.
 """
 
@@ -25,12 +25,12 @@ from fl_vitlora.encryption.cipher import Cipher, CipherKey
 DECRYPTED = "images decrypted bit for bit"
 THREE_STEPS = ("block_scrambling", "pixel_shuffling", "negative_positive")
 MOST_PIXELS = 1024  # different pixel values of an image; the search compares all pairs of them
-FEWEST_KNOWN = 100  # plain images from which the statistics of images are known
+FEWEST_KNOWN = 100  # plain images that give the statistics of plain images
 
 
 @dataclass(frozen=True)
 class Decrypting:
-    """A guess: the key of a client, and how it decrypts.
+    """A guess: the key of a client, which can decrypt the client's images.
 
     Attributes:
         keys: The guessed key of the client.
@@ -57,7 +57,7 @@ class SecondOrder(Attack[WorkerView | ThiefView, Decrypting]):
     figures = (*FIGURES, DECRYPTED)
 
     def lacks(self, view: WorkerView | ThiefView) -> str:
-        """Returns why the adversary has no ciphertext that it can attack."""
+        """Returns why the adversary has no ciphertext to attack; empty if it has some."""
         if view.sealed or view.public.no_common_order:
             return view.sealed or view.public.no_common_order
         plain = view.public.images
@@ -69,14 +69,14 @@ class SecondOrder(Attack[WorkerView | ThiefView, Decrypting]):
         return ""
 
     def guess(self, view: WorkerView | ThiefView) -> Decrypting:
-        """Finds the key that makes the images most like plain images."""
+        """Finds the key with which the decrypted images are most similar to plain images."""
         assert view.images is not None
         prior = Prior.of(view.public.images, view.public.patch_size)
         key = key_from_ciphertext(view.images[: self.images], prior, check=view.clock.check)
         return Decrypting(keys={view.client: key}, patch_size=view.public.patch_size)
 
     def score(self, guess: Decrypting, truth: Truth) -> Sequence[Figure]:
-        """Returns the shares of the key that are right, and of images that are decrypted."""
+        """Returns the shares of the key that are correct, and the share of decrypted images."""
         guesses: Guesses = guess.keys
         (client,) = guesses
         owned = truth.owned[client]

@@ -41,6 +41,6 @@ def _check_adversaries(kind: type[Attack[Any, Any]], name: str) -> None:
     if not adversaries or not set(adversaries) <= set(ADVERSARIES):
         known = ", ".join(view.__name__ for view in ADVERSARIES)
         raise UserError(
-            f"attack {name}: class {kind.__name__} must name its adversaries, as a tuple of some "
-            f"of {known}"
+            f"attack {name}: class {kind.__name__} must name its adversaries; give `adversaries` a "
+            f"tuple of some of {known}"
         )

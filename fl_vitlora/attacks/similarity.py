@@ -1,6 +1,6 @@
-"""How alike two images are: the structural similarity, and the mean error of a pixel.
+"""Measures of the similarity of two images: structural similarity, and the mean pixel error.
 
-B images, C channels, H × W pixels.
+Letters in shapes: B images, C channels, H × W pixels.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
 
         SSIM = (2·m₁·m₂ + C₁)·(2·c + C₂) / ((m₁² + m₂² + C₁)·(v₁ + v₂ + C₂)).
 
-    It is averaged over all windows that lie within the image, and over the channels.
+    The result is averaged over all windows that lie within the image, and over the channels.
 
-    Source: Wang et al., IEEE Transactions on Image Processing 13 (2004), with its window and
-    constants. An image that is smaller than the window has a window of its own smaller side.
+    Source: Wang et al., IEEE Transactions on Image Processing 13 (2004). Window and constants are
+    those of the paper. If an image is smaller than the window, the window has the side of the
+    image's smaller side.
 
     Args:
         first: Images with values from 0 to 255, (B, C, H, W).
-        second: As many images of the same shape.
+        second: The same number of images, of the same shape.
 
     Returns:
-        The similarity of each pair, float64 (B,). It is at most 1, and 1 for equal images.
+        The similarity of each pair, float64 (B,). A similarity is at most 1, and 1 for equal
+        images.
 
     Example:
         >>> image = torch.arange(256).view(1, 1, 16, 16)
@@ -56,13 +58,13 @@ def mean_error(first: Tensor, second: Tensor) -> Tensor:
 
     Args:
         first: Images, (B, C, H, W).
-        second: As many images of the same shape.
+        second: The same number of images, of the same shape.
     """
     return (first.double() - second.double()).abs().flatten(1).mean(dim=1)
 
 
 def _window(side: int) -> Tensor:
-    """Returns a Gaussian window of a given side; its weights add up to 1."""
+    """Returns a Gaussian window of a given side. The weights of the window add up to 1."""
     places = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
     weights = torch.exp(-(places**2) / (2 * SPREAD**2))
     return torch.outer(weights, weights) / weights.sum() ** 2

@@ -1,14 +1,14 @@
-"""Tells which patches a client trained on, from the span of its patch embedding's update.
+"""Detects which patches a client trained on, from the span of its patch embedding's update.
 
 The gradient of the patch embedding is Σ δᵢ·xᵢᵀ over all patches xᵢ of a batch. With plain descent
 the rows of an update are sums of multiples of the patches. If the images have fewer patches than a
-patch has entries, the rows span only the space of these patches: a patch that lies in it was
-probably there, and a patch that does not lie in it was not. Updates of more images span the whole
-space, and so do updates by optimisers that scale each entry (AdamW), and updates that a codec has
-rounded. They tell nothing. The patches are ciphertext; they are plain where updates are sent in
-plain coordinates (``finetuning.patch_embedding=aligned``).
+patch has entries, the rows span only the space of these patches. Then a patch in this space
+probably belongs to the client, and a patch outside of it does not. Three kinds of updates span the
+whole space and reveal nothing: updates of more images, updates by optimisers that scale each entry
+(AdamW), and updates that a codec has rounded. The patches are ciphertext, or plain patches if
+updates are sent in plain coordinates (``finetuning.patch_embedding=aligned``).
 
-D entries of a patch, W width of the model, r rank.
+Letters in shapes: D entries of a patch, W width of the model, r rank.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fl_vitlora.encryption.image_blocks import to_blocks
 from fl_vitlora.models.backbone import normalize
 
 SMALLEST = 1e-4  # smallest singular value that counts, as a share of the largest
-OUTSIDE = 0.02  # least length of a patch outside of a span, as a share of its length
+OUTSIDE = 0.02  # a patch is outside of a span if a larger share of its length is outside of it
 TOLD = "patches told to be the client's or not"
 INSIDE, OTHERS = "patches of the client in the span", "other patches in the span"
 RANK, WHOLE_RANK = "rank of an update", "rank of all patches of the kind"
@@ -70,10 +70,10 @@ class PatchSpan(Attack[ServerView, Spans]):
         if reason := view.lacks_single_updates() or view.lacks_patch_embedding():
             return reason
         _, change = next(view.patch_embedding_changes())
-        return "every patch has a kernel of its own" if change.ndim == 3 else ""
+        return "every patch has its own kernel" if change.ndim == 3 else ""
 
     def guess(self, view: ServerView) -> Spans:
-        """Returns the smallest span that an update of each client has."""
+        """Returns the smallest span among the updates of each client."""
         found: dict[int, Tensor] = {}
         for client, change in view.patch_embedding_changes():
             view.clock.check()
@@ -85,10 +85,10 @@ class PatchSpan(Attack[ServerView, Spans]):
         return Spans(bases=found, patch_size=view.public.patch_size, plain=plain)
 
     def score(self, guess: Spans, truth: Truth) -> Sequence[Figure]:
-        """Returns how well the spans tell patches of the clients from others.
+        """Returns how well the spans distinguish patches of the clients from other patches.
 
-        The judged figure is the mean of two shares: the patches of the clients that lie in the
-        spans, and the other patches that do not.
+        The judged figure is the mean of two shares: the share of the clients' patches that lie in
+        the spans, and the share of the other patches that do not.
         """
         own, others, ranks = [], [], []
         for client in guess.bases:
@@ -118,8 +118,8 @@ def row_space(change: Tensor) -> Tensor:
         change: The change of a patch embedding, (W, D).
 
     Returns:
-        The basis, float64 (D, r). Directions of less than `SMALLEST` times the largest singular
-        value are left out, because rounding spans them, too.
+        The basis, float64 (D, r). Directions whose singular value is less than `SMALLEST` times the
+        largest one are left out, because rounding errors span such directions.
 
     Example:
         >>> row_space(torch.tensor([[3.0, 0.0], [6.0, 0.0]])).abs()
@@ -133,12 +133,12 @@ def row_space(change: Tensor) -> Tensor:
 
 
 def distinct(images: Tensor, patch_size: int, without: Tensor | None = None) -> Tensor:
-    """Returns the different patches of images, as the model reads them.
+    """Returns the patches of images without repetitions, as the model reads them.
 
     Args:
         images: The images, uint8 (n, C, H, W).
         patch_size: The side of a patch in pixels.
-        without: Patches to leave out, as this function returned them.
+        without: Patches to leave out, in the form in which this function returns patches.
 
     Returns:
         The patches, float64 (M, D).
@@ -150,5 +150,5 @@ def distinct(images: Tensor, patch_size: int, without: Tensor | None = None) -> 
 
 
 def _share(told: Tensor) -> float:
-    """Returns the share of true values; 1 if there are none, since then nothing is told apart."""
+    """Returns the share of true values; 1 if `told` is empty, because then nothing is wrong."""
     return float(told.double().mean()) if len(told) else 1.0

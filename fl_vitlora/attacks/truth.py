@@ -1,6 +1,6 @@
-"""The owners' secrets, against which a guess is scored. No attack is handed them.
+"""The owners' secrets, with which a guess is scored. No attack gets them.
 
-n images, C channels, H × W pixels, M candidates.
+Letters in shapes: n images, C channels, H × W pixels, M candidates.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def _no_labels() -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Owned:
-    """What one client alone has.
+    """The data that only one client has.
 
     Attributes:
         plain: The plain training images, uint8 (n, C, H, W).
         ciphertext: The same images as the client's worker has them.
         others: Plain images of the same kind on which no client trains, uint8 (m, C, H, W).
         others_ciphertext: The same images under the key of the client.
-        others_labels: Their labels, int64 (m,); empty if they are not known.
+        others_labels: The labels of `others`, int64 (m,); empty if they are not known.
     """
 
     plain: Tensor = field(repr=False)
@@ -51,9 +51,9 @@ class Truth:
     Attributes:
         keys: The key of each client, as keys of the three steps block scrambling, pixel shuffling
             and negative-positive transformation, whatever the steps of the run are
-            (`key_search.three_steps`). It is empty if a client has no such key.
+            (`key_search.three_steps`). The mapping is empty if a client has no such key.
         labels: The labels of the training images of each client, int64 (n,).
-        owned: What each client alone has.
+        owned: The data that only one client has, for each client.
         members: A function that returns True for the candidates of a `UserView`, and of an
             `InformedServerView`, on which a client has trained, bool (M,).
     """

@@ -1,11 +1,10 @@
-"""What each adversary has: the values that attacks are handed, one class for each adversary.
+"""The views of the adversaries: what attacks get, with one class for each kind of adversary.
 
-No view has a key or the seed of the run. These belong to `truth.Truth`, which no attack is handed
-before it has made its guess. One view has plain images of an owner, because its adversary is
-assumed to know them: `InsiderView`.
+No view has a key or the seed of the run. Keys belong to `truth.Truth`, which no attack gets.
+Only `InsiderView` has plain images of an owner, because its adversary is assumed to know them.
 
-M images, Q known images, C channels, H × W pixels, L classes, N patches, D entries of a patch, W
-width.
+Letters in shapes: M images, Q known images, C channels, H × W pixels, L classes, N patches, D
+entries of a patch, W width.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from fl_vitlora.strategy import SEVERAL
 
 @dataclass(frozen=True, kw_only=True)
 class Public:
-    """What everyone knows about a run.
+    """The data about a run that every adversary knows.
 
     Attributes:
         settings: The settings of the run. The seed and the path of the key ring are left out.
@@ -40,8 +39,8 @@ class Public:
         images: Plain images of the same kind as those of the owners, uint8 (M, C, H, W). No client
             trains on them.
         labels: The labels of these images, int64 (M,); None if they are not known.
-        no_common_order: The reason why there is no order and no signs of the entries of a block
-            that all blocks of a client's images have in common. The text is empty if there is one.
+        no_common_order: The reason why the blocks of a client's images do not share one order and
+            signs of their entries. The text is empty if all blocks share them.
     """
 
     settings: Config
@@ -67,11 +66,11 @@ class Public:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What one adversary has.
+    """The view of one adversary: the data that this adversary has.
 
     Attributes:
         adversary: The name of the adversary.
-        public: What everyone knows.
+        public: The data that every adversary knows.
         reader: The patch reader of the last model that the adversary has; None if it has none.
         clock: The clock with the time budget of the attack. An attack that takes long calls its
             method `check` between two steps.
@@ -90,10 +89,10 @@ class ServerView(View):
 
     Attributes:
         rounds: The data of each recorded round, in order. Under secure aggregation they have only
-            the mean of all updates. They are empty if the run did not record its updates.
-        model: The model with its frozen weights, in the coordinates of the server. Its trained
-            tensors are those of the public model; those of a round are in `rounds`. None if the
-            server does not have the patch and position embedding.
+            the mean of all updates. The sequence is empty if the run did not record its updates.
+        model: The model with its frozen weights, in the coordinates of the server. The trained
+            tensors are those of the public model; `rounds` has the trained tensors of each round.
+            None if the server does not have the patch and position embedding.
     """
 
     adversary: ClassVar[str] = "server"
@@ -102,7 +101,7 @@ class ServerView(View):
     model: nn.Module | None = field(default=None, repr=False)
 
     def lacks_updates(self) -> str:
-        """Returns why the server has no updates; the text is empty if it has some."""
+        """Returns why the server has no updates; empty if it has some."""
         recorded = any(sight.updates for sight in self.rounds)
         return "" if recorded else "the run recorded no updates; start it with --record-updates"
 
@@ -113,7 +112,7 @@ class ServerView(View):
         return self.lacks_updates() or (told if sums else "")
 
     def lacks_patch_embedding(self) -> str:
-        """Returns why the updates have no patch embedding; empty if they have it."""
+        """Returns why the updates have no patch embedding; empty if they have one."""
         changed = any(change.any() for _, change in self.patch_embedding_changes())
         return self.lacks_updates() or ("" if changed else "no client sends a patch embedding")
 
@@ -122,11 +121,11 @@ class ServerView(View):
 
         Yields:
             Pairs: the number of the client, or `SEVERAL`; and the change, (W, D), or (N, W, D) if
-            every patch has a kernel of its own.
+            every patch has its own kernel.
         """
         for sight in self.rounds:
             for update in sight.updates:
-                if WEIGHT in update.delta:  # in some rounds it may rest
+                if WEIGHT in update.delta:  # the patch embedding may be frozen
                     change = update.delta[WEIGHT]
                     yield update.client, change.flatten(1) if change.ndim == 4 else change
 
@@ -153,7 +152,7 @@ class InformedServerView(ServerView):
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What a hostile server sends to one client in place of the model of a round.
+    """The message that a hostile server sends to one client in place of the model of a round.
 
     Attributes:
         tensors: All exchanged tensors, with any values.
@@ -170,7 +169,7 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class HostileServerView(View):
-    """A server that does not follow the protocol: it sends to one client whatever it likes.
+    """A server that does not follow the protocol: it sends any message to one client.
 
     Attributes:
         client: The number of the client.
@@ -178,10 +177,10 @@ class HostileServerView(View):
             server does not have the patch and position embedding.
         start: The exchanged tensors with which an honest server begins.
         ask: A function that sends an order to the client. The client answers as it answers every
-            server: it trains on its own images, and its update comes back as it is decoded by the
-            server. If the client refuses the order, its reason comes back as a text.
-        accepted: A function that changes an order as little as needed for a client with a guard to
-            accept it.
+            server: it trains on its own images and sends its update, which is decoded. If the
+            client refuses the order, the result is its reason, as a text.
+        accepted: A function that changes an order as little as possible, so that a client with a
+            guard accepts it.
     """
 
     adversary: ClassVar[str] = "hostile server"
@@ -195,7 +194,7 @@ class HostileServerView(View):
 
 @dataclass(frozen=True, kw_only=True)
 class OutsiderView(View):
-    """An outsider: it has the final model with its patch reader, and nothing of the training."""
+    """An outsider: it has the final model with its patch reader, and nothing from the training."""
 
     adversary: ClassVar[str] = "outsider"
 
@@ -233,12 +232,12 @@ class ThiefView(ShardView):
 
 @dataclass(frozen=True, kw_only=True)
 class InsiderView(ShardView):
-    """A worker that is assumed to know a few of the images in plain.
+    """A worker that is assumed to know a few plain images of its client.
 
-    It may have contributed these images, or they may be public.
+    The worker may have contributed these images, or they may be public.
 
     Attributes:
-        known: The first Q images of the client in plain, uint8 (Q, C, H, W). The plain image
+        known: The first Q plain images of the client, uint8 (Q, C, H, W). The plain image
             ``known[i]`` and the ciphertext ``images[i]`` are a pair.
     """
 
@@ -253,7 +252,7 @@ class UserView(View):
 
     Attributes:
         logits: The answers of the model, (M, L). The model reads each candidate under the key of
-            the owner in question, as it reads test images of this owner.
+            its owner, in the same way as it reads test images of this owner.
         labels: The labels of the candidates, int64 (M,).
     """
 

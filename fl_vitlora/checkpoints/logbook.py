@@ -93,9 +93,9 @@ class Logbook:
         self._folder = run / FOLDER
         self._rounds = Journal(run / ROUNDS, rounds)
         self._ledger = Journal(self._folder / LEDGER, ledger, mode=PRIVATE)
-        self._places: dict[int, int] = {}  # by client: the round of the file with its state
-        self._kept: dict[int, set[int]] = {}  # by checkpoint: the rounds of its clients' files
-        self._written: dict[int, object] = {}  # by client: the state that is on the disk
+        self._places: dict[int, int] = {}  # for each client: the round of the file with its state
+        self._kept: dict[int, set[int]] = {}  # for each checkpoint: rounds of clients' files
+        self._written: dict[int, object] = {}  # for each client: the state that is on the disk
         self._noted = 0  # number of messages in the journal
 
     @classmethod

@@ -71,8 +71,9 @@ def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 def confirmed_by(arguments: argparse.Namespace) -> frozenset[str]:
     """Returns all values that the user typed on the command line.
 
-    The program runs outside code, or connects to a Ray cluster, only with the user's permission.
-    Typing the name of the code or cluster counts as permission (`fl_vitlora.config.confirmation`).
+    The program runs code from elsewhere, or connects to a Ray cluster, only with the user's
+    permission. Typing the name of the code or of the cluster counts as permission
+    (`fl_vitlora.config.confirmation`).
     """
     typed = [read_overrides(arguments), read_words(arguments.compare or ())]
     named = [arguments.trust_strategy or (), arguments.check_strategy]

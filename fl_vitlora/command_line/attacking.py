@@ -13,9 +13,9 @@ from fl_vitlora.config.attack_bounds import read_bounds
 from fl_vitlora.config.attack_names import read_attacks
 from fl_vitlora.errors import UserError
 
-IMAGES = 8  # encrypted images that an attack on ciphertext uses by default
-SECONDS = 120.0  # time budget of an attack by default
-MAY_NAME = ("encryption.key_file", "model.weights", "data.name")  # files may have moved
+IMAGES = 8  # default number of encrypted images that an attack on ciphertext uses
+SECONDS = 120.0  # default time budget of an attack
+MAY_NAME = ("encryption.key_file", "model.weights", "data.name")  # these files may have moved
 
 
 def attack(arguments: argparse.Namespace) -> None:
@@ -70,7 +70,7 @@ def read_images(text: str | None) -> int:
     """Reads the number of images that ``--images`` gives.
 
     Raises:
-        UserError: If it is not a whole number of at least 1.
+        UserError: If the text is not a whole number of at least 1.
 
     Example:
         >>> read_images(None), read_images("20")
@@ -87,7 +87,7 @@ def read_seconds(text: str | None) -> float:
     """Reads the time budget that ``--attack-seconds`` gives.
 
     Raises:
-        UserError: If it is not a positive number.
+        UserError: If the text is not a positive number.
 
     Example:
         >>> read_seconds(None), read_seconds("0.5")

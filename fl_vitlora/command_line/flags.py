@@ -35,7 +35,7 @@ class SettingFlag(NamedTuple):
 
 
 class OtherFlag(NamedTuple):
-    """A flag that is not the name of one setting, for example a flag that names a command.
+    """A flag that does not set one setting, for example a flag that names a command.
 
     Attributes:
         value: The word that stands for the value in the help. A flag with an empty `value` takes no
@@ -91,7 +91,7 @@ FLAGS = {
         "SHARE",
         "Report how many bytes were sent until this accuracy was reached, such as 0.95 (none)",
     ),
-    "--seed": SettingFlag("seed", "N", "Seed of all random choices but the secret key (0)"),
+    "--seed": SettingFlag("seed", "N", "Seed of all random choices except the secret key (0)"),
     "--checkpoint-every": SettingFlag(
         "checkpoint_every", "N", "Number of rounds between two checkpoints (1)"
     ),
@@ -165,8 +165,9 @@ OTHER_FLAGS = {
         "NAMES",
         "Attacks that --attack carries out, with commas between them",
         {},
-        f"By default all of {', '.join(USUAL)}. Not by default, because it takes minutes for each "
-        f"client: {', '.join(ON_REQUEST)}. An attack of your own is named package.module:Class.",
+        f"By default these attacks are carried out: {', '.join(USUAL)}. Other attacks take minutes "
+        f"for each client, and must be named: {', '.join(ON_REQUEST)}. An attack of your own is "
+        "named package.module:Class.",
     ),
     "--images": OtherFlag(
         "N",
@@ -184,7 +185,7 @@ OTHER_FLAGS = {
     ),
     "--fail-if": OtherFlag(
         "BOUND",
-        "End --attack with exit code 1 if this is true; may be repeated",
+        "End --attack with exit code 1 if BOUND is true for an outcome; may be repeated",
         {"action": "append"},
         "BOUND is 'ATTACK.FIGURE>NUMBER', 'ATTACK/ADVERSARY.FIGURE>NUMBER' or 'verdict>=partly'. "
         "FIGURE is the name of a figure as it is printed, or verdict. The comparison may also be "
@@ -195,15 +196,15 @@ OTHER_FLAGS = {
         "NAME",
         "Test your strategy against the rules for strategies",
         {},
-        "NAME is a name as for --strategy. The command also shows the parameters of the strategy. "
-        "It trains nothing.",
+        "NAME is the name of a strategy, as for --strategy. The command also shows the parameters "
+        "of the strategy. It trains nothing.",
     ),
     "--check-method": OtherFlag(
         "NAME",
         "Test your fine-tuning method against the rules for methods",
         {},
-        "NAME is a name as for --method, or the path of a Python file. The command also shows the "
-        "parts of the method. It runs no experiment.",
+        "NAME is the name of a method, as for --method, or the path of a Python file. The command "
+        "also shows the parts of the method. It runs no experiment.",
     ),
     "--check-predictor": OtherFlag(
         "NAME",
@@ -241,8 +242,8 @@ OTHER_FLAGS = {
         {"nargs": "+", "type": Path},
         "PLACE is the path of a shard (a file with the encrypted images of one client) or of a "
         "folder of shards. The command writes one file for each party (a client, or the server) "
-        "that owns shards there. The file holds the key that opens the party's shards on the "
-        "disk. It does not hold the key with which the images are encrypted. Give each deployed "
+        "to which these shards belong. The file has the key that opens the party's shards on the "
+        "disk. It does not have the key with which the images are encrypted. Give each deployed "
         "node its file.",
     ),
     "--trust-strategy": OtherFlag(

@@ -65,7 +65,7 @@ EXAMPLES = """examples:
       audit a finished run by two attacks
   python simulate.py --attack runs/NAME --fail-if 'verdict>=partly' \\
     --fail-if 'membership_loss.area under the curve>60'
-      audit it, and end with exit code 1 if an attack finds more than that
+      audit the run, and end with exit code 1 if one of the two bounds is true
 
   python simulate.py --rotate-key runs/NAME/shards
       for the data owner: draw a new secret and encrypt all shards with it

@@ -101,4 +101,6 @@ def check_flags(given: Mapping[str, Any]) -> None:
     for name in ("only", "images", "fail_if", "attack_seconds"):
         if given[name] is not None and given["attack"] is None:
             flag = f"--{name.replace('_', '-')}"
-            fail(f"{flag} belongs to --attack RUN; add it, or remove {flag}", USER_MISTAKE)
+            fail(
+                f"{flag} belongs to --attack RUN; add --attack RUN, or remove {flag}", USER_MISTAKE
+            )

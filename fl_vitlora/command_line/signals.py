@@ -1,4 +1,4 @@
-"""Handles signals such as Ctrl-C: a first signal ends a run after its round, a second at once."""
+"""Handles signals such as Ctrl-C, which end a run after its round or, if repeated, at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fl_vitlora.experiment.watching import Watch
 
 IMPORT_SYSTEM = "<frozen importlib._bootstrap>"  # the file name of Python's code that imports
-LATER = 0.01  # seconds after which a signal is tried again that came inside the import system
+LATER = 0.01  # seconds until a signal that came inside the import system is sent again
 
 
 @contextlib.contextmanager
@@ -25,8 +25,8 @@ def pauses_on_signal(watch: Watch) -> Iterator[None]:
     function, signals keep the handlers that they had.
 
     An exception inside Python's import system would leave one of its locks taken, and the next
-    import of any other thread would then wait for ever. A signal that arrives inside the import
-    system is therefore handled as soon as other code runs again.
+    import of any other thread would then wait for ever. Therefore a signal that arrives inside the
+    import system is handled as soon as other code runs again.
 
     Args:
         watch: The callbacks of the run. The first signal sets the event `watch.pause`, which asks
@@ -39,7 +39,7 @@ def pauses_on_signal(watch: Watch) -> Iterator[None]:
     def heed(number: int, frame: FrameType | None) -> None:
         if watch.pause.is_set() or not watch.training.is_set():
             if is_import_system(frame) and hasattr(signal, "setitimer"):
-                signal.setitimer(signal.ITIMER_REAL, LATER)  # sends SIGALRM, which comes here again
+                signal.setitimer(signal.ITIMER_REAL, LATER)  # sends SIGALRM to `heed`
                 return
             watch.pause.set()  # in case that code which is running now suppresses the exception
             raise KeyboardInterrupt

@@ -82,7 +82,7 @@ def predict(arguments: argparse.Namespace) -> None:
     from fl_vitlora.library.predictions import expect_ending
 
     if arguments.out is not None:
-        expect_ending(arguments.out)  # before the work is done
+        expect_ending(arguments.out)  # before any image is classified
     found = _open(arguments).predict(
         arguments.images,
         encrypted=arguments.encrypted,

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 
 from fl_vitlora.communication.ledger import Direction, Entry
 
-AROUND: Mapping[Direction, int] = {"downlink": 5_600, "uplink": 5_000}  # bytes added to one
+AROUND: Mapping[Direction, int] = {"downlink": 5_600, "uplink": 5_000}  # for a message
 
 
 def with_flower(entries: Iterable[Entry]) -> int:

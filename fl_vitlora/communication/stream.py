@@ -4,9 +4,9 @@
 
 Here, target_t is the server's state after t changes, and held_t is the state at the clients.
 
-All clients that received all steps have the same tensors, bit by bit, so the server encodes a step
-once for all of them. The coding error of one step is part of the next difference, so this
-difference already contains error feedback. If a client missed steps, the server sends it these
+All clients that received all steps have the same tensors, bit for bit, so the server encodes a step
+once for all of them. The next difference contains the coding error of the step before, so the
+stream needs no separate error feedback. If a client missed steps, the server sends it these
 steps, or the full state if the full state is smaller.
 
 Source: Tang et al., arXiv 1905.05957, for compression in both directions; in contrast to the paper,
@@ -28,7 +28,7 @@ from fl_vitlora.communication.parcel import Parcel, Part, read, write
 from fl_vitlora.state import State, add, subtract
 from fl_vitlora.storage.trees import Tree
 
-WHOLE = -2  # the version before a full state; -1 in older programs, whose state lacks no tensor
+WHOLE = -2  # the version before a full state; older programs use -1, with all tensors in the state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Stream:
         initial: The tensors of every client before the first change.
         held: The tensors of a client that received all changes.
         target: The exact tensors of the server, which `held` approximates.
-        steps: The coded last changes; as many as are together smaller than the full tensors.
+        steps: The last changes, coded: as many as are together smaller than the whole tensors.
         version: The number of changes so far.
     """
 
@@ -121,7 +121,7 @@ class Stream:
         missed = self.version - version
         if missed <= len(self.steps):
             return version, self.steps[len(self.steps) - missed :]
-        draw = np.random.default_rng(0)  # not used, since an exact codec needs no random numbers
+        draw = np.random.default_rng(0)  # not used, because an exact codec draws nothing
         moved = {n: t for n, t in self.held.items() if not torch.equal(t, self.initial[n])}
         return WHOLE, (code(moved, self.layout, EXACT, draw),)
 

@@ -61,7 +61,7 @@ class Bound:
         return self.attack in ("", attack) and self.adversary in ("", adversary)
 
     def is_broken_by(self, value: float) -> bool:
-        """Returns True if the comparison is true for a value, or if the value is no number."""
+        """Returns True if the comparison is true for a value, or if the value is not a number."""
         return math.isnan(value) or COMPARISONS[self.comparison](value, self.limit)
 
 
@@ -74,7 +74,7 @@ def read_bounds(texts: Sequence[str] | None, names: Sequence[str]) -> tuple[Boun
 
     Returns:
         The bounds in the same order. The names of their figures are not checked here, because
-        the attacks declare them (`attacks.bounds`).
+        the attacks declare these names (`attacks.bounds` checks them).
 
     Raises:
         UserError: If a bound does not follow the grammar, or its attack is not carried out.
@@ -115,7 +115,9 @@ def _split(left: str, text: str, names: Sequence[str]) -> tuple[str, str, str]:
     if not begun:
         attack = re.split(r"[./]", left)[0]
         if attack in ATTACKS:
-            raise UserError(f"{FLAG} {text!r}: --only leaves out {attack}; add it there")
+            raise UserError(
+                f"{FLAG} {text!r}: --only leaves out {attack}; add this attack to --only"
+            )
         raise unknown(f"attack in {FLAG} {text!r}:", attack, [*names, VERDICT])
     attack = max(begun, key=len)
     adversary, _, figure = left.removeprefix(attack).partition(".")

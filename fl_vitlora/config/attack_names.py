@@ -1,7 +1,7 @@
 """The names of the attacks with which a finished run can be audited.
 
 This module has only the names of the attacks, so that the command line can be read without
-importing PyTorch. The module `fl_vitlora.attacks.contract` explains the rules for new ones.
+importing PyTorch. The module `fl_vitlora.attacks.contract` explains the rules for new attacks.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def read_attacks(text: str | None) -> tuple[str, ...]:
 
     Args:
         text: Names in the table `ATTACKS`, or ``package.module:Class``, with commas between them.
-            None for all attacks of this project but those in `ON_REQUEST`.
+            None means all attacks of this project except those in `ON_REQUEST`.
 
     Returns:
         The names, in the order in which they were written.

@@ -1,9 +1,9 @@
 """Imports code that a user names by its module and name, ``package.module:Name``.
 
 A fine-tuning method, an optimiser, a predictor, an attack, an observer or a strategy can be named
-in this way. Importing a module runs its code. So before one of these functions is called, the user
-must have confirmed a name that comes from a file which other people may have written: the module
-`config.confirmation` checks this. The functions here import what they are told.
+in this way. Importing a module runs its code. A name may come from a file that other people have
+written. The user must confirm such a name before one of these functions is called; the module
+`config.confirmation` checks this. The functions here import any module that is named.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def is_class(name: str) -> bool:
 
 
 def subclass_of(base: type) -> Callable[[object], bool]:
-    """Returns a function that is True for every class derived from a base class, but not for it.
+    """Returns a function that is True for every class derived from a base class, except the base.
 
     Args:
         base: The base class.

@@ -1,6 +1,6 @@
 """Older names of settings, and settings that older versions did not have.
 
-With them, experiments of older versions can still be read and resumed.
+With these two tables, experiments of older versions can still be read and resumed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ RENAMED: Mapping[tuple[str, str], tuple[str, Mapping[Any, Any]]] = {
     ("engine", "mixed_precision"): ("precision", {True: "auto", False: "float32"}),
 }
 
-# Settings that older versions did not have, and the value that does what those versions did. A run
-# folder lists all settings of its version, so a run of an older version has none of these.
+# Settings that older versions did not have, and the value with which a run behaves as in those
+# versions. A run folder lists all settings of its version, so an older run lacks these settings.
 ADDED: Mapping[str, Any] = {"finetuning.head_start": "zero"}
 
 
@@ -40,7 +40,7 @@ def missing_in(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_present_names(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces older names of settings by present ones.
+    """Replaces older names of settings by present names.
 
     An older name stays if its value was never allowed, or if the present name is given as well. The
     error about an unknown setting then names the older setting.

@@ -52,7 +52,7 @@ SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "
 # Settings that are, or may be, the path of a file or folder.
 PATHS = ("out", "data.name", "data.keep_shards", "model.weights", "encryption.key_file")
 
-RATES = tuple(item.name for item in dataclasses.fields(Rates))  # defaults depend on the model
+RATES = tuple(item.name for item in dataclasses.fields(Rates))  # their defaults depend on the model
 AUTO = "auto"
 
 Partition = Literal["dirichlet", "iid", "quantity", "pathological", "shard", "natural"]
@@ -110,7 +110,8 @@ class DataConfig:
     validation_split: str | None = setting(
         None,
         "The name of the split (part of the data set) whose images are for validation. By default "
-        "no split is, and data.validation_fraction says if training images are held out instead.",
+        "no split is for validation, and data.validation_fraction says if training images are held "
+        "out instead.",
     )
     layout: Literal["auto", "classes", "splits", "clients", "table"] = setting(
         "auto",
@@ -189,8 +190,9 @@ class DataConfig:
     )
     copies: int = setting(
         1,
-        "The number of encrypted copies of each training image. The first is the image itself, and "
-        "data.augment says how the others differ. An epoch is one pass over all copies.",
+        "The number of encrypted copies of each training image. The first copy is the image "
+        "itself, and data.augment says how the other copies differ. An epoch is one pass over all "
+        "copies.",
         "[1, 1000]",
     )
     augment: tuple[Augmentation, ...] = setting(
@@ -273,7 +275,7 @@ class EncryptionConfig:
     scope: Literal["shared", "client", "image", "block"] = setting(
         "shared",
         "Which images share a key: all images (shared), or all images of the same client (client). "
-        "With the value image, every image has a key of its own. With the value block, all images "
+        "With the value image, every image has its own key. With the value block, all images "
         "share a key, and each block within an image is encrypted differently.",
     )
     block_size: int | None = setting(
@@ -369,17 +371,17 @@ class FineTuningConfig:
     head_start: Literal["auto", "zero", "lda"] = setting(
         "auto",
         "How the new head starts: at zero (zero), or from a linear discriminant analysis of means "
-        "that the clients measure in round 1, in which nothing is trained (lda). With auto it is "
-        "lda for pre-trained models that are not part of this package, if the means reach the "
-        "server unchanged: not with secure aggregation, clipping, a lossy codec, hostile clients, "
-        "or a strategy that needs more than the mean of the updates. The means tell the server "
-        "how many images of each class a client has.",
+        "that the clients measure in round 1, in which nothing is trained (lda). With auto it "
+        "starts with lda for pre-trained models that are not part of this package, if the means "
+        "reach the server unchanged: not with secure aggregation, clipping, a lossy codec, hostile "
+        "clients, or a strategy that needs more than the mean of the updates. The means reveal to "
+        "the server how many images of each class a client has.",
     )
     patch_embedding: Literal["aggregate", "aligned", "local"] = setting(
         "aggregate",
-        "What happens to the patch embeddings that the clients train. The server averages them as "
-        "they are (aggregate), or after each client's key is undone in them (aligned), or each "
-        "client keeps its own (local).",
+        "What happens to the patch embeddings that the clients train. The server averages them "
+        "unchanged (aggregate), or after each client's key is removed from them (aligned), or each "
+        "client keeps its own patch embedding (local).",
     )
 
 
@@ -584,10 +586,10 @@ class PrivacyConfig:
     guard_steps: int | None = setting(
         None,
         "The largest number of training steps that any client takes in a round. Clients then "
-        "refuse every instruction that no honest server could send: another model than the common "
-        "start in round 1, tensors farther from the start than so many steps in each round can "
-        "move them, and frozen tensors, rates or epochs that the settings do not give. By default "
-        "clients do not check instructions.",
+        "refuse every instruction that no honest server could send: in round 1 a model that "
+        "differs from the common start, tensors farther from the start than this number of steps "
+        "in each round can move them, and frozen tensors, rates or epochs that the settings do not "
+        "give. By default clients do not check instructions.",
         "[1, inf)",
     )
     clipping_norm: float | None = setting(
@@ -628,23 +630,23 @@ class LanesConfig:
     )
     patch_embed: str | None = setting(
         None,
-        "The codec of the patch embedding. By default the same as `codec` beside it.",
+        "The codec of the patch embedding. By default it is that of `codec` in the same direction.",
     )
     lora_A: str | None = setting(  # noqa: N815 - the literature's name
         None,
-        "The codec of the LoRA matrices A. By default the same as `codec` beside it.",
+        "The codec of the LoRA matrices A. By default it is that of `codec` in the same direction.",
     )
     lora_B: str | None = setting(  # noqa: N815
         None,
-        "The codec of the LoRA matrices B. By default the same as `codec` beside it.",
+        "The codec of the LoRA matrices B. By default it is that of `codec` in the same direction.",
     )
     head: str | None = setting(
-        None, "The codec of the head. By default the same as `codec` beside it."
+        None, "The codec of the head. By default it is that of `codec` in the same direction."
     )
     other: str | None = setting(
         None,
-        "The codec of all tensors but the LoRA matrices, the patch embedding and the head. "
-        "By default the same as `codec` beside it.",
+        "The codec of all tensors except the LoRA matrices, the patch embedding and the head. "
+        "By default it is that of `codec` in the same direction.",
     )
 
 
@@ -682,8 +684,8 @@ class EngineConfig:
 
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto",
-        "The device on which the clients compute: the processor (cpu) or a GPU of NVIDIA (cuda). "
-        "The value auto takes a GPU if there is one.",
+        "The device on which the clients compute: the processor (cpu) or an NVIDIA GPU (cuda). "
+        "The value auto uses a GPU if there is one.",
     )
     workers: int | None = setting(
         None,
@@ -695,8 +697,8 @@ class EngineConfig:
     cohort: int | None = setting(
         None,
         "The number of clients that a worker trains together in one batch. By default it is an "
-        "eighth of the clients of a round, but at most so many that a step has 64 images and, on a "
-        "CPU, 1024 patches.",
+        "eighth of the clients of a round, limited so that a step has at most 64 images and, on a "
+        "CPU, at most 1024 patches.",
         "[1, inf)",
     )
     ray_address: str | None = setting(

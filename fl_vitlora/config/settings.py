@@ -23,9 +23,9 @@ from fl_vitlora.config.units import Bytes, parse_bytes
 from fl_vitlora.errors import UserError, shown, unknown
 
 T = TypeVar("T")
-SettingParser = Callable[[Any, str], Any]  # reads a plain value, given its path
+SettingParser = Callable[[Any, str], Any]  # from a plain value and its path to the value
 
-LONGEST_TEXT, LONGEST_NAME = 2000, 255  # bytes of a text, and between the slashes of a path
+LONGEST_TEXT, LONGEST_NAME = 2000, 255  # most bytes of a text, and of a name in a path
 
 
 def setting(
@@ -153,7 +153,7 @@ def convert(hint: Any, value: Any, path: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return from_mapping(typing.cast(type[Any], hint), value, path)
-    if origin in (types.UnionType, typing.Union):  # a NewType gives typing.Union
+    if origin in (types.UnionType, typing.Union):  # `NewType | None` has this origin
         return None if value is None else convert(arguments[0], value, path)
     if origin is tuple:
         single = arguments[0] is int and type(value) is int

@@ -11,7 +11,7 @@ Bytes = typing.NewType("Bytes", int)
 
 # Decimal units, as network speeds use them, and binary units.
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-MOST = 1e18  # bytes; more is never sent
+MOST = 1e18  # bytes; no run sends more
 AMOUNT = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>[A-Za-z]*)\s*", re.ASCII)
 
 

@@ -19,8 +19,8 @@ from fl_vitlora.errors import MOST_SHOWN, UserError, shown
 
 # Limits that no experiment reaches, and that every program can handle.
 DEEPEST, MOST_VALUES = 20, 100_000
-LONGEST_NUMBER = 63  # bits
-OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+$|[0-9_.]+:)")  # octal, and base 60
+LONGEST_NUMBER = 63  # most bits of a whole number
+OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+$|[0-9_.]+:)")  # numbers to base 8 and base 60
 
 
 class StrictLoader(yaml.SafeLoader):

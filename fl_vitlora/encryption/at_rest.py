@@ -47,7 +47,7 @@ from fl_vitlora.storage.checksummed import DamagedFileError
 
 SEALED, VERSION = "sealed", "fl_vitlora 1, AES-256-GCM"
 KEY, PARTY, SALT, CHECK, TEXT_BYTES = "storage_key", "party", "salt", "check", "text_bytes"
-CHUNK = 2**20  # bytes of plain text
+CHUNK = 2**20  # bytes of plain content in a chunk
 TAG = 16  # bytes of the authentication tag that encryption adds to each chunk
 LENGTH = struct.Struct("<Q")
 LONGEST_HEADER, LONGEST_TEXT = 2**16, 2**26

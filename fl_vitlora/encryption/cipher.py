@@ -114,7 +114,7 @@ class Cipher:
         return self._map(key).apply(images)
 
     def decrypt(self, images: Tensor, key: CipherKey) -> Tensor:
-        """Decrypts images; the exact inverse of `encrypt`, with the same arguments."""
+        """Decrypts images. This is the exact inverse of `encrypt`, with the same arguments."""
         self._check(images)
         if len(images) <= PROBES:
             return self.decrypt_by_steps(images, key)

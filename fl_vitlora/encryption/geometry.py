@@ -34,7 +34,7 @@ class Geometry:
 
     @property
     def keys(self) -> int:
-        """Returns how many keys a step inside blocks has: 1, or N with a key for every block."""
+        """Returns the number of keys of a step inside blocks: 1, or N with one key per block."""
         return self.blocks if self.per_block else 1
 
     @property

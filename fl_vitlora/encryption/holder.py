@@ -111,7 +111,7 @@ class KeyHolder:
         ]
 
     def decrypt(self, images: Tensor, party: str, part: Part = "train") -> Tensor:
-        """Decrypts a party's images; the exact inverse of `encrypt`, with the same arguments."""
+        """Decrypts a party's images, as the exact inverse of `encrypt` with the same arguments."""
         return self._each(self.cipher.decrypt, images, party, part)
 
     def adapt(self, reader: PatchReader, party: str) -> PatchReader:

@@ -49,7 +49,7 @@ def to_blocks(images: Tensor, block_size: int) -> Tensor:
 
 
 def from_blocks(blocks: Tensor, height: int, width: int, block_size: int) -> Tensor:
-    """Joins blocks (B, N, D) into images (B, C, H, W); the inverse of `to_blocks`."""
+    """Joins blocks (B, N, D) into images (B, C, H, W). This is the inverse of `to_blocks`."""
     rows, columns = grid(height, width, block_size)
     batch, channels = len(blocks), blocks.shape[-1] // block_size**2
     cut = blocks.reshape(batch, rows, columns, channels, block_size, block_size)

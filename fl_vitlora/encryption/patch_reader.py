@@ -1,6 +1,6 @@
 """The patch embedding and the position embedding of a ViT, which key adaptation changes.
 
-N patches, D = C·p² entries a patch, W width of the model.
+Letters in shapes: N patches, D = C·p² entries a patch, W width of the model.
 """
 
 from __future__ import annotations

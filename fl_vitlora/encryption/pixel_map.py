@@ -6,8 +6,8 @@ halves of pixels) and flip some of their bits. A few test images are encrypted w
 find out how pixels move and which bits flip. With the places and bits that were found, a whole
 batch of images is encrypted in one pass.
 
-B images, P = C·H·W pixels of all channels, U units. A unit is a pixel, or half a pixel (a nibble)
-if the halves of a pixel move to different places; so U is P or 2P.
+Letters in shapes: B images, P = C·H·W pixels of all channels, U units. A unit is a pixel, or half a
+pixel (a nibble) if the halves of a pixel move to different places; so U is P or 2P.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PixelMap:
     mask: NDArray[np.uint8]
 
     def apply(self, images: Tensor) -> Tensor:
-        """Moves the pixels or half pixels of images, uint8 (B, C, H, W), and flips bits of them."""
+        """Moves the units of images, uint8 (B, C, H, W), and flips bits of the units."""
         units = self._units(images).take(self.order, axis=1) ^ self.mask
         return _join(units, images)
 
@@ -82,7 +82,7 @@ def probe(encrypt: Callable[[Tensor], Tensor], image_shape: tuple[int, int, int]
 
 
 def _split(flat: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Splits pixels (B, P) into nibbles (B, 2P), the upper nibble of each pixel first."""
+    """Splits pixels (B, P) into nibbles (B, 2P). The upper nibble of each pixel comes first."""
     return np.stack([flat >> 4, flat & 15], axis=-1).reshape(len(flat), 2 * flat.shape[1])
 
 

@@ -34,7 +34,7 @@ from fl_vitlora.encryption.keys import SECRET_BYTES, KeyRing, derive_key, key_id
 from fl_vitlora.errors import UserError
 from fl_vitlora.storage.files import PRIVATE, WriteError, write_atomically
 
-PASSPHRASE = "FL_VITLORA_PASSPHRASE"  # environment variable
+PASSPHRASE = "FL_VITLORA_PASSPHRASE"  # the environment variable with the passphrase
 BY_PASSPHRASE = "passphrase/"  # prefix of the name of a root derived from a passphrase
 SALT_BYTES = 16
 SCRYPT = {"n": 2**17, "r": 8, "p": 1}  # 128 MiB and about a second for every guess

@@ -42,7 +42,7 @@ def rank_of(config: Config, client: int) -> int | None:
 
 
 def client_ranks(config: Config) -> tuple[int, ...]:
-    """Returns the ranks of all clients; empty if all have `finetuning.rank`."""
+    """Returns the ranks of all clients; empty if all clients have the rank `finetuning.rank`."""
     ranks = [rank_of(config, client) for client in range(config.clients)]
     return tuple(rank for rank in ranks if rank is not None)
 

@@ -14,7 +14,7 @@ from fl_vitlora.training.optimizers import is_entrywise
 
 BUNDLES_A_ROUND = 8
 IMAGES_A_STEP = 64
-PATCHES_A_STEP = 1024  # 64 images of the bundled model; more fill memory, and are not faster
+PATCHES_A_STEP = 1024  # 64 images of the bundled model; with more patches a step is not faster
 
 
 def sample(clients: Sequence[int], fraction: float, seed: int, server_round: int) -> list[int]:

@@ -51,7 +51,7 @@ NoiseKey = Callable[[int], bytes]  # from the number of a round to the key of it
 
 
 def secret_key(server_round: int) -> bytes:
-    """Draws the key of a round's noise from the system's randomness: no run can repeat it."""
+    """Draws the key of a round's noise from the system's randomness; no run can draw it again."""
     del server_round
     return secrets.token_bytes(KEY_BYTES)
 
@@ -71,7 +71,7 @@ def repeatable_key(seed: int) -> NoiseKey:
 
 
 def bounded(delta: State, report: State, most: float) -> tuple[State, State, bool]:
-    """At the client, scales delta and report together to a norm of at most C.
+    """Scales delta and report together to a norm of at most C; a client calls this function.
 
     Args:
         delta: The change of the tensors by training.

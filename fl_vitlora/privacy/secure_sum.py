@@ -65,10 +65,10 @@ from fl_vitlora.encryption.keystream import KeyStream
 Words = NDArray[np.uint32]
 Seeds = Mapping[int, bytes]  # the seed of each pair, by the number of the other client
 
-FEWEST = 3  # clients of a roster: in a sum of two, each client can compute the other's vector
-FEWEST_LEFT = 2  # clients that must remain: the sum of one client is its vector
+FEWEST = 3  # clients of a roster; in a sum of two vectors each client can compute the other vector
+FEWEST_LEFT = 2  # clients that must remain; a sum of one vector is this vector
 KEY_BYTES = 32
-CHUNK = 2**16  # words of a mask that are computed at a time, so that they stay in the cache
+CHUNK = 2**16  # words of a mask that are computed together, so that they stay in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,12 +246,13 @@ def contribute(secret: Secret, roster: Roster, words: Words) -> tuple[Words, Sec
     if roster.of(secret.client).key != secret.public:
         raise ValueError(
             f"the roster of round {roster.round} must list this client's own public key, but lists "
-            "another one"
+            "another key"
         )
     if secret.roster is not None and roster.round <= secret.roster.round:
         raise ValueError(
             f"this client has already masked a vector for round {secret.roster.round}; a second "
-            f"vector, for round {roster.round}, might reveal the first one; expected a later round"
+            f"vector, for round {roster.round}, might reveal the first vector; expected a later "
+            "round"
         )
     others = roster.clients - {secret.client}
     seeds = {other: pair_seed(secret, roster, other) for other in sorted(others)}
@@ -297,8 +298,8 @@ def reveal(secret: Secret, server_round: int, dropped: frozenset[int]) -> tuple[
     return seeds, replace(secret, dropped=dropped)
 
 
-# Asks the remaining clients (first argument) for the seeds they share with the dropped ones
-# (second), and returns the seeds of each client that answered.
+# Asks the remaining clients (first argument) for the seeds that they share with the dropped clients
+# (second argument), and returns the seeds of each client that answered.
 Ask = Callable[[frozenset[int], frozenset[int]], Mapping[int, Seeds]]
 
 
@@ -306,8 +307,8 @@ def add_up(roster: Roster, masked: dict[int, Words], ask: Ask) -> tuple[Words, f
     """Adds up masked vectors at the server; if clients dropped out, asks the rest for seeds.
 
     A client that does not answer the request for seeds counts as dropped, too. With the seeds that
-    others share with a dropped client, the server could unmask the vector of this client. So the
-    server deletes the vector of a dropped client before it asks for the seeds.
+    other clients share with a dropped client, the server could unmask the vector of this client. So
+    the server deletes the vector of a dropped client before it asks for the seeds.
 
     Args:
         roster: The roster of the sum: the participants with their shares and public keys.

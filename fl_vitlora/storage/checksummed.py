@@ -31,8 +31,8 @@ DIGEST = "sha256"
 METADATA = "__metadata__"
 LENGTH = struct.Struct("<Q")  # the length of the header, in bytes
 # The errors that a damaged header can cause. Before safetensors allocates memory, it compares all
-# sizes with the size of the file. It does not check the type and the shape of an empty tensor, so
-# torch raises the error there.
+# sizes with the size of the file. It does not check the type and the shape of an empty tensor; if
+# these are damaged, torch raises an error.
 UNREADABLE = (SafetensorError, OSError, RuntimeError, TypeError, ValueError)
 
 
@@ -123,7 +123,7 @@ def read_sealed_metadata(path: Path) -> dict[str, str]:
         path: The path of the file.
 
     Returns:
-        A dictionary: the metadata without the digest. These metadata may be damaged, because only
+        A dictionary: the metadata without the digest. The metadata may be damaged, because only
         `read_sealed` checks the digest.
 
     Raises:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fl_vitlora.errors import UserError
 
-LONGEST_SOCKET = 103  # bytes
+LONGEST_SOCKET = 103  # most bytes of the path of a socket
 ADDED = len("/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store")
 PLAIN = re.compile(r"/[A-Za-z0-9_./-]*", re.ASCII)  # Ray's command lines do not quote paths
 PREFIX = "ray-"

@@ -15,8 +15,8 @@ complete FedAvg (arXiv 1602.05629):
     ...     def aggregate(self, model, updates, state):
     ...         return averaged(model, updates), state
 
-All other methods are optional. A round calls the methods in this order (``report(...)`` has the
-arguments work, broadcast and memory):
+All other methods are optional. A round calls the methods in this order (the arguments of
+``report(...)`` are work, broadcast and memory):
 
     before   objection(config, participants)                    why it cannot run this experiment
     server   select(round, drawn, clients, state)               which clients take part

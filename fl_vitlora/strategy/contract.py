@@ -8,9 +8,10 @@ An argument that a method does not explain is one of these:
     memory         the memory that `report` returned in the client's last round; empty at first
 
 In some rounds some tensors are frozen, by the plan or by the fine-tuning method. A client does not
-train them, and its strategy gets nothing of them: `broadcast` and `memory` lack the tensors with
-their names. What the client remembers of them is put aside, and is there again when they are
-trained again. The server's `state` has all tensors that `aggregate` returned.
+train frozen tensors, and the methods of its strategy do not get them: `broadcast` and `memory` lack
+the tensors with their names. The client's memory of frozen tensors is put aside, and is given back
+when these tensors are trained again. The server's `state` has all tensors that `aggregate`
+returned.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Strategy(ABC):
         return ""
 
     def step_bound(self) -> float | None:
-        """Returns c so that no entry moves farther than c·maxₖ|Δₖ| in a round; None if unknown."""
+        """Returns a c: no entry moves farther than c·maxₖ|Δₖ| in a round; None if unknown."""
         return None
 
     def select(
@@ -118,8 +119,8 @@ class Strategy(ABC):
         """Returns tensors that the server sends to the participants in addition to the model.
 
         Returns:
-            A dictionary: a tensor for every name of the model, with the same shape. What belongs to
-            frozen tensors is not sent. The default is an empty dictionary.
+            A dictionary: a tensor for every name of the model, with the same shape. Tensors with
+            the names of frozen tensors are not sent. The default is an empty dictionary.
         """
         del state
         return {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fl_vitlora.state import State
 
-SEVERAL = -1  # `Update.client` if the update is the mean of several clients
+SEVERAL = -1  # `Update.client` of an update that is the mean of several clients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,8 @@ class RoundResult:
 
     Attributes:
         accuracy: The accuracy of the round's model in [0, 1], on the validation images if the run
-            has some (`data.validation_fraction`, `data.validation_split`), else on the test images.
+            has some (`data.validation_fraction`, `data.validation_split`), or else on the test
+            images.
         loss: The mean cross-entropy of the round's model on the same images.
         train_loss: The mean training loss of the participants, weighted by images.
         participants: The numbers of the clients whose updates were aggregated.

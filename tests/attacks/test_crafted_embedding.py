@@ -143,9 +143,9 @@ def _patches(image: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"privacy__secure_aggregation": True}, "an update is masked"),
+        ({"privacy__secure_aggregation": True}, "updates are masked"),
         ({"finetuning__method": "lora"}, "to be exchanged"),
-        ({"finetuning__patch_embedding": "aligned"}, "only the client can turn"),
+        ({"finetuning__patch_embedding": "aligned"}, "only the client can transform"),
     ],
 )
 def test_what_the_server_lacks_is_told(given: dict[str, Any], told: str):

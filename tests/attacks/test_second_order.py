@@ -64,7 +64,7 @@ def test_what_cannot_be_attacked_is_refused_with_the_reason():
         view = view_of(config, digits(700, 708), 0)
         return ATTACK.lacks(replace(view, public=public(config, known)))
 
-    assert "every image has a key" in reason({"encryption__scope": "image"})
+    assert "every image has its own key" in reason({"encryption__scope": "image"})
     assert "each block" in reason({"encryption__scope": "block"})
     assert "halves" in reason({"encryption__steps": "LE"})
     assert "plain images of the kind" in reason({}, KNOWN[:20])

@@ -46,7 +46,7 @@ def test_the_columns_of_an_adapted_model_give_the_same_key(steps: tuple[str, ...
 @pytest.mark.parametrize(
     ("steps", "scope", "reason"),
     [
-        (THREE_STEPS, "image", "every image has a key of its own"),
+        (THREE_STEPS, "image", "every image has its own key"),
         (THREE_STEPS, "block", VARIED),
         (("rotation_inversion",), "shared", VARIED),
         (("nibble_shuffling",), "shared", HALVED),

@@ -1,6 +1,7 @@
-"""Compares guessed images with those of a client, and other images with them in the same way.
+"""Compares guessed images with the images of a client, and compares other images in the same way.
 
-B guessed images, n images of the client, m other images, C channels, H × W pixels.
+Letters in shapes: B guessed images, n images of the client, m other images, C channels, H × W
+pixels.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ JUDGED = 64  # images of a client with which guesses are compared
 
 
 def likeness(guesses: Tensor, own: Tensor) -> tuple[float, float]:
-    """Returns how like the images of a client guessed images are.
+    """Returns how similar guessed images are to the images of a client.
 
-    Each guess is compared with one image of the client, and no image is compared twice. Of all ways
-    to pair them, the one with the largest similarity is taken.
+    Each guess is compared with one image of the client, and no image is compared twice. The guesses
+    and images are paired in the way that gives the largest similarity.
 
     Args:
         guesses: The guessed images, (B, C, H, W), with pixels in [0, 255].
@@ -45,9 +46,9 @@ def of_same_classes(classes: Tensor, others: Tensor, labels: Tensor, number: int
     Args:
         classes: The classes, int64 (B,).
         others: The images to choose from, (m, C, H, W).
-        labels: Their classes, int64 (m,); empty if they are not known. Images of a class of which
-            there is none are replaced by images of any class.
-        number: Which of the possible choices is returned, from 0.
+        labels: The classes of `others`, int64 (m,); empty if they are not known. If `others` has no
+            image of a class, images of any class are used instead.
+        number: The number of the choice that is returned, from 0.
 
     Example:
         >>> images = torch.arange(3.0).reshape(3, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""How far the gradient of reconstructed images is from the one that was observed."""
+"""Distances between the gradient of reconstructed images and the observed gradient."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-TINY = 1e-20  # keeps the direction of a gradient of zeros a number
+TINY = 1e-20  # prevents a division by zero if a gradient is zero
 
 
 def residuals(found: Mapping[str, Tensor], target: Mapping[str, Tensor], exact: bool) -> Tensor:
-    """Returns the differences of two gradients, in which every tensor counts alike.
+    """Returns the differences of two gradients, in which all tensors have the same weight.
 
     Args:
         found: The gradient of the reconstructed images, by name.
         target: The observed gradient. Tensors that it lacks do not count.
-        exact: True if each tensor is divided by the length of the observed one; False if both are
-            divided by their own length, so that only directions count.
+        exact: True if each tensor is divided by the length of the observed tensor. False if both
+            tensors are divided by their own length, so that only directions count.
 
     Returns:
-        A vector. Its squared length is 0 if the gradients agree, and the number of tensors if
-        `found` is zero and `exact` is True.
+        A vector. The squared length of the vector is 0 if the gradients agree, and the number of
+        tensors if `found` is zero and `exact` is True.
 
     Example:
         >>> one, two = {"w": torch.tensor([3.0])}, {"w": torch.tensor([2.0])}

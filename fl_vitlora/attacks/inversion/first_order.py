@@ -1,13 +1,13 @@
-"""Published gradient matching: Adam on all pixels.
+"""The published ways of gradient matching, which optimise all pixels with Adam.
 
 *Inverting gradients* (Geiping et al., NeurIPS 2020, arXiv 2003.14053) minimises the cosine distance
-of the gradients plus the total variation, with the signs of the derivatives. *GradViT* (Hatamizadeh
-et al., CVPR 2022, arXiv 2203.11894) minimises the squared distance of the gradients; in the second
+of the gradients plus the total variation, by the signs of the derivatives. *GradViT* (Hatamizadeh
+et al., CVPR 2022, arXiv 2203.11894) minimises the squared distance of the gradients. In the second
 half of the search, image priors and the patch prior are added. GradViT's image prior is the batch
-normalisation of another, convolutional network. There is none here, so the total variation stands
-in its place. GradViT's distance between several seeds is left out, because there is one seed.
+normalisation of another, convolutional network. As there is no such network here, total variation
+replaces the prior. GradViT's distance between several seeds is left out: there is one seed.
 
-B images, C channels, H × W pixels.
+Letters in shapes: B images, C channels, H × W pixels.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from fl_vitlora.attacks.inversion.in_span import SpanProblem
 from fl_vitlora.attacks.inversion.priors import seams, total_variation
 
 Variant = Literal["inverting gradients", "GradViT"]
-RATE = (
-    0.1  # of Adam, for pixels in [-1, 1]; it falls to a tenth after 3/8, 5/8 and 7/8 of the steps
-)
+RATE = 0.1  # rate of Adam for pixels in [-1, 1]; after each share in `FALLS` it becomes a tenth
 FALLS = (3 / 8, 5 / 8, 7 / 8)
 VARIATION, SEAMS = 1e-2, 1e-2  # weights of the priors
 
@@ -37,10 +35,10 @@ def match(
     steps: int,
     clock: Clock = UNLIMITED,
 ) -> Tensor:
-    """Reconstructs images from a gradient, from a start of noise that is always the same.
+    """Reconstructs images from a gradient. The search always starts from the same noise.
 
     Args:
-        problem: The gradient, and the model that computes it. Its span is not used.
+        problem: The gradient, and the model that computes it. The span of the problem is not used.
         shape: The shape (C, H, W) of an image.
         variant: The published attack.
         steps: The number of steps of Adam.
@@ -74,7 +72,7 @@ def match(
 
 
 def loss_of(problem: SpanProblem, images: Tensor, variant: Variant, *, late: bool) -> Tensor:
-    """Returns what a variant minimises.
+    """Returns the loss that a variant minimises.
 
     Args:
         problem: The gradient, and the model that computes it.

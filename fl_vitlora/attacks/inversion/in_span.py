@@ -2,17 +2,17 @@
 
 The rows of the gradient of the patch embedding, Σ δᵢ·xᵢᵀ, span the patches xᵢ if these are few
 (`attacks.span`). So a patch has only as many unknown numbers as the span has dimensions. The
-singular vectors of this gradient are ordered by how much of the patches they make up. So the search
-begins with few of them, and goes on with more:
+singular vectors of this gradient are ordered by how much they contribute to the patches. So the
+search begins with a few singular vectors, and continues with more:
 
     images = coefficients (B, N, k) · first k singular vectors (k, D),    k = 4, 6, 8, ... r
 
 Pixels outside of [-1, 1] are residuals, too. The least squares have local minima, in which some
-patches are wrong. So the search tries moves: one patch becomes equal to another one, or two patches
-change places. It begins at several random points, until the least sum of squares is small, or is
-reached twice.
+patches are wrong. So the search tries moves: one patch becomes equal to another patch, or two
+patches change places. The search is repeated from several random points, until the least sum of
+squares is small, or is reached twice.
 
-B images, N patches, D entries of a patch, r dimensions of the span.
+Letters in shapes: B images, N patches, D entries of a patch, r dimensions of the span.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from fl_vitlora.models.reading import WEIGHT
 
 OUTSIDE = 0.05  # weight of pixels outside of [-1, 1]
 COARSE, COARSE_STEPS = 4, 30  # dimensions at the beginning, and steps from every random point
-DEVIATION = 0.3  # of the coefficients of a random point
-ENOUGH = 0.02  # sum of squares for each tensor at which no other random point is tried
+DEVIATION = 0.3  # standard deviation of the coefficients of a random point
+ENOUGH = 0.02  # with this sum of squares for each tensor, no other random point is tried
 SLOW = 0.01  # a step is slow if it lowers the sum of squares by a smaller share
 POINTS, AGAIN = 6, 1.05  # most random points; two sums of squares within this factor are the same
 ROUNDS, BEST, MOVE_STEPS = 3, 2, 6  # rounds of moves, moves that are followed, and steps after each
 MOVES, TOGETHER = 720, 60  # most moves that are tried in a round; moves computed together
-FINER = ((6, 10), (8, 8), (10, 6), (12, 6))  # dimensions and steps; all dimensions come last
-UNKNOWNS = 2048  # with more, the last dimensions of the span are left out
+FINER = ((6, 10), (8, 8), (10, 6), (12, 6))  # pairs of dimensions and steps; all dimensions follow
+UNKNOWNS = 2048  # most unknowns; with more, the last dimensions of the span are left out
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpanProblem:
-    """The images that are looked for, as a problem of least squares.
+    """The problem of least squares whose solution is the images.
 
     Attributes:
         model: The model of the round.
         target: The observed gradient.
-        exact: True if the lengths of its tensors count.
+        exact: True if the lengths of the tensors of the gradient count.
         classes: The labels, int64 (B,).
         size: The height and width of an image in pixels.
         patch_size: The side of a patch in pixels.
@@ -100,11 +100,11 @@ def reconstruct(
         steps: The largest number of steps with all dimensions of the span. With 0 the search ends
             with the first `COARSE` dimensions.
         points: The largest number of random points from which the search begins.
-        allowed: The steps that may be taken in all; the search ends if no step is left. None for
+        allowed: The steps that may be taken in all; the search ends if no step is left. None allows
             any number.
 
     Returns:
-        A pair: the images, in [-1, 1], (B, C, H, W), and what is left of the squared residuals.
+        A pair: the images, in [-1, 1], (B, C, H, W), and the remaining sum of squared residuals.
     """
     whole = row_space(problem.target[WEIGHT].flatten(1)).to(problem.target[WEIGHT].dtype)
     basis = whole[:, : max(1, UNKNOWNS // problem.patches)]
@@ -156,7 +156,7 @@ def moved(
     draw: torch.Generator,
     allowed: Steps,
 ) -> tuple[Tensor, float]:
-    """Leaves local minima: makes patches equal or swaps them, and searches on from there.
+    """Leaves local minima: makes patches equal or swaps them, and searches from the results.
 
     Args:
         problem: The problem.
@@ -166,7 +166,7 @@ def moved(
         allowed: The steps that may be taken. Every `TOGETHER` moves count as one step.
 
     Returns:
-        A pair: coefficients that are at least as good, and their sum of squares.
+        A pair: coefficients that are at least as good as `found`, and their sum of squares.
     """
 
     def cost_of(coefficients: Tensor) -> Tensor:
@@ -189,11 +189,11 @@ def moved(
 
 
 def neighbours(rows: Tensor, draw: torch.Generator) -> Tensor:
-    """Returns what the moves make of patches, (M, n, k): copies of a patch, and swaps of two.
+    """Returns the patches after each move, (M, n, k). A move copies a patch or swaps two patches.
 
     Args:
         rows: The coefficients of n patches, (n, k).
-        draw: The random generator that chooses if there are more than `MOVES`.
+        draw: The random generator that chooses the moves if there are more than `MOVES`.
 
     Example:
         >>> neighbours(torch.tensor([[1], [2]]), torch.Generator()).flatten(1).tolist()

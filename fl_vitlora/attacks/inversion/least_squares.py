@@ -1,12 +1,12 @@
 """The method of Levenberg and Marquardt: least squares of a function that is not linear.
 
 A step s solves (JᵀJ + λ·D)·s = -Jᵀr, where r are the residuals, J their derivatives, and D the
-diagonal of JᵀJ. λ falls after a step that does what the linear model promises, and rises after one
-that makes the residuals larger, which is not taken.
+diagonal of JᵀJ. λ falls after a step that does what the linear model predicts. λ rises after a step
+that would make the residuals larger; such a step is not taken.
 
-Source: Marquardt, SIAM 1963; how λ changes: Nielsen, report IMM-REP-1999-05, DTU.
+Source: Marquardt, SIAM 1963. The rule for λ comes from Nielsen, report IMM-REP-1999-05, DTU.
 
-m residuals, n unknowns.
+Letters in shapes: m residuals, n unknowns.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from fl_vitlora.attacks.clock import UNLIMITED, Clock
 
 Residuals = Callable[[Tensor], Tensor]
 START, LEAST_RATIO, TRIALS, PATIENCE = 1e-2, 1e-4, 8, 2
-FLOOR = 1e-3  # smallest entry of D, as a share of its largest
+FLOOR = 1e-3  # smallest entry of D, as a share of its largest entry
 
 
 @dataclass
 class Steps:
     """The steps that a series of searches may take, and its clock.
 
-    The number of steps does not depend on how fast the machine is, so that the same search always
-    ends at the same place.
+    The number of steps does not depend on the speed of the machine, so that the same search always
+    ends at the same point.
 
     Attributes:
-        left: How many steps are left.
-        clock: The clock that is asked before every step. It ends the search by an error.
+        left: The number of steps that are left.
+        clock: The clock that is asked before every step. The clock ends a search by raising an
+            error.
     """
 
     left: float = math.inf
@@ -87,9 +88,9 @@ def levenberg_marquardt(
         enough: The sum of squares at which the search ends.
         slow: The search ends after `PATIENCE` steps in a row that lower the sum of squares by less
             than this share.
-        columns: How many columns of J are computed at a time.
-        allowed: The steps that may be taken. A step counts once for every `columns` unknowns. The
-            search ends if no step is left. None for any number of steps.
+        columns: The number of columns of J that are computed together.
+        allowed: The steps that may be taken. A step of n unknowns counts n / `columns` times,
+            rounded up. The search ends if no step is left. None allows any number of steps.
 
     Returns:
         A pair: the point that was found, and its sum of squares.
@@ -145,9 +146,9 @@ def derivatives(
     Args:
         residuals: A differentiable function from (n,) to (m,).
         point: The point, (n,).
-        columns: How many columns of J are computed at a time.
-        allowed: The steps that may be taken; each group of columns takes one. If no step is left,
-            the result is None.
+        columns: The number of columns of J that are computed together.
+        allowed: The steps that may be taken; each group of columns takes one step. If no step is
+            left, the result is None.
     """
     allowed = allowed or Steps()
 
@@ -162,6 +163,6 @@ def derivatives(
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", FutureWarning
-            )  # PyTorch's own use of what it deprecates
+            )  # PyTorch itself uses a function that it deprecates
             found.append(vmap(along)(some))
     return torch.cat(found).T

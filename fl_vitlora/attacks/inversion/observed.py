@@ -1,12 +1,12 @@
-"""Derives from an update the gradient that reconstructed images should give.
+"""Derives from an update the gradient that reconstructed images should have.
 
 One step of plain descent changes a tensor w by Δ = -η·(g + d·w), where η is the learning rate of
 the tensor and d the weight decay. So the gradient g is known exactly. The size of a gradient that
 was clipped is not known. After several steps, or after a step of another optimiser, Δ points only
-roughly against the gradient. Then -Δ is taken for the gradient (a pseudo-gradient), and only the
-direction of each tensor counts.
+roughly against the gradient. In these cases -Δ is used as the gradient (a pseudo-gradient), and
+only the direction of each tensor counts.
 
-B images, L classes.
+Letters in shapes: B images, L classes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fl_vitlora.finetuning.groups import BODY, HEAD, PATCH_EMBEDDING, group_of
 from fl_vitlora.models.reading import WEIGHT
 from fl_vitlora.strategy import Update
 
-LEAST = 1e-12  # a tensor whose change is shorter has no gradient
+LEAST = 1e-12  # a tensor whose change has a smaller norm counts as a tensor without a gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class Observed:
         model: The tensors with which the round began.
         gradient: The gradient of each tensor that has one, by name.
         exact: True if the gradient is known exactly; False if only the directions count.
-        classes: The labels that the update tells, int64 (B,), in ascending order. There are as many
-            as the client has images, so some of them may be wrong.
+        classes: The labels that follow from the update, int64 (B,), in ascending order. There is
+            one label for each image of the client. Some of the labels may be wrong.
     """
 
     client: int
@@ -51,19 +51,19 @@ class Observed:
 def most_telling(
     rounds: Sequence[Sight], public: Public, rates: Mapping[str, float]
 ) -> list[Observed]:
-    """Chooses the update of each client that tells most about its images.
+    """Chooses the update of each client that reveals most about its images.
 
-    An update without a gradient of the patch embedding tells nothing about patches, for example the
-    first step of a model whose head is zero. Of the others, updates of fewer images tell more, then
-    those of fewer steps, then those with more tensors that have a gradient.
+    An update without a gradient of the patch embedding reveals nothing about patches; an example is
+    the first step of a model whose head is zero. The other updates are sorted: first come updates
+    of fewer images, then those of fewer steps, then those with more tensors that have a gradient.
 
     Args:
-        rounds: What the server saw.
+        rounds: The data that the server saw in each round.
         public: The settings of the run.
         rates: The factors of the learning rates of single tensors (`methods.rates`).
 
     Returns:
-        One gradient for each client, those that tell most first.
+        One gradient for each client, sorted in the same way.
     """
     best: dict[int, tuple[tuple[int, int, int], int, Update]] = {}
     for number, sight in enumerate(rounds):
@@ -103,7 +103,7 @@ def observed(sight: Sight, update: Update, public: Public, rates: Mapping[str, f
 
 
 def is_exact(settings: Config, steps: int) -> bool:
-    """Returns True if an update of so many steps is the gradient times a known number.
+    """Returns True if an update of `steps` steps is the gradient times a known number.
 
     Example:
         >>> is_exact(Config(), 1)  # AdamW

@@ -1,8 +1,8 @@
-"""What is known of images before any gradient: neighbouring pixels, and pixels at seams, are alike.
+"""Priors about images: neighbouring pixels, and pixels at the borders of patches, are similar.
 
-Both priors hold for plain images. A cipher that permutes blocks and pixels breaks them.
+The two priors hold for plain images. A cipher that permutes blocks and pixels breaks both priors.
 
-B images, C channels, H × W pixels, p patch size.
+Letters in shapes: B images, C channels, H × W pixels, p patch size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def total_variation(images: Tensor) -> Tensor:
 def seams(images: Tensor, patch_size: int) -> Tensor:
     """Returns the mean square of the steps at the borders of patches, a number.
 
-    This is the patch prior of GradViT. It is 0 if an image has one patch only.
+    The result is the patch prior of GradViT. The result is 0 if an image has only one patch.
 
     Args:
         images: The images, (B, C, H, W).

@@ -1,9 +1,9 @@
-"""Computes the gradient that images would give: the model that the server sent, in the server.
+"""Computes the gradient that images would have in the model that the server sent to a client.
 
 The server knows all weights with which a client begins. So it can compute the gradient of the local
-loss for any images and labels, and compare this gradient with the update that it received.
+loss for any images and labels, and compare this gradient with a received update.
 
-B images, C channels, H × W pixels, L classes.
+Letters in shapes: B images, C channels, H × W pixels, L classes.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def simulated(
     """Makes a copy of a model that computes gradients with the tensors of a round.
 
     Args:
-        model: The prepared model of the server. It is not changed.
+        model: The prepared model of the server, which is not changed.
         state: The exchanged tensors with which the round began, by their names in messages. Tensors
-            of the model that are missing here keep the values that the model has.
+            of the model that are missing in `state` keep the values that the model has.
         smoothing: The label smoothing of the local loss.
         dtype: The number format of all tensors.
     """

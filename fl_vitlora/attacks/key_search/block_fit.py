@@ -1,11 +1,12 @@
-"""How badly the blocks of one image fit beside each other, and at each place of the image.
+"""The costs of putting blocks of one image side by side, and at each place of the image.
 
 Neighbouring blocks of a plain image continue each other across their common edge. The cost of two
-blocks side by side is how far each continues the other wrongly, in proportion to their best
-partners. The cost of a block at a place is how unusual its brightness and its slopes are there in
-plain images of the kind.
+blocks side by side measures how badly each block continues the other one. This cost is relative to
+the misfit of the two blocks with their best partners. The cost of a block at a place measures how
+much its brightness and its slopes differ from those that plain images of the same kind usually have
+at this place.
 
-N blocks in R rows and S columns, M plain images, p block size, C channels.
+Letters in shapes: N blocks in R rows and S columns, M plain images, p block size, C channels.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from fl_vitlora.attacks.key_search.block_statistics import Indices, Matrix
 from fl_vitlora.encryption.image_blocks import grid, to_blocks
 
 Blocks = NDArray[np.float64]
-FLAT = 1.0  # grey levels; the least that counts as usual
-BEST = 2  # partners of a block by which its misfits are measured
-WORST = 4.0  # no misfit counts more
-TRUST = 2.0  # how much a look that is unusual at a place counts, beside a misfit
+FLAT = 1.0  # grey levels that are added to a spread or misfit, so that it is never 0
+BEST = 2  # best partners of a block, whose mean misfit is the unit of its misfits
+WORST = 4.0  # the largest cost of a misfit
+TRUST = 2.0  # weight of an unusual look at a place, relative to the weight of a misfit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Habits:
-    """What is usual in plain images of the kind.
+    """The usual looks of blocks in plain images of the same kind.
 
     Attributes:
         rows: The number R of rows of blocks.
         columns: The number S of columns.
         mean: The mean brightness and slopes of the blocks at each place, (N, 4).
-        spread: Their standard deviations, (N, 4).
+        spread: The standard deviations of brightness and slopes at each place, (N, 4).
     """
 
     rows: int
@@ -45,7 +46,7 @@ class Habits:
 
     @classmethod
     def of(cls, images: Tensor, block_size: int) -> Self:
-        """Learns what is usual from plain images, uint8 (M, C, H, W)."""
+        """Computes the usual looks from plain images, uint8 (M, C, H, W)."""
         rows, columns = grid(images.shape[-2], images.shape[-1], block_size)
         blocks = squares(images, block_size)
         looks = look_of(blocks)
@@ -59,7 +60,7 @@ class Habits:
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """How badly the blocks of one image fit.
+    """The costs of the blocks of one image at each other's sides and at each place.
 
     Attributes:
         beside: The cost of block b to the right of block a, (N, N).
@@ -73,7 +74,7 @@ class Costs:
 
     @classmethod
     def of(cls, blocks: Blocks, habits: Habits) -> Self:
-        """Compares all pairs of blocks, (N, C, p, p), and all blocks with all places."""
+        """Computes the costs of all pairs of blocks, (N, C, p, p), and of blocks at places."""
         turned = np.swapaxes(blocks, -1, -2)
         away = (look_of(blocks)[:, None] - habits.mean) / habits.spread
         return cls(
@@ -84,9 +85,9 @@ class Costs:
 
 
 def in_proportion(misfits: Matrix) -> Matrix:
-    """Divides misfits, (N, N), by what the best partners of the two blocks reach.
+    """Divides misfits, (N, N), by the misfits with the best partners of the two blocks.
 
-    So a misfit counts little between blocks with a texture, which fit no other block well.
+    So a misfit has little weight between blocks with a texture, which fit no other block well.
     """
     apart = misfits + np.diag(np.full(len(misfits), np.inf))
     rank = min(BEST, len(misfits) - 1)
@@ -113,14 +114,15 @@ def squares(images: Tensor, block_size: int) -> Blocks:
 
 
 def misfit(left: Blocks, right: Blocks) -> Matrix:
-    """Returns how far blocks and their right neighbours continue each other wrongly.
+    """Returns how badly blocks and their right neighbours continue each other.
 
-    Each block is continued by one pixel along its last slope. The differences from the first pixels
-    of the other are averaged over the edge, in both directions.
+    Each block is continued by one pixel along its last slope. The result is compared with the first
+    pixels of the other block. The differences are averaged over the edge, in both directions.
 
     Args:
         left: Blocks, (..., C, p, p).
-        right: Their right neighbours, (..., C, p, p), or any that broadcast with them.
+        right: The right neighbours of the blocks in `left`, (..., C, p, p), or a tensor that
+            broadcasts with `left`.
 
     Returns:
         The mean absolute differences in grey levels, (...).

@@ -4,7 +4,7 @@ With x' = s · x[k] for every block, the correlations are R'[i, j] = sᵢ·sⱼ�
 follow from R' alone, except for one common sign. The order follows from comparing R' without signs
 with the correlations R of other images of the same kind.
 
-D entries of a block, G groups of entries, M samples.
+Letters in shapes: D entries of a block, G groups of entries, M samples.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int64]
-EQUAL = 0.9999  # two entries with at least this correlation count as equal
+EQUAL = 0.9999  # two entries with at least this correlation are regarded as equal
 
 
 def correlations(samples: Matrix, *, centred: bool = True) -> Matrix:
@@ -28,7 +28,7 @@ def correlations(samples: Matrix, *, centred: bool = True) -> Matrix:
 
     Returns:
         The correlation matrix R, (D, D), with ones on the diagonal. A constant column has
-        correlation 0 with all others.
+        correlation 0 with all other columns.
     """
     columns = samples - samples.mean(axis=0) if centred else samples
     lengths = np.linalg.norm(columns, axis=0)
@@ -43,8 +43,8 @@ def signs(correlation: Matrix) -> Indices:
 
     Neighbouring pixels of plain images have a positive correlation. So the method follows the
     strongest correlations from entry to entry (a maximum spanning tree of |R'|). If a correlation
-    is negative, the next entry has the opposite sign. This needs only neighbours to be correlated.
-    If all pixels are, the leading eigenvector of R' gives the same signs.
+    is negative, the next entry has the opposite sign. Only neighbours need to be correlated.
+    If all pixels are correlated, the leading eigenvector of R' gives the same signs.
 
     Args:
         correlation: Correlation matrix R' of the ciphertext, (D, D).
@@ -76,7 +76,7 @@ def equal_entries(correlation: Matrix) -> list[Indices]:
         correlation: Correlation matrix R of plain images, (D, D).
 
     Returns:
-        G groups that together hold all entries, sorted by their first entry.
+        G groups that together have all entries, sorted by their first entry.
 
     Example:
         >>> R = np.array([[1.0, 0.2, 1.0], [0.2, 1.0, 0.2], [1.0, 0.2, 1.0]])
@@ -96,14 +96,14 @@ def nearest_entries(correlation: Matrix, sizes: Sequence[int]) -> list[Indices]:
     """Groups entries by their correlation into groups of known sizes.
 
     Each group consists of the first entry that is still free, and the free entries with the largest
-    correlation to it.
+    correlation to this entry.
 
     Args:
         correlation: Correlation matrix without signs, (D, D).
         sizes: Sizes of the groups; their sum is D.
 
     Returns:
-        The groups, with the entries of each sorted.
+        The groups; the entries of each group are sorted.
 
     Example:
         >>> R = np.array([[1.0, 0.2, 0.8], [0.2, 1.0, 0.2], [0.8, 0.2, 1.0]])

@@ -2,14 +2,14 @@
 
 The gradient of the patch embedding is dL/dE = Σ δᵢ·xᵢᵀ: every column is a sum over the pixels of
 one entry. So the columns of a change of E are correlated like the pixels of ciphertext. The
-attacker needs neither ciphertext nor plain images. It only uses that in all images nearby pixels
-are more alike than distant ones. The attacker sees only the sum over all clients, so secure
-aggregation does not prevent this attack.
+attacker needs neither ciphertext nor plain images. The attack only uses that in all images pixels
+that are near each other are more similar than distant pixels. Secure aggregation does not prevent
+the attack, because the attack needs only the sum over all clients.
 
 The signs are found except for one common sign of all entries. The order of entries is found except
 for the mirror images of a block. The order of blocks is not found.
 
-W width of the model, D = C·p² entries of a patch, p patch size, C channels.
+Letters in shapes: W width of the model, D = C·p² entries of a patch, p patch size, C channels.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def correlation_of_steps(steps: Sequence[Tensor]) -> Matrix:
 
 
 def nearness(block_size: int, channels: int) -> Matrix:
-    """Returns a model of the correlations in any images: e^(-distance in pixels).
+    """Returns a model of the correlations in images of any kind: e^(-distance in pixels).
 
     Args:
         block_size: Block size p.
@@ -80,7 +80,8 @@ def key_from_embedding(
         block_size: Block size p.
         grey: True if the images are known to have three equal channels.
         seed: Seed of the random starts.
-        check: A function that is called at times, and raises an error to end the search.
+        check: A function that is called from time to time, and that can raise an error to end the
+            search.
 
     Returns:
         A guess of the keys of pixel shuffling and of the negative-positive transformation, in the

@@ -1,20 +1,21 @@
 """An attack that finds a key shared by many images from their ciphertext alone.
 
 The attacker has ciphertext of block scrambling, pixel shuffling and the negative-positive
-transformation under one key. It also has other plain images of the same kind. It finds
+transformation under one key. The attacker also has other plain images of the same kind. The attack
+finds
 
 1. the signs, from the correlations of entries within blocks (`block_statistics`);
 2. the order of entries except for mirror images, by quadratic assignment of these correlations
    (`matching`);
-3. the order of blocks, by assigning each block to the place whose normal distribution in plain
+3. the order of blocks: each block is assigned to the place whose normal distribution in plain
    images fits best.
 
-Then it exchanges pairs of blocks and pairs of entries as long as the decrypted images become more
-likely under a normal distribution of whole plain images. It does so for both signs and for all
-mirror images, and returns the most likely key.
+Then the attack exchanges pairs of blocks and pairs of entries as long as the decrypted images
+become more likely under a normal distribution of whole plain images. The attack tries both signs
+and all mirror images, and returns the most likely key.
 
-n images, N blocks, D entries of a block, G groups of equal entries (D/3 for grey images), M plain
-images.
+Letters in shapes: n images, N blocks, D entries of a block, G groups of equal entries (D/3 for grey
+images), M plain images.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from fl_vitlora.attacks.key_search.matching import (
 from fl_vitlora.attacks.key_search.prior import Blocks, Prior, first_of, pooled, signed_blocks
 from fl_vitlora.encryption.cipher import CipherKey
 
-ENOUGH = 40  # number of images from which the likelihood of a key is computed
-TRIED = 12  # number of the most likely orders of entries that are improved further
+ENOUGH = 40  # images from which the likelihood of a key is computed
+TRIED = 12  # orders of entries that are improved further; these are the most likely ones
 
 
 def key_from_ciphertext(
@@ -54,9 +55,10 @@ def key_from_ciphertext(
 
     Args:
         images: Ciphertext under one key, uint8 (n, C, H, W).
-        prior: Prior from other plain images of the same kind.
+        prior: The prior from other plain images of the same kind.
         seed: Seed of the random starts.
-        check: A function that is called at times, and raises an error to end the search.
+        check: A function that is called from time to time, and that can raise an error to end the
+            search.
 
     Returns:
         A guess of the key, in the format of `Cipher.decrypt` for the three steps in the default
@@ -85,14 +87,15 @@ def most_likely(
     prior: Prior,
     check: Callable[[], None] = unhurried,
 ) -> tuple[int, Indices, Indices]:
-    """Chooses the common sign and the orders of entries and of blocks by their likelihood.
+    """Chooses the most likely common sign, order of entries and order of blocks.
 
     Args:
-        plain: Blocks whose inverted entries are turned back, (n, N, G). One sign, which is common
-            to all entries, is still unknown.
+        plain: Blocks whose inverted entries were inverted back, (n, N, G). One sign, which all
+            entries share, is still unknown.
         orders: Orders of entries; their mirror images are tried as well.
         prior: The attacker's prior, from plain images.
-        check: A function that is called at times, and raises an error to end the search.
+        check: A function that is called from time to time, and that can raise an error to end the
+            search.
 
     Returns:
         The sign, the order of entries, and the order of blocks.
@@ -111,10 +114,10 @@ def most_likely(
 
 
 def order_of_blocks(plain: Blocks, entries: Indices, prior: Prior) -> Indices:
-    """Assigns each block to the place where plain images are most like it.
+    """Assigns each block to the place where plain images are most similar to it.
 
     Args:
-        plain: Blocks whose inverted entries are turned back, (n, N, G).
+        plain: Blocks whose inverted entries were inverted back, (n, N, G).
         entries: For each entry, the place within the block from which it comes.
         prior: The attacker's prior, from plain images.
 
@@ -136,12 +139,12 @@ def improved(
     """Improves the orders of entries and of blocks by exchanging pairs.
 
     Args:
-        plain: Blocks whose inverted entries are turned back, (n, N, G).
+        plain: Blocks whose inverted entries were inverted back, (n, N, G).
         entries: For each entry, the place within the block from which it comes.
         places: For each block, the place from which it comes.
         prior: The attacker's prior, from plain images.
-        check: A function that is called before each exchange, and raises an error to end the
-            search.
+        check: A function that is called before each exchange, and that can raise an error to end
+            the search.
 
     Returns:
         The order of entries, the order of blocks, and the log-likelihood.
@@ -166,11 +169,11 @@ def improved(
 
 
 def by_exchanges(order: Indices, score: Callable[[Indices], Matrix]) -> tuple[Indices, float]:
-    """Exchanges the pair that raises a score most, until no exchange raises it.
+    """Exchanges the pair that raises the score most, until no exchange raises the score.
 
     Args:
         order: A permutation, (D,).
-        score: Function that scores m permutations, (m, D); higher is better.
+        score: A function that scores m permutations, (m, D); a higher score is better.
 
     Returns:
         The improved permutation, and its score.

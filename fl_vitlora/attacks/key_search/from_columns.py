@@ -1,10 +1,11 @@
-"""The key of an adapted patch reader, found by matching it with the public one.
+"""Finds the key of an adapted patch reader by matching it with the public patch reader.
 
 Adaptation moves the columns of the patch embedding as the key moves the entries of a block, and
-negates the columns of inverted entries. It moves the rows of the position embedding as the key
-moves the blocks. So whoever has both readers matches columns with columns, and rows with rows.
+negates the columns of inverted entries. Adaptation moves the rows of the position embedding as the
+key moves the blocks. So everybody who has both readers can match columns with columns, and rows
+with rows.
 
-N patches, D entries of a patch, W width of the model.
+Letters in shapes: N patches, D entries of a patch, W width of the model.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def matched(seen: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         known: The columns of the known matrix, (W, D).
 
     Returns:
-        A pair: for every column of `seen` the matching column of `known`, int64 (D,); and the
-        cosine of the two, (D,).
+        A pair: the column of `known` that matches each column of `seen`, int64 (D,), and the
+        cosine of the two columns, (D,).
 
     Example:
         >>> known = torch.tensor([[1.0, 0.0], [0.0, 1.0]])

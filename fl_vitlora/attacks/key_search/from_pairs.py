@@ -1,15 +1,15 @@
-"""Finds a key that does the same to all blocks, in pairs of a plain image and its ciphertext.
+"""Finds a key that does the same to all blocks, from pairs of a plain image and its ciphertext.
 
 The ciphertext is y[n, j] = x[k(n), e(j)], inverted where m(j). The method is exact elimination. A
 block of ciphertext can come only from a plain block with the same values in some order, perhaps
 inverted. An entry can come only from an entry with the same values over all blocks, perhaps
-inverted. What is known of entries tells more blocks apart, and what is known of blocks tells more
-entries apart (colour refinement). Where nothing more follows, one block is guessed, and the
-elimination goes on.
+inverted. If the origins of some entries are known, more blocks can be distinguished. If the origins
+of some blocks are known, more entries can be distinguished (colour refinement). If nothing more
+follows, one block is guessed, and the elimination goes on.
 
-Blocks or entries that are equal in all pairs cannot be told apart; their order is arbitrary.
+Blocks or entries that are equal in all pairs cannot be distinguished; their order is arbitrary.
 
-Q pairs, N blocks, D entries of a block.
+Letters in shapes: Q pairs, N blocks, D entries of a block.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fl_vitlora.encryption.image_blocks import to_blocks
 
 Bytes = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
-Both = tuple[Indices, Indices]  # of the plain images, and of their ciphertext
+Both = tuple[Indices, Indices]  # a pair: one for the plain images, one for their ciphertext
 WHITE = np.uint8(255)
 
 
@@ -40,15 +40,15 @@ def key_from_pairs(plain: Tensor, ciphertext: Tensor, block_size: int) -> Cipher
         block_size: The side of a block in pixels.
 
     Returns:
-        A key of the three steps (`three_steps`). It encrypts all pairs rightly, if there is such a
-        key.
+        A key of the three steps (`three_steps`) that encrypts all pairs correctly, if such a key
+        exists.
     """
     cells = _numbered(*(to_blocks(images, block_size).numpy() for images in (plain, ciphertext)))
     blocks = _nothing(len(cells[0][0])), _nothing(len(cells[1][0]))
     blocks, entries, turned = _refined(cells, blocks)
     while (unsettled := _unsettled(cells[0][0], blocks[0])) is not None:
         if unsettled not in blocks[1]:
-            break  # there is no such key
+            break  # no key does the same to all blocks
         for colours in blocks:
             colours[int(np.argmax(colours == unsettled))] = colours.max() + 1
         blocks, entries, turned = _refined(cells, blocks)
@@ -65,11 +65,11 @@ def matched(plain: Indices, ciphertext: Indices) -> Indices:
 
     Args:
         plain: The colour of each plain member.
-        ciphertext: The colour of each member of the ciphertext, as many.
+        ciphertext: The colour of each member of the ciphertext; there are as many as in `plain`.
 
     Returns:
-        For each member of the ciphertext a plain one, all different. What has no partner of its
-        colour is matched with what is left.
+        A different plain member for each member of the ciphertext. A member without a partner of
+        its colour gets one of the remaining plain members.
 
     Example:
         >>> matched(np.array([7, 5, 5, 2]), np.array([5, 2, 5, 5])).tolist()
@@ -84,15 +84,15 @@ def matched(plain: Indices, ciphertext: Indices) -> Indices:
 
 
 def _numbered(plain: Bytes, ciphertext: Bytes) -> tuple[Both, Both]:
-    """Numbers what the cells (entries of blocks) have in all pairs.
+    """Numbers the values that each cell (an entry of a block) has in all pairs.
 
     Args:
         plain: Blocks, (Q, N, D).
         ciphertext: Blocks of the ciphertext, (Q, N, D).
 
     Returns:
-        The numbers of the plain cells as they are and inverted, each (N, D); and those of the
-        ciphertext.
+        Two pairs of numbers, each (N, D): for the plain cells and for those of the ciphertext. A
+        pair has the numbers of the cells and the numbers of the inverted cells.
     """
     pairs, blocks, entries = plain.shape
     both = np.stack([plain, ciphertext]).transpose(0, 2, 3, 1).reshape(-1, pairs)
@@ -102,15 +102,15 @@ def _numbered(plain: Bytes, ciphertext: Bytes) -> tuple[Both, Both]:
 
 
 def _refined(cells: tuple[Both, Both], blocks: Both) -> tuple[Both, Both, tuple[Flags, Flags]]:
-    """Tells blocks and entries apart, until nothing more follows.
+    """Distinguishes blocks and entries, until nothing more follows.
 
     Args:
-        cells: What `_numbered` returns.
-        blocks: The colours of the blocks: blocks of two colours are not the same.
+        cells: The result of `_numbered`.
+        blocks: The colours of the blocks. Blocks of different colours are not the same.
 
     Returns:
-        The colours of the blocks, the colours of the entries, and which entries are turned so that
-        entries of one colour are the same way up.
+        The colours of the blocks, the colours of the entries, and which entries must be inverted so
+        that all entries of one colour agree.
     """
     count = 0
     while True:
@@ -131,7 +131,7 @@ def _refined(cells: tuple[Both, Both], blocks: Both) -> tuple[Both, Both, tuple[
 
 
 def _entries(upright: Indices, inverted: Indices, blocks: Indices) -> tuple[Indices, Flags, Flags]:
-    """Returns what each entry has over all blocks, (D, N), if it is turned, and if that is open."""
+    """Returns for each entry its values (D, N), if it is inverted, and if that is undecided."""
     width = max(upright.max(), inverted.max()) + 1
     as_is, other = (np.sort((blocks[:, None] * width + c).T, axis=1) for c in (upright, inverted))
     differs = as_is != other
@@ -143,7 +143,7 @@ def _entries(upright: Indices, inverted: Indices, blocks: Indices) -> tuple[Indi
 def _blocks(
     upright: Indices, inverted: Indices, entries: Indices, turned: Flags, both_ways: Flags
 ) -> Indices:
-    """Returns what each block has in entries of each colour, (N, D)."""
+    """Returns the values of each block in entries of each colour, (N, D)."""
     width = max(upright.max(), inverted.max()) + 1
     seen = np.where(turned, inverted, upright)
     seen = np.where(both_ways, np.minimum(upright, inverted), seen)

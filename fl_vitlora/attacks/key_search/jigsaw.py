@@ -1,14 +1,15 @@
 """Puts the blocks of one image in order, as the pieces of a jigsaw puzzle.
 
-Some orders are grown from single blocks: the block that fits best is next (`block_fit` says how
-badly blocks fit). Then each order is improved by assignment. Places of which no two are neighbours
-are chosen at random. How their blocks fit depends only on the blocks around, so that the best order
-of them is an assignment problem. This is repeated with other places until nothing improves.
+Several orders are grown from single blocks: the block that fits best comes next (`block_fit` has
+the costs). Then each order is improved by assignment. The method chooses places at random of which
+no two are neighbours. The cost of the blocks at these places depends only on the blocks around
+them. Therefore their best order is an assignment problem. This is repeated with other places until
+nothing improves.
 
-Source: the order of growth is like that of Pomeranz et al. (CVPR 2011). Chuman & Kiya attack
-encrypted images by such a solver (arXiv 2211.02369).
+Source: the order of growth is similar to that of Pomeranz et al. (CVPR 2011). Chuman & Kiya attack
+encrypted images with a jigsaw solver (arXiv 2211.02369).
 
-N blocks in R rows and S columns.
+Letters in shapes: N blocks in R rows and S columns.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ STARTS = 4  # blocks from which an order is grown
 
 
 def solved(costs: Costs, habits: Habits, seed: int = 0) -> Indices:
-    """Searches the order of blocks of least cost.
+    """Searches the order of blocks with the least cost.
 
     Args:
         costs: The costs of the blocks of one image.
-        habits: What is usual.
+        habits: The usual looks of blocks.
         seed: The seed of the choices of places.
 
     Returns:
@@ -44,7 +45,7 @@ def solved(costs: Costs, habits: Habits, seed: int = 0) -> Indices:
 
 
 def _shifted(order: Indices, costs: Costs, habits: Habits) -> Indices:
-    """Moves a whole order to where it costs least; what leaves at one side enters at the other."""
+    """Shifts an order to where it costs least; blocks that leave one side enter at the other."""
     table = order.reshape(habits.rows, habits.columns)
     moves = [(down, right) for down in range(habits.rows) for right in range(habits.columns)]
     moved = (np.roll(table, move, axis=(0, 1)).reshape(-1) for move in moves)
@@ -52,21 +53,21 @@ def _shifted(order: Indices, costs: Costs, habits: Habits) -> Indices:
 
 
 def _most_certain(costs: Costs) -> Indices:
-    """Returns blocks whose best right neighbour is clearly better than the second."""
+    """Returns the blocks whose best right neighbour is clearly better than the second-best."""
     best = np.partition(costs.beside + np.diag(np.full(len(costs.beside), WORST)), 1, axis=1)
     return np.argsort(best[:, 0] - best[:, 1])[:STARTS]
 
 
 def grown(first: int, costs: Costs, habits: Habits) -> Indices:
-    """Grows an order from one block: the pair of a free place and a block that fits best is next.
+    """Grows an order from one block. The best pair of a free place and a block is added next.
 
-    The first block may be anywhere in the grid, so that the grid has its place only when all its
-    rows and columns are taken.
+    The first block may be anywhere in the grid. So the position of the grid is only known when all
+    its rows and columns are taken.
 
     Args:
         first: The number of the first block.
         costs: The costs of the blocks.
-        habits: What is usual.
+        habits: The usual looks of blocks.
 
     Returns:
         The block at each place, (N,).
@@ -90,7 +91,7 @@ def grown(first: int, costs: Costs, habits: Habits) -> Indices:
 
 
 def _fits(table: Indices, rows: int, columns: int, costs: Costs) -> dict[tuple[int, int], Matrix]:
-    """Returns the mean cost of every block at each free place beside a taken one."""
+    """Returns the mean cost of every block at each free place next to a taken place."""
     taken = np.argwhere(table >= 0)
     (top, start), (bottom, end) = taken.min(axis=0), taken.max(axis=0)
     found = {}
@@ -113,7 +114,7 @@ def _fits(table: Indices, rows: int, columns: int, costs: Costs) -> dict[tuple[i
 def _improved(
     order: Indices, costs: Costs, habits: Habits, generator: np.random.Generator
 ) -> Indices:
-    """Assigns the blocks of places apart from each other anew, until nothing improves."""
+    """Reassigns the blocks of places that are no neighbours, until nothing improves."""
     best, waited = cost_of(order, costs, habits), 0
     while waited < PATIENCE:
         places = apart(habits.rows, habits.columns, generator)
@@ -127,7 +128,7 @@ def _improved(
 
 
 def apart(rows: int, columns: int, generator: np.random.Generator) -> Indices:
-    """Chooses places of a grid at random, of which no two are neighbours."""
+    """Chooses places of a grid at random, so that no two of them are neighbours."""
     lot = generator.permutation(rows * columns).reshape(rows, columns)
     around = np.pad(lot, 1, constant_values=-1)
     others = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
@@ -135,7 +136,7 @@ def apart(rows: int, columns: int, generator: np.random.Generator) -> Indices:
 
 
 def _costs_at(places: Indices, order: Indices, costs: Costs, habits: Habits) -> Matrix:
-    """Returns the cost of each block of some places at each of these places."""
+    """Returns the cost of each block at `places` for each of these places."""
     blocks, columns = order[places], habits.columns
     total = costs.place[np.ix_(blocks, places)].copy()
     for at, place in enumerate(places):

@@ -1,10 +1,10 @@
-"""Finds how any cipher moves and inverts pixels, in pairs of a plain image and its ciphertext.
+"""Finds how any cipher moves and inverts pixels, from pairs of a plain image and its ciphertext.
 
-A unit is a pixel of one channel, or half of one. A unit of ciphertext can come only from a unit
-with the same values in all pairs, perhaps inverted. Units that are equal in all pairs cannot be
-told apart; their order is arbitrary.
+A unit is a pixel of one channel, or half of such a pixel. A unit of ciphertext can come only from a
+unit with the same values in all pairs, perhaps inverted. Units that are equal in all pairs cannot
+be distinguished; their order is arbitrary.
 
-Q pairs, U units of an image.
+Letters in shapes: Q pairs, U units of an image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fl_vitlora.encryption.pixel_map import PixelMap
 
 
 def map_from_pairs(plain: Tensor, ciphertext: Tensor, *, halves: bool = False) -> PixelMap:
-    """Finds how a cipher moves the units of an image, and which it inverts.
+    """Finds how a cipher moves the units of an image, and which units it inverts.
 
     Args:
         plain: Plain images, uint8 (Q, C, H, W).

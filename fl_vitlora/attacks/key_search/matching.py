@@ -1,6 +1,6 @@
 """The order in which two correlation matrices agree best, found by quadratic assignment.
 
-D entries, C channels, p block size, N blocks.
+Letters in shapes: D entries, C channels, p block size, N blocks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment, quadratic_assignment
 from fl_vitlora.attacks.clock import unhurried
 from fl_vitlora.attacks.key_search.block_statistics import Indices, Matrix
 
-STARTS = 20  # random starts, in addition to the barycentre
+STARTS = 20  # random starts; the barycentre is one more start
 
 
 def best_orders(
@@ -26,7 +26,7 @@ def best_orders(
 ) -> list[Indices]:
     """Finds orders o for which seen ≈ known[o][:, o].
 
-    The fast approximate method (FAQ) runs from several starts; each result is improved by
+    The fast approximate method (FAQ) runs from several starts. Each result is improved by
     exchanging pairs.
 
     Source: Vogelstein et al., PLoS ONE 2015, as in `scipy.optimize.quadratic_assignment`.
@@ -35,12 +35,13 @@ def best_orders(
         seen: Correlation matrix of the ciphertext, (D, D), symmetric.
         known: Correlation matrix of plain images, (D, D), symmetric.
         generator: Generator of the random starts.
-        starts: Number of random starts, in addition to the barycentre.
-        check: A function that is called before each start, and raises an error to end the search.
+        starts: The number of random starts. The barycentre is one more start.
+        check: A function that is called before each start, and that can raise an error to end the
+            search.
 
     Returns:
-        Different orders, sorted by their squared error, the least first. Each order gives for every
-        entry of `seen` the matching entry of `known`.
+        Different orders, sorted by their squared error, the smallest error first. Each order gives
+        for every entry of `seen` the matching entry of `known`.
     """
     found: dict[tuple[int, ...], float] = {}
     for start in ["barycenter"] + ["randomized"] * starts:
@@ -64,7 +65,7 @@ def assignment(costs: Matrix) -> Indices:
 def mirror_images(rows: int, columns: int) -> Iterator[Indices]:
     """Yields the symmetries of a grid: four mirror images, and four rotated ones if it is square.
 
-    Statistics of neighbouring pixels cannot distinguish them.
+    Statistics of neighbouring pixels cannot distinguish these symmetries.
 
     Args:
         rows: Rows of the grid.
@@ -93,7 +94,7 @@ def with_channels(places: Sequence[int] | Indices, channels: int) -> Indices:
 def entry_order(
     seen: Sequence[Indices], known: Sequence[Indices], order: Sequence[int] | Indices
 ) -> Indices:
-    """Extends an order of groups to the entries; within a group the order is arbitrary.
+    """Extends an order of groups to the entries. Within a group the order is arbitrary.
 
     Example:
         >>> seen, known = [np.array([0, 2]), np.array([1])], [np.array([0]), np.array([1, 2])]

@@ -1,6 +1,6 @@
-"""Measures of a guessed key: the share that is right, and the share that is right by chance.
+"""Measures of a guessed key: the share that is correct, and the share that is correct by chance.
 
-D = C·p² entries of a block, p block size, N blocks.
+Letters in shapes: D = C·p² entries of a block, p block size, N blocks.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ DRAWS = 20_000
 
 
 def share_of_mask(guess: CipherKey, truth: CipherKey, *, up_to_all: bool = False) -> float:
-    """Returns the share of the negative-positive mask that is right.
+    """Returns the share of the negative-positive mask that is correct.
 
     Args:
         guess: The attacker's guess.
         truth: The true key.
-        up_to_all: True if a mask that is wrong everywhere counts as right.
+        up_to_all: True if a mask that is wrong everywhere counts as correct.
     """
     name = "negative_positive"
     share = float((guess[name] == truth[name]).double().mean())
@@ -30,13 +30,14 @@ def share_of_mask(guess: CipherKey, truth: CipherKey, *, up_to_all: bool = False
 def share_of_places(
     guess: CipherKey, truth: CipherKey, block_size: int, *, up_to_mirrored: bool = False
 ) -> float:
-    """Returns the share of entries whose place within the block is right, in any channel.
+    """Returns the share of entries whose place within the block is correct, in any channel.
 
     Args:
         guess: The attacker's guess.
         truth: The true key.
         block_size: Block size p.
-        up_to_mirrored: True if the best of all mirrored and rotated orders is compared.
+        up_to_mirrored: True if the best of all mirrored and rotated orders is compared with the
+            key.
     """
     ours, theirs = (key["pixel_shuffling"].numpy() % block_size**2 for key in (guess, truth))
     images = mirror_images(block_size, block_size) if up_to_mirrored else [np.arange(block_size**2)]
@@ -44,13 +45,13 @@ def share_of_places(
 
 
 def share_of_blocks(guess: CipherKey, truth: CipherKey) -> float:
-    """Returns the share of blocks whose origin is right."""
+    """Returns the share of blocks whose origin is correct."""
     name = "block_scrambling"
     return float((guess[name] == truth[name]).double().mean())
 
 
 def chance_of_places(block_size: int, *, up_to_mirrored: bool = False) -> float:
-    """Returns the mean share of right places in a random order; see `share_of_places`."""
+    """Returns the mean share of correct places in a random order; see `share_of_places`."""
     if not up_to_mirrored:
         return 1 / block_size**2
     generator, places = np.random.default_rng(0), np.arange(block_size**2)
@@ -61,7 +62,7 @@ def chance_of_places(block_size: int, *, up_to_mirrored: bool = False) -> float:
 
 
 def chance_of_mask(entries: int) -> float:
-    """Returns the mean share of a mask that a random mask has right, or wrong if that is more."""
+    """Returns the mean share of a mask that a random mask or its inverse has right."""
     generator = torch.Generator().manual_seed(0)
     shares = torch.randint(2, (DRAWS, entries), generator=generator).double().mean(dim=1)
     return float(torch.maximum(shares, 1 - shares).mean())

@@ -1,7 +1,7 @@
-"""What an attacker knows of plain images: their correlations, and a normal distribution of them.
+"""An attacker's knowledge of plain images: their correlations, and a normal distribution of them.
 
-n images, N blocks, D entries of a block, G groups of equal entries (D/3 for grey images), M plain
-images.
+Letters in shapes: n images, N blocks, D entries of a block, G groups of equal entries (D/3 for grey
+images), M plain images.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Prior:
 
     Attributes:
         groups: G groups of entries that are always equal.
-        correlation: Correlations within blocks, of one entry of each group, (G, G).
-        places: Distribution of each of the N blocks, over G entries.
+        correlation: Correlations within blocks, between one entry of each group, (G, G).
+        places: The distribution of the blocks at each of the N places, over G entries.
         whole: Distribution of whole images, over N·G entries.
         block_size: Block size p.
         channels: Number C of channels.
@@ -97,7 +97,7 @@ class Prior:
         )
 
     def mirrored(self) -> Iterator[Indices]:
-        """Yields the mirror images of a block as orders of its groups, the identity first."""
+        """Yields the mirror images of a block as orders of its groups; the identity comes first."""
         number = {int(entry): g for g, group in enumerate(self.groups) for entry in group}
         for image in mirror_images(self.block_size, self.block_size):
             entries = with_channels(image, self.channels)

@@ -1,11 +1,11 @@
-"""Writes any key that moves and negates entries alike in all blocks as a key of three steps.
+"""Writes a key that moves and inverts entries in the same way in all blocks as a three-step key.
 
 Many ciphers of this project do the same to all blocks of an image: they move the entries of a
-block, invert some of them, and move the blocks. Such a key can be written as keys of pixel
-shuffling, of the negative-positive transformation and of block scrambling, whatever the steps of
-the cipher are. So a guess and the truth can be compared, and a guess can decrypt.
+block, invert some of them, and move the blocks. The key of such a cipher can be written as keys of
+pixel shuffling, of the negative-positive transformation and of block scrambling, even if the cipher
+has other steps. In this form, a guess can be compared with the true key, and can decrypt images.
 
-N patches, D entries of a patch.
+Letters in shapes: N patches, D entries of a patch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HALVED = "the encryption moves halves of pixels"
 def three_steps(holder: KeyHolder, party: str) -> CipherKey | str:
     """Returns the key of a party as a key of the three steps.
 
-    To read the key, we let the holder adapt a made-up model to it, whose patch embedding and
+    To read the key, the holder adapts an artificial model to it, whose patch embedding and
     position embedding are identity matrices. Afterwards the places of the ones show how the key
     moves entries and blocks, and their signs show which entries it inverts.
 
@@ -33,7 +33,7 @@ def three_steps(holder: KeyHolder, party: str) -> CipherKey | str:
         party: The name of the party, for example "client 3".
 
     Returns:
-        The key; or the reason, as a text, why it cannot be written so.
+        The key, or a text with the reason why the key cannot be written in this form.
 
     Example:
         >>> from fl_vitlora.encryption.cipher import Cipher
@@ -43,7 +43,7 @@ def three_steps(holder: KeyHolder, party: str) -> CipherKey | str:
         ([0, 1, 2], [True, False, True])
     """
     if holder.scope == "image" and holder.cipher.steps:
-        return "every image has a key of its own"
+        return "every image has its own key"
     geometry = holder.cipher.geometry
     identity = PatchReader(weight=torch.eye(geometry.entries), position=torch.eye(geometry.blocks))
     try:

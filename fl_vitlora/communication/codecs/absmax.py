@@ -1,7 +1,8 @@
-"""int8, int4, int3, int2: round to whole multiples of a step, set by the largest of each block.
+"""The codecs int8, int4, int3 and int2, which round to whole multiples of a step.
 
-With b bits there are L = 2^(b-1) - 1 levels on each side of zero. The scale of a block is its
-largest magnitude, rounded up to a bfloat16 so that no scalar is clipped. int2 is ternary.
+The largest magnitude of each block sets the step. With b bits there are L = 2^(b-1) - 1 levels on
+each side of zero. The scale of a block is its largest magnitude, rounded up to a bfloat16 so that
+no scalar is clipped. int2 is ternary.
 
 Sources: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861 (blocks);
 Wen et al., "TernGrad", arXiv 1705.07878 (three levels with stochastic rounding, scaled by the
@@ -28,8 +29,8 @@ class Absmax(Quantiser):
 
     Attributes:
         block: The number of scalars that share a scale.
-        rounding: The kind of rounding: "stochastic" has no error on average; with "nearest", the
-            largest possible error is half as large as with "stochastic".
+        rounding: The kind of rounding. The errors of "stochastic" are zero on average; with
+            "nearest", the largest possible error is half as large as with "stochastic".
         levels: The number L of levels on each side of zero.
     """
 

@@ -17,7 +17,7 @@ SIGN = np.uint32(0x8000)
 
 
 def nearest(values: Floats) -> Halves:
-    """Rounds to the nearest bfloat16; halfway cases to the even one, and never to infinity.
+    """Rounds to the nearest bfloat16, in halfway cases to an even one, and never to infinity.
 
     Args:
         values: Finite numbers.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MOST_GROUPS = 9  # groups of 7 bits, for numbers below 2⁶³
+MOST_GROUPS = 9  # most groups of 7 bits in a number below 2⁶³
 
 
 def varint(number: int) -> bytes:
@@ -73,7 +73,7 @@ class ByteReader:
                 break
             if group < 0x80:
                 return number
-        raise ValueError("a whole number has more bytes than it needs, or more than nine")
+        raise ValueError("a whole number has more bytes than it needs, or more than nine bytes")
 
     def rest(self) -> bytes:
         """Reads all remaining bytes."""

@@ -5,8 +5,8 @@
 A scalar x is rounded to the level q, in steps of Δ. The step depends on the root mean square (rms)
 of the block, not on the largest scalar, so long blocks lose little accuracy. Of the scalars that
 are rounded to one level, more are below the level than above. The shortfall δ of a level is its
-distance from the mean of the scalars that are rounded to it. The levels ±1 share one shortfall δ,
-and the levels ±2 to ±7 another one, which is measured on the levels ±2 to ±6. Scalars beyond the
+distance from the mean of the scalars that are rounded to it. The levels ±1 share one shortfall δ.
+The levels ±2 to ±7 share another one, which is measured on the levels ±2 to ±6. Scalars beyond the
 last level are clipped; error feedback sends the clipped rest in later rounds.
 
 Sources: Gish, Pierce, "Asymptotically Efficient Quantizing", IEEE Trans. Inf. Theory 14 (1968), for

@@ -1,6 +1,6 @@
 """Entropy coding: frequent symbols are written with fewer bits than rare symbols.
 
-The first byte tells how the symbols are written: packed with equal lengths, or range-coded after a
+The first byte says how the symbols are written: packed with equal lengths, or range-coded after a
 table of the symbols' frequencies (Martin 1979, with the package `constriction`, arXiv 2201.01741).
 The shorter of the two forms is used, so the result has at most one byte more than packed symbols. A
 table has a byte for each possible symbol, with 4 bits of exponent and 4 bits of fraction,
@@ -119,7 +119,7 @@ def _words(symbols: Symbols, table: bytes) -> NDArray[np.uint32]:
 def _symbols(words: NDArray[np.uint32], table: bytes, n: int) -> Symbols:
     """Decodes n symbols from range-coded words.
 
-    Since a failing coder raises many types of exceptions, all are caught.
+    A coder that fails raises many types of exceptions, so all of them are caught.
     """
     try:
         coder = constriction.stream.queue.RangeDecoder(words)

@@ -24,7 +24,7 @@ from fl_vitlora.communication.codecs.codec import Floats
 from fl_vitlora.communication.codecs.quantiser import Quantised, Quantiser
 
 ABOVE, BELOW = 8, 7
-OUTERMOST = 1 - (1 / 30 + 1 / 32) / 2  # the last quantile: the mean of those of the two sides
+OUTERMOST = 1 - (1 / 30 + 1 / 32) / 2  # the last quantile: the mean for the two sides of zero
 
 
 def normal_levels() -> Floats:
@@ -90,7 +90,7 @@ class NormalFloat4(Quantiser):
         scales = bfloat16.upward(np.abs(blocks).max(axis=1))
         divisors = bfloat16.widened(
             np.maximum(scales, 1)
-        )  # a scale of zero is replaced by the smallest one above zero
+        )  # a scale of zero is replaced by the smallest positive scale
         symbols = nearest_level((blocks / divisors[:, None]).reshape(-1)[: len(values)])
         return Quantised(scales=scales, symbols=symbols)
 

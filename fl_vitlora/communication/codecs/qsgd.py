@@ -3,10 +3,11 @@
 With s levels on each side of zero and the norm ‖x‖ of a block x, rounded up to a bfloat16, a scalar
 xᵢ of the block becomes
 
-    Q(xᵢ) = ‖x‖ · sign(xᵢ) · ξ / s      ξ = ⌊s·|xᵢ| / ‖x‖⌋, or 1 more with the remainder as chance
+    Q(xᵢ) = ‖x‖ · sign(xᵢ) · ξ / s      ξ = ⌊s·|xᵢ| / ‖x‖⌋, or 1 more
 
-so that the mean of Q(xᵢ) is xᵢ. Levels near zero are by far the most frequent, so entropy coding
-shortens them (the paper uses Elias coding instead).
+The probability of "1 more" is the remainder of the division, so that the mean of Q(xᵢ) is xᵢ.
+Levels near zero are by far the most frequent, so entropy coding shortens them (the paper uses Elias
+coding instead).
 
 Source: Alistarh et al., "QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding",
 arXiv 1610.02132.

@@ -1,4 +1,4 @@
-"""Signs: one bit per scalar, and the mean magnitude of each block.
+"""The codec sign, which writes one bit per scalar and the mean magnitude of each block.
 
     Q(x) = ‖x‖₁ / b · sign(x)        for a block of b scalars; zero counts as positive
 

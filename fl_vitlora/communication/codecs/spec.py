@@ -16,7 +16,7 @@ from fl_vitlora.communication.codecs.codec import Codec
 from fl_vitlora.communication.codecs.transform import Transform
 from fl_vitlora.errors import UserError, unknown
 
-LONGEST = 200  # characters of a specification
+LONGEST = 200  # most characters of a specification
 MOST_STEPS = 4
 STEP = re.compile(r"\s*(?P<name>[^()]*?)\s*(\((?P<arguments>[^()]*)\)\s*)?")
 

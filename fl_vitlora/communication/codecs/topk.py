@@ -85,7 +85,9 @@ class TopK(Transform):
         values = np.zeros(n, np.float32)
         k = reader.varint()
         if k > kept(n, self.fraction):
-            raise ValueError(f"it holds {k} scalars, expected at most {kept(n, self.fraction)}")
+            raise ValueError(
+                f"{k} scalars were kept, expected at most {kept(n, self.fraction)} kept scalars"
+            )
         if k:
             positions = read_positions(reader, k, n)
             values[positions] = self.inner.decode(reader.rest(), ((k,),))

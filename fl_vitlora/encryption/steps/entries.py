@@ -16,7 +16,8 @@ from fl_vitlora.encryption.patch_reader import PatchReader
 def permute(x: Tensor, order: Tensor) -> Tensor:
     """Permutes the entries of blocks x (B, N, D).
 
-    In block n, entry order[j] moves to place j; if the order has shape (N, D), entry order[n, j].
+    In block n, entry order[j] moves to place j. If `order` has shape (N, D), entry order[n, j]
+    moves to place j.
     """
     return x[..., order] if order.ndim == 1 else x.gather(-1, order.expand(len(x), -1, -1))
 

@@ -28,7 +28,7 @@ from fl_vitlora.errors import UserError
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws an order of the nibbles and a bit for each of them.
+    """Draws an order of the nibbles and a bit for each nibble.
 
     Returns:
         The order and the bits, int64 (2, 2D), or (2, N, 2D) if every block has its own key.
