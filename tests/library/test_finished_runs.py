@@ -181,7 +181,7 @@ def test_peft_opens_the_export(
     if SETTINGS[name].get("encryption__scope") == "block" or name in ("losa", "hta"):
         pytest.skip("no plain model, or no change of low rank")
     if name == "pairs are merged at the server":  # their sum is rounded to float32
-        with pytest.raises(UserError, match="no weight has changed by a product of low rank"):
+        with pytest.raises(UserError, match="no weight has changed by a matrix of low rank"):
             run.export(tmp_path / "x", "peft", reads="ciphertext")
         return
     images, _ = pictures
