@@ -44,7 +44,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"data.validation_split": "dev", "data.validation_fraction": 0.1},
         "expected only one of them",
     ),
-    "copies": ({"data.copies": 2}, "expected how the copies differ"),
+    "copies": ({"data.copies": 2}, "choose how the copies differ"),
     "quorum": ({"min_clients": 9}, "min_clients 9: only 4 clients train"),
     "objection": ({"strategy": "krum"}, "strategy krum: "),
     "cohort of Flower": (
