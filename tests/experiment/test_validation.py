@@ -39,7 +39,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"strategy": "fedsa_lora", "evaluation.by": "central"},
         "so no central model exists",
     ),
-    "patience": ({"evaluation.patience": 3}, "must not be chosen by the test images"),
+    "patience": ({"evaluation.patience": 3}, "test images must not decide in which round"),
     "validation images": (
         {"data.validation_split": "dev", "data.validation_fraction": 0.1},
         "expected only one of them",

@@ -143,7 +143,7 @@ def test_a_model_for_plain_images_needs_the_key_only_where_the_server_lacks_it(
         return
     if name == "losa":  # has no such model, whoever asks
         return
-    with pytest.raises(UserError, match=r"needs the owners' key ring, and .*nowhere.key"):
+    with pytest.raises(UserError, match=r"the owners' key ring is needed, but .*nowhere.key"):
         lost.model("plain", client=client)
     assert not (run.folder / "nowhere.key").exists()
 
