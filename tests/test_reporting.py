@@ -150,7 +150,9 @@ def test_a_run_that_goes_on_never_makes_a_key_ring(moved: Path) -> None:
     begun, _ = find_run(moved / "run")
     asked = located(begun, begun, moved / "run")
     experiment = Experiment(written=asked, config=asked, strategy=FedAvg(), watch=Watch())
-    with pytest.raises(UserError, match=r"owner\.key: no such file; a run continues only with"):
+    with pytest.raises(
+        UserError, match=r"owner\.key: this file does not exist; a run can continue only with"
+    ):
         prepare_stage(experiment, "cpu", again=True)
     assert not list(moved.rglob("*.key"))
 

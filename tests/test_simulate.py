@@ -184,7 +184,7 @@ def test_a_model_that_bypasses_the_adapters_is_refused(
 ) -> None:
     typed = "--model beitv2_base_patch16_224 --set model.weights=random --device cpu"
     answer = answer_to(typed, capsys)
-    assert "would bypass LoRA" in answer
+    assert "would ignore LoRA" in answer
     assert "--method full" in answer
     assert {path.name for path in elsewhere.iterdir()} == {"used"}
 

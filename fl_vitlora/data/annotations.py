@@ -1,8 +1,8 @@
-"""Reads the classes of images from a file of annotations, for images without class folders.
+"""Reads the classes of images from a file of annotations, if the images have no class folders.
 
-Tiny-ImageNet stores its validation images as `val/images/NAME`, with their classes in
-`val/val_annotations.txt`. Each line of this file starts with the name of an image, a tab and the
-class of the image.
+For example, the data set Tiny-ImageNet stores its validation images as `val/images/NAME`, and the
+classes of these images in the file `val/val_annotations.txt`. Each line of this file starts with
+the name of an image, a tab and the class of the image.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def annotate(listing: Listing, splits: Collection[str]) -> dict[str, str]:
         splits: The names of the folders of the splits, for example "val".
 
     Returns:
-        A dictionary: the class of each image, by the image's name in the listing.
+        A dictionary from the names of images in the listing to their classes.
 
     Raises:
         UserError: When a file cannot be read, or when a line is not valid or does not name an
@@ -40,7 +40,7 @@ def annotate(listing: Listing, splits: Collection[str]) -> dict[str, str]:
 
 
 def _read(listing: Listing, name: str, split: str, images: Collection[str]) -> dict[str, str]:
-    """Reads one file of annotations, and returns the class of each image by the image's name.
+    """Reads one file of annotations, and returns a dictionary from names of images to classes.
 
     Raises:
         UserError: When the file cannot be read, or when a line is not valid or does not name an

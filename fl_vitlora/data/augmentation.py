@@ -1,9 +1,9 @@
-"""Copies of training images, changed at random by their owner before encryption (augmentation).
+"""Makes copies of training images, which their owner changes at random before encryption.
 
-Nobody can flip or crop an image of which only ciphertext is left. So the owner encrypts several
-copies of each training image. The first is the image itself.
+Images can be flipped or cropped only before encryption. Therefore the owner of an image encrypts
+several copies of each training image. The first copy is the image itself.
 
-n images of C channels and H × W pixels, k copies.
+Letters in shapes: n images, C channels, H × W pixels, k copies.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.rng import derive_seed
 
 FLIP, CROP = "flip", "crop"
-MARGIN = 4 / 32  # of the side; the margin that is usual for CIFAR-10
+MARGIN = 4 / 32  # the margin as a share of the image's side, as is usual for CIFAR-10
 
 
 def check_copies(config: DataConfig) -> None:
-    """Checks that the settings of the copies fit each other.
+    """Checks that the settings `copies` and `augment` fit each other.
 
     Args:
         config: The settings of the data: `copies` and `augment`.
@@ -34,7 +34,7 @@ def check_copies(config: DataConfig) -> None:
     """
     copies, augment = config.copies, config.augment
     if len(set(augment)) < len(augment):
-        raise UserError(f"data.augment {list(augment)}: expected each change at most once")
+        raise UserError(f"data.augment {list(augment)}: expected each kind of change at most once")
     if augment and copies == 1:
         raise UserError(
             f"data.augment {list(augment)} with data.copies 1: the only copy is the image itself; "
@@ -42,8 +42,9 @@ def check_copies(config: DataConfig) -> None:
         )
     if copies > 1 and not augment:
         raise UserError(
-            f"data.copies {copies}: expected how the copies differ, for example --set "
-            "data.augment=crop, or --set 'data.augment=[flip,crop]' for images that may be mirrored"
+            f"data.copies {copies} without data.augment: choose how the copies differ, for example "
+            "--set data.augment=crop, or --set 'data.augment=[flip,crop]' for images that may be "
+            "mirrored"
         )
     if copies > 2 and augment == (FLIP,):
         raise UserError(
@@ -55,10 +56,11 @@ def check_copies(config: DataConfig) -> None:
 def augmented(image: Tensor, copy: int, augment: Sequence[str], seed: int) -> Tensor:
     """Returns one copy of an image.
 
-    * crop: the image is mirrored beyond its edges by a margin of H/8 and W/8 pixels. A window of
-      H × W pixels is cut out at a random place, each with the same probability.
-    * flip: every second copy is mirrored left to right, beginning with copy 1. Over many images
-      this has the same share as a fair coin, but no copy equals another one by chance.
+    * crop: the image is extended beyond its edges by mirrored pixels, with margins of H/8 and W/8
+      pixels. A window of H × W pixels is cut out at a random place; all places have the same
+      probability.
+    * flip: every second copy is mirrored left to right, beginning with copy 1. With a fair coin,
+      the same share of copies would be mirrored, but two copies could be equal by chance.
 
     Args:
         image: The image, uint8 (C, H, W).
@@ -87,14 +89,15 @@ def augmented(image: Tensor, copy: int, augment: Sequence[str], seed: int) -> Te
 def with_copies(images: Images, copies: int, augment: Sequence[str], seed: int) -> Images:
     """Returns k copies of all images.
 
-    Position c·n + i has copy c of image i. So the first n positions have the images themselves.
+    Position c·n + i has copy c of image i. Therefore the first n positions have the images
+    themselves.
 
     Args:
         images: The images.
-        copies: The number k of copies, with the images themselves.
+        copies: The number k of copies, which includes the images themselves.
         augment: The changes: "flip", "crop" or both.
-        seed: The run's seed. The same seed makes the same copies, whoever reads them and in
-            whatever order.
+        seed: The run's seed. The same seed makes the same copies, in any order of reading and on
+            any machine.
     """
     count = len(images)
 
@@ -118,7 +121,7 @@ def with_copies(images: Images, copies: int, augment: Sequence[str], seed: int) 
 
 
 def positions_of_copies(part: Indices, images: int, copies: int) -> Indices:
-    """Returns the positions of all copies of a client's images, the images themselves first.
+    """Returns the positions of all copies of a client's images, beginning with the images.
 
     Args:
         part: The positions of the client's images.
@@ -133,12 +136,13 @@ def positions_of_copies(part: Indices, images: int, copies: int) -> Indices:
 
 
 def mirrored(places: Indices, side: int) -> Indices:
-    """Returns the positions within an image that are seen at places beyond its edges, mirrored.
+    """Returns the positions within an image that appear at places beyond its mirrored edges.
 
-    The outermost pixels are not repeated.
+    The image is mirrored at its outermost pixels, so the outermost pixels are not repeated.
 
     Args:
-        places: The places, from 1 - `side` to 2·`side` - 2.
+        places: The places, from 1 - `side` to 2·`side` - 2. Places from 0 to `side` - 1 are inside
+            the image.
         side: The number of pixels of the image's side.
 
     Example:
@@ -151,6 +155,6 @@ def mirrored(places: Indices, side: int) -> Indices:
 
 
 def _window(side: int, draw: np.random.Generator) -> Indices:
-    """Draws a window of one side, as positions in the image that is mirrored beyond its edges."""
+    """Draws the place of the window along one side, and returns the positions of its pixels."""
     margin = round(side * MARGIN)
     return mirrored(np.arange(side) + draw.integers(-margin, margin + 1), side)

@@ -1,8 +1,8 @@
 """Writes, reads and compares lists of class names, and converts labels between two lists.
 
 A label is a position in a list of class names. Two lists may have the same names in a different
-order. So every shard, run and model stores its own list, and the labels of two lists are compared
-only by name.
+order. Therefore every shard, run and model stores its own list, and labels of two lists are
+compared only by the names of their classes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from fl_vitlora.errors import UserError, shown
 
 CLASS_NAMES = "class_names"  # the key of the list in the metadata of shards and models
-MOST_NAMED = 3  # most names in a message
+MOST_NAMED = 3  # the largest number of names in a message
 
 
 def write_names(names: Sequence[str]) -> str:
@@ -26,7 +26,7 @@ def write_names(names: Sequence[str]) -> str:
         names: The names of the classes, in the order of their labels.
 
     Raises:
-        UserError: When a name occurs twice, because it would belong to two labels.
+        UserError: When a name occurs twice, because the name would belong to two labels.
 
     Example:
         >>> write_names(("cat", "dog"))
@@ -67,7 +67,7 @@ def read_names(text: str, place: str) -> tuple[str, ...]:
 
 
 def disagreement(own: Sequence[str], wanted: Sequence[str]) -> str:
-    """Returns a text that says how two lists of classes differ; an empty text for equal classes.
+    """Returns a text that says how two lists of classes differ, or "" for equal lists.
 
     Args:
         own: The class names of a shard or a client.

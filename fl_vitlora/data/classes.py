@@ -3,7 +3,7 @@
 A split is a part of a data set, for training or testing. The training split decides the number of
 each class. In all other splits, a class with the same name gets the same number.
 
-n is the number of images.
+Letters in shapes: n images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image that is not decoded yet: either its bytes, or the path of a file with its bytes.
+    """An image that is not decoded yet, as bytes or as the path of a file.
 
     Attributes:
         name: The name of the image, for messages.
@@ -38,7 +38,7 @@ class Encoded:
     path: Path | None = None
 
 
-Fetch = Callable[[Indices], Sequence[Encoded]]  # takes positions, returns the images at them
+Fetch = Callable[[Indices], Sequence[Encoded]]  # maps positions to the images at these positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Part:
         names: The name of each class, in the order of the labels.
         fetch: A function that takes positions and returns the encoded images at these positions.
         mode: The colour mode (of the library Pillow) that the data set states for its images; None
-            if it states none.
+            if the data set states no mode.
         owners: The number of the client that owns each image, int64 (n,); None if the data set does
             not name clients.
         clients: The name of each client, in the order of the numbers in `owners`.
@@ -70,11 +70,11 @@ class Part:
 def plain_name(name: str) -> str:
     r"""Returns a class name in the form in which names are compared (Unicode NFC).
 
-    Unicode can store an accented letter in two ways that look the same. Some file systems store
-    such letters in the first way, and some in the second way.
+    Unicode can represent an accented letter in two ways that look the same: as one character, or as
+    a letter and an accent. Different file systems use different ways.
 
     Args:
-        name: The class name as a file or a folder states it.
+        name: The class name as it is written in a file or in the name of a folder.
 
     Example:
         >>> plain_name("cafe\u0301") == "caf\u00e9"
@@ -84,7 +84,7 @@ def plain_name(name: str) -> str:
 
 
 def number_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns the distinct class names, sorted by value if all are numbers, else as text.
+    """Returns the distinct class names, sorted by value if all names are numbers, else as text.
 
     Args:
         names: The class name of each image.
@@ -177,7 +177,9 @@ def name_some(names: Sequence[str]) -> str:
 
 
 def printable(line: str) -> str:
-    """Returns a text with a space for each unprintable character, as names may hold any character.
+    """Returns a text in which each unprintable character is replaced by a space.
+
+    Names that a data set states may contain any character.
 
     Args:
         line: The text.

@@ -1,10 +1,11 @@
-"""Reads from a column which client owns each image: a hospital, a writer or a sensor.
+"""Reads from a column of a table which client owns each image.
 
-A client is named by a text, a whole number, or true or false. Names are compared exactly as they
-are stored: "A" and "a " are two clients, and the number 1 is not the text "1". All names of a
-column have the same type, so that no client has two names.
+A client is, for example, a hospital, a writer or a sensor. The name of a client is a text, a whole
+number, or true or false. Names are compared exactly as they are stored: "A" and "a " are two
+clients, and the number 1 is not the text "1". All names in a column must have the same type, so
+that no client has two names.
 
-n images.
+Letters in shapes: n images.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _KINDS = {str: "a text", int: "a whole number", bool: "true or false"}
 
 
 def name_of(value: Any, where: str) -> Name:
-    """Returns the name of a client, exactly as a column states it.
+    """Checks the name of a client, and returns the name exactly as it is in the column.
 
     Args:
         value: The value in the column.
@@ -52,7 +53,7 @@ def name_of(value: Any, where: str) -> Name:
 
 
 def _is_missing(value: Any) -> bool:
-    """Returns True if a value is none: null, NaN, or a text of spaces at most."""
+    """Returns True if a value is missing: null, NaN, an empty text or a text of only spaces."""
     if isinstance(value, float):
         return math.isnan(value)
     return value is None or (isinstance(value, str) and not value.strip())
@@ -61,7 +62,7 @@ def _is_missing(value: Any) -> bool:
 def number_owners(
     names: Sequence[Name], where: Callable[[int], str]
 ) -> tuple[Indices, tuple[Name, ...]]:
-    """Numbers the clients of a column.
+    """Gives each client of a column a number.
 
     Args:
         names: The name of each image's client, as `name_of` returns it.
@@ -69,8 +70,9 @@ def number_owners(
             for error messages.
 
     Returns:
-        The number of the client of each image, int64 (n,), and the names of the clients by number.
-        Numbers are sorted by value, and texts as texts.
+        A pair. The first is the number of each image's client, int64 (n,). The second is the names
+        of the clients, in the order of these numbers. Names that are numbers are sorted by value,
+        and other names as text.
 
     Raises:
         UserError: When two names have different types.
@@ -92,7 +94,7 @@ def number_owners(
 
 
 def match_owners(where: str, split: str, part: Part, known: Sequence[Name]) -> Indices | None:
-    """Returns the clients of a split's images, with the numbers of the training split.
+    """Returns the clients of a split's images, as numbers of the training split.
 
     A client without training images gets a number that no training image has.
 
@@ -100,13 +102,13 @@ def match_owners(where: str, split: str, part: Part, known: Sequence[Name]) -> I
         where: The name of the data set, for messages.
         split: The name of the split, for messages.
         part: The split, with its own numbers of the clients.
-        known: The names of the clients in the training split, by number.
+        known: The names of the clients in the training split, in the order of their numbers.
 
     Returns:
-        The number of the client of each image, int64 (n,); None if the split names no clients.
+        The number of each image's client, int64 (n,); None if one of the splits names no clients.
 
     Raises:
-        UserError: When the two splits name clients by values of different types.
+        UserError: When the names of clients have different types in the two splits.
     """
     if part.owners is None or not known:
         return None
@@ -114,7 +116,8 @@ def match_owners(where: str, split: str, part: Part, known: Sequence[Name]) -> I
     if len(kinds) > 1:
         raise UserError(
             f"data set {where}: the training split names clients by {_KINDS[type(known[0])]}, but "
-            f"the split {split} names one by {_KINDS[type(part.clients[0])]}; store both alike"
+            f"the split {split} names them by {_KINDS[type(part.clients[0])]}; store names of the "
+            "same type in both splits"
         )
     number = {name: owner for owner, name in enumerate(known)}
     for name in part.clients:
@@ -144,7 +147,8 @@ def expect_column(where: str, wanted: str, columns: Sequence[str]) -> None:
         columns: The names of all columns.
 
     Raises:
-        UserError: When there is no such column. The message names the nearest one.
+        UserError: When the column does not exist. The message names the column with the most
+            similar name.
     """
     if wanted not in columns:
         raise UserError(f"data set {where}: {unknown(SETTING, wanted, columns)}")

@@ -1,6 +1,6 @@
 """Finds the columns with images and labels in a data set, and checks that no value is missing.
 
-n is the number of rows.
+Letters in shapes: n rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def find_columns(where: str, rows: Any, config: DataConfig) -> tuple[str, str]:
         The names of the image column and of the label column.
 
     Raises:
-        UserError: When a column does not exist or cannot be found; the message names the setting.
+        UserError: When a column does not exist or cannot be found. The message names the setting
+            that chooses the column.
     """
     image_column = config.image_column or _image_column(rows)
     label_column = config.label_column or _label_column(rows, config.client_column)
@@ -76,7 +77,7 @@ def to_part(
         columns: The names of the image column and of the label column.
         folders: The folders that may contain the image files that rows name.
         client_column: The name of the column that names the client of each image; None to read no
-            clients. The split may lack this column, and then its images have no owners.
+            clients. If the split lacks this column, the images of the split have no owners.
 
     Returns:
         The split as a `Part`.
@@ -102,10 +103,10 @@ def to_part(
 
 
 def _image_column(rows: Any) -> str:
-    """Finds the image column by its type, else by the bytes in it, else by a usual name.
+    """Finds the image column by its type, otherwise by bytes in a column, otherwise by its name.
 
     Raises:
-        UserError: When no column, or more than one, can hold the images.
+        UserError: When no column can hold the images, or when several columns can hold the images.
     """
     import datasets
 
@@ -124,9 +125,10 @@ def _image_column(rows: Any) -> str:
 
 
 def _label_column(rows: Any, client_column: str | None) -> str:
-    """Finds the label column; among several label columns, chooses the one with the most classes.
+    """Finds the label column; chooses the column with the most classes if there are several.
 
-    CIFAR-100, for example, has fine and coarse labels. The column of the clients has no labels.
+    CIFAR-100, for example, has a column of fine labels and a column of coarse labels. The column of
+    the clients is never the label column.
 
     Raises:
         UserError: When there is no label column.
@@ -150,7 +152,7 @@ def _expect_values(setting: str, rows: Any, column: str) -> None:
     """Checks that a column holds single values, such as labels, and not images or lists.
 
     Raises:
-        UserError: When the column holds something else; the message names the setting.
+        UserError: When the column holds other values. The message names the setting of the column.
     """
     import datasets
 
@@ -181,7 +183,7 @@ def _expect_images(rows: Any, image_column: str) -> None:
 
 
 def _holds_bytes(kind: Any) -> bool:
-    """Returns True if a column contains the bytes of files; it may also contain their paths."""
+    """Returns True if a column contains the bytes of files, with or without paths of the files."""
     if isinstance(kind, Mapping):
         return "bytes" in kind and set(kind) <= {"bytes", "path"}
     return getattr(kind, "dtype", None) in ("binary", "large_binary")
@@ -224,10 +226,11 @@ def _read_owners(
     """Reads the client of each image, and the names of the clients.
 
     Returns:
-        The numbers of the clients, int64 (n,), and their names; None and () without such a column.
+        The numbers of the clients, int64 (n,), and the names of the clients. If the column does not
+        exist, None and ().
 
     Raises:
-        UserError: When a row has no client, or when its value cannot be the name of a client.
+        UserError: When a row has no client, or has a value that cannot be the name of a client.
     """
     if column is None or column not in rows.column_names:
         return None, ()
@@ -242,7 +245,7 @@ def _read_owners(
 
 
 def _encoded(rows: Any, image_column: str) -> Any:
-    """Returns the image column without decoding the images: each row has bytes or a path."""
+    """Returns the column of encoded images, in which each row has the bytes or path of a file."""
     import datasets
 
     alone = rows.select_columns(image_column).with_format(None)
@@ -250,7 +253,7 @@ def _encoded(rows: Any, image_column: str) -> Any:
 
 
 def _check_images(where: str, encoded: Any, column: str, folders: Sequence[Path]) -> None:
-    """Checks that each row has an image: as bytes, or as a file of the data set.
+    """Checks that each row has an image, either as bytes or as a file of the data set.
 
     Raises:
         UserError: When a row has no image, or names a file that is not in one of the folders.

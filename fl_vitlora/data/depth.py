@@ -1,10 +1,10 @@
 """Scales images of more than 8 bits per channel to 8 bits.
 
-Most file formats state which pixel values are black and white. If the format of an image does not
-state this, the image is refused, because the library Pillow would clip its values without a
-warning.
+Most file formats state which pixel values mean black and white. If the format of an image does not
+state these values, the image is refused, because the library Pillow would clip its pixel values
+without a warning.
 
-H × W pixels.
+Letters in shapes: H × W pixels.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from fl_vitlora.errors import UserError
 
 FULL = 65535.0  # the largest value of 16 bits
-DARK = 4096  # a 16-bit image with only smaller values most likely holds 12 bits
-MAYBE_FEWER = 16384  # 16-bit images with only smaller values may hold 14 bits
-WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # a value and a tag of TIFF
+DARK = 4096  # a 16-bit image with only smaller values most likely has values of 12 bits
+MAYBE_FEWER = 16384  # a 16-bit image with only smaller values may have values of 14 bits
+WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # a value of the tag PHOTOMETRIC of TIFF, and this tag
 
 
 def scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """Maps the values from `low` to `high` linearly to 0 to 255, and clips all other values.
+    """Maps values from the range `low` to `high` linearly to 0 to 255, and clips other values.
 
     Args:
         values: The pixel values, in an array of any shape.
@@ -71,13 +71,13 @@ def to_8_bits(image: Any, opened: Any, pixel_range: tuple[float, ...]) -> NDArra
         image: The decoded grey image of the library Pillow.
         opened: The opened file of the image, from which its format is read.
         pixel_range: The two values that become black and white; () if the settings do not state
-            them.
+            these values.
 
     Returns:
         The grey values, uint8 (H, W).
 
     Raises:
-        UserError: When neither the settings nor the format state which values are black and white,
+        UserError: When neither the settings nor the format states which values are black and white,
             or when a value is not finite.
     """
     values = np.asarray(image)
@@ -94,14 +94,15 @@ def to_8_bits(image: Any, opened: Any, pixel_range: tuple[float, ...]) -> NDArra
 
 
 def expect_readable_colours(image: Any, pixel_range: tuple[float, ...]) -> None:
-    """Checks that a colour image of 16 bits uses its full range.
+    """Checks that a colour image of 16 bits uses the full range of values.
 
-    Pillow keeps only the upper 8 bits of a colour image of 16 bits, so no other range can be read.
+    Pillow keeps only the upper 8 bits of a colour image of 16 bits. Therefore an image whose values
+    use only a smaller range cannot be read.
 
     Args:
         image: The decoded colour image of the library Pillow.
         pixel_range: The two values that become black and white; () if the settings do not state
-            them.
+            these values.
 
     Raises:
         UserError: When `pixel_range` is not the full range, or when no value uses the upper bits.
@@ -123,7 +124,7 @@ def _expect_known_range(values: NDArray[Any], mode: str, form: str) -> None:
         UserError: When the format does not state the range, or when the values seem to use fewer
             bits.
     """
-    if form == "PPM":  # the file states its maximum, and Pillow has scaled by it
+    if form == "PPM":  # the file states its largest value, and Pillow has scaled the values
         return
     if mode.startswith("I;16") or (mode == "I" and form == "PNG"):
         _expect_full_range(values, "16 bits")
@@ -131,7 +132,8 @@ def _expect_known_range(values: NDArray[Any], mode: str, form: str) -> None:
     kind = "floating-point numbers" if mode == "F" else "integers of 32 bits"
     raise UserError(
         f"the pixels are {kind} from {values.min():g} to {values.max():g}, and the file does not "
-        "say which values are black and white; set them: --set 'data.pixel_range=[LOW,HIGH]'"
+        "say which values are black and white; set these values: --set "
+        "'data.pixel_range=[LOW,HIGH]'"
     )
 
 
@@ -139,7 +141,7 @@ def _expect_full_range(values: NDArray[Any], bits: str) -> None:
     """Checks that a 16-bit image does not seem to contain values of fewer bits.
 
     Raises:
-        UserError: When all values of the image are small, such as those of a scanner with 12 bits.
+        UserError: When all values of the image are small, such as values of a scanner with 12 bits.
     """
     brightest = int(values.max(initial=0))
     if 0 < brightest < DARK:

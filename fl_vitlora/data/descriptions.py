@@ -1,8 +1,8 @@
 """Reads the metadata that describe how the images of a shard are encrypted.
 
 A shard is a file with the images of one client, or with test images. Another program or a person
-may have written the metadata. So each field is checked before anything is decrypted. The error
-about a wrong field names the file and the field.
+may have written the metadata. Therefore this module checks each field before any image is
+decrypted. The error message about a wrong field names the file and the field.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CHANNELS, SIDE = (1, 64), (1, 2**16)
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """How the images of a shard are encrypted.
+    """The description of how the images of a shard are encrypted.
 
     Attributes:
         cipher: The cipher for images of the shape (C, H, W) that the shard has.
@@ -56,11 +56,11 @@ class Fields:
         self._path, self._metadata = path, metadata
 
     def refuse(self, name: str, why: str) -> UserError:
-        """Returns the error about one field.
+        """Returns the error for a wrong value of one field.
 
         Args:
             name: The name of the field, for example "seed".
-            why: A text that says which value was expected, or what is wrong with the value.
+            why: A text that says which value was expected, or why the value is wrong.
         """
         value = shown(self._metadata.get(name))
         return UserError(f"shard {self._path}: {name} {value}: {why}; write the shard again")
@@ -73,7 +73,7 @@ class Fields:
         """
         if name not in self._metadata:
             raise UserError(
-                f"shard {self._path}: the field {name} is missing in its metadata; write the shard "
+                f"shard {self._path}: the field {name} is missing in the metadata; write the shard "
                 "again"
             )
         return self._metadata[name]
@@ -101,11 +101,11 @@ class Fields:
         return text
 
     def steps(self) -> tuple[str, ...]:
-        """Returns the steps of the encryption; empty if the images are plain.
+        """Returns the steps of the encryption; an empty tuple if the images are plain.
 
         Raises:
-            UserError: When a step does not exist or occurs twice, or when there are no steps
-                although the metadata name a key.
+            UserError: When a step does not exist or occurs twice, or when the metadata name a key
+                but no steps.
         """
         found = tuple(step for step in self.text("steps").split(",") if step)
         if any(step not in STEPS for step in found) or len(set(found)) < len(found):
@@ -120,7 +120,7 @@ class Fields:
 def read_description(
     path: Path, metadata: Mapping[str, str], image_shape: tuple[int, ...]
 ) -> Description:
-    """Reads how a shard is encrypted.
+    """Reads from the metadata how a shard is encrypted.
 
     Args:
         path: The path of the shard, for messages.

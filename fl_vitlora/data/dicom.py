@@ -1,9 +1,9 @@
 """Reads images in DICOM, the file format of hospitals, with the optional package `pydicom`.
 
-The file states what its pixel values mean: the number of stored bits, the sign, the rescale slope
-and intercept, and whether small values are white (MONOCHROME1).
+A DICOM file states what its pixel values mean: the number of stored bits, the sign, the rescale
+slope and intercept, and whether small values are white (MONOCHROME1).
 
-H × W pixels.
+Letters in shapes: H × W pixels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def can_read_dicom() -> bool:
 
 
 def read_dicom(path: Path, pixel_range: tuple[float, ...]) -> NDArray[np.uint8]:
-    """Reads a DICOM file.
+    """Reads the pixels of a DICOM file.
 
     Args:
         path: The path of the file.

@@ -1,22 +1,21 @@
-"""Files with the features of a client's images, which are protected like the client's shard.
+"""Writes and reads files of features, which are protected in the same way as the client's shard.
 
-Features are outputs of the frozen backbone (`finetuning.features`) for the images of a shard as the
-model receives them, so for ciphertext if the run encrypts images. If the file of the shard is
-sealed, the file of the features is sealed under the same storage key of the same party. If the
-shard is not sealed, the file of the features has only a digest, as the shard has.
+Features are the outputs of the frozen backbone (`finetuning.features`) for the images of a shard.
+If the run encrypts images, the features are computed from ciphertext. If the file of the shard is
+sealed, the file of the features is sealed with the same storage key of the same party. If the file
+of the shard is not sealed, the two files have only a digest.
 
-Features reveal information: a person who has them knows the number of images, which images are
-alike, and, with a trained head, their classes. Features of ciphertext are computed from ciphertext
-only, so they reveal no more than the shard and the model. A model that is adapted to the key
-computes from ciphertext the same features as from plain images, and an image can be rebuilt in part
-from such features.
+Features reveal the number of images and which images are similar. With a trained head, features
+also reveal the classes of the images. Features that are computed from ciphertext reveal no more
+than the shard and the model do. An adapted model computes from ciphertext the same features as from
+plain images, and an image can be partly reconstructed from the features of an adapted model.
 
-Every file contains a digest of everything that the features were computed from. This digest is
-called the origin. Features of another origin are never returned, because they belong to an older
-model, to images under an older key, or to another method. In a sealed file the origin is sealed as
-well, because the origin would confirm a guess of all images.
+Every file contains a digest of everything from which the features were computed. This digest is
+called the origin. Features of another origin are never returned, because such features belong to an
+older model, to images under an older key, or to another method. In a sealed file the origin is also
+encrypted, because a person who guesses all images could confirm the guess with the origin.
 
-n images.
+Letters in shapes: n images.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def write_features(
     Args:
         path: The path of the file. The folder of the file must exist.
         features: The features, (n, ...), on the CPU.
-        origin: The digest of everything that the features were computed from.
+        origin: The digest of everything from which the features were computed.
         shard: The path of the shard.
         keys: The storage keys that can open the shard.
 
@@ -71,7 +70,7 @@ def read_features(path: Path, origin: str, shard: Path, keys: StorageKeys) -> Te
 
     Args:
         path: The path of the file.
-        origin: The digest of everything that the features must have been computed from.
+        origin: The origin that the features must have.
         shard: The path of the shard.
         keys: The storage keys that can open the shard.
 

@@ -1,6 +1,6 @@
-"""Draws stratified parts of images: for validation, and for evaluations with fewer images.
+"""Draws stratified parts of images, for validation or for evaluations with fewer images.
 
-A part is stratified if every class has the same share in it as in all images, up to rounding.
+A part is stratified if every class has the same share of the part as of all images, up to rounding.
 
 Letters in shapes: n images, L classes.
 """
@@ -14,11 +14,11 @@ from fl_vitlora.data.images import Indices
 from fl_vitlora.errors import UserError
 from fl_vitlora.rng import derive_seed
 
-COMMON_SEED = 0  # the common validation images are the same in every run, as the test images are
+COMMON_SEED = 0  # common validation images are the same in every run, like the test images
 
 
 def has_validation(config: DataConfig) -> bool:
-    """Returns True if a run has images for validation: held out, or a split of their own.
+    """Returns True if a run has validation images, from a held-out share or from a split.
 
     Args:
         config: The settings of the data: `validation_fraction` and `validation_split`.
@@ -27,10 +27,10 @@ def has_validation(config: DataConfig) -> bool:
 
 
 def check_validation(config: DataConfig) -> None:
-    """Checks that images for validation come from one place.
+    """Checks that validation images come from a split or from held-out images, not from both.
 
     Raises:
-        UserError: When a split is named, and training images are to be held out as well.
+        UserError: When the settings name a validation split and also a share to hold out.
     """
     if config.validation_split and config.validation_fraction:
         raise UserError(
@@ -45,11 +45,11 @@ def hold_out(labels: Indices, config: DataConfig) -> tuple[Indices, list[Indices
 
     Args:
         labels: The labels of all training images, int64 (n,).
-        config: The settings of the data, of which `validation_fraction` is used.
+        config: The settings of the data. Only `validation_fraction` is used.
 
     Returns:
-        The positions of the images that are trained on, and a list with one array: the positions of
-        the images for validation.
+        A pair: the positions of the remaining training images, and a list with one array, which has
+        the positions of the validation images.
     """
     count = _count(len(labels), config)
     seed = derive_seed(COMMON_SEED, "validation")
@@ -64,13 +64,14 @@ def hold_out_of_each(
 
     Args:
         labels: The labels of all training images, int64 (n,).
-        parts: For each client, the positions of its images.
+        parts: A list with an array for each client: the positions of the client's images.
         config: The settings of the data: `validation_fraction` and `min_samples`.
         seed: The run's seed, which decides which images are held out.
 
     Returns:
-        Two lists with an array for each client: the positions of the images that are trained on,
-        and those of the images for validation. Every client has at least one image for validation.
+        Two lists with an array for each client. The first has the positions of the remaining
+        training images, and the second has the positions of the validation images. Every client has
+        at least one validation image.
 
     Raises:
         UserError: When a client would train on fewer than `min_samples` images.
@@ -81,8 +82,9 @@ def hold_out_of_each(
         if len(part) - count < config.min_samples:
             raise UserError(
                 f"data.validation_fraction {config.validation_fraction:g}: a client has "
-                f"{len(part)} images, and without {count} for validation it has fewer than "
-                f"data.min_samples = {config.min_samples}; use fewer clients or a smaller fraction"
+                f"{len(part)} images; without {count} images for validation, the client has fewer "
+                f"than data.min_samples = {config.min_samples}; use fewer clients or a smaller "
+                "fraction"
             )
         own = derive_seed(seed, "validation", client)
         held = stratified(labels[part], count, own, keep_one=True)
@@ -102,7 +104,8 @@ def stratified(labels: Indices, count: int, seed: int, *, keep_one: bool = False
         labels: The labels of the images, int64 (n,).
         count: The number of images to draw; at most n are drawn.
         seed: The seed of the draw. The same seed draws the same images.
-        keep_one: True to round up a class last if all its images would then be drawn.
+        keep_one: True to give the additional images first to classes of which some images would
+            then remain.
 
     Returns:
         The positions of the drawn images in ascending order, int64.
@@ -125,5 +128,5 @@ def stratified(labels: Indices, count: int, seed: int, *, keep_one: bool = False
 
 
 def _count(images: int, config: DataConfig) -> int:
-    """Returns how many of `images` images are held out for validation: at least one."""
+    """Returns the number of images to hold out of `images` images, which is at least one."""
     return max(1, round(config.validation_fraction * images))

@@ -24,20 +24,22 @@ def open_hub(config: DataConfig) -> Mapping[str, Any]:
             `data.revision` say which data set to load.
 
     Returns:
-        A dictionary: the rows of each split, by the name of the split.
+        A dictionary from the name of each split to the rows of the split.
 
     Raises:
-        UserError: When the data set cannot be loaded. Without a network, the error is raised within
-            seconds.
+        UserError: When the data set cannot be loaded. Without a network, the error is raised after
+            a few seconds.
     """
     name = config.name
     if not HUB_NAME.fullmatch(name):
         raise UserError(
-            f"data set {name!r}: no such folder; name an existing folder: --dataset FOLDER"
+            f"data set {name!r}: this folder does not exist; name an existing folder: --dataset "
+            "FOLDER"
         )
     import datasets
 
-    # Before version 4, the library can execute scripts from the hub; this setting forbids it.
+    # Before version 4, the library `datasets` can execute scripts from the hub. This line forbids
+    # the execution of scripts.
     datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
     try:
         answer = _ask(name, config.revision)
@@ -70,10 +72,14 @@ def hub_folders() -> list[Path]:
 
 
 def _ask(name: str, revision: str | None) -> Exception | None:
-    """Asks the hub once for a data set; returns None, or the error if the hub is out of reach.
+    """Asks the hub once for a data set.
 
-    This function asks only once: the library `datasets` would repeat a failed request for half a
-    minute.
+    The library `datasets` would repeat a failed request for half a minute; this function does not
+    repeat a request.
+
+    Returns:
+        The error of the request if the hub could not be reached. The result is None if the hub has
+        answered, or if the library is set to work offline.
     """
     import datasets
     from huggingface_hub import HfApi
@@ -98,7 +104,7 @@ def _offline(offline: bool) -> Iterator[None]:
     """Stops the library `datasets` from asking the hub inside a `with` block.
 
     Args:
-        offline: False to let the library ask the hub.
+        offline: True to stop the library. False to change nothing.
     """
     import datasets
     from huggingface_hub import constants

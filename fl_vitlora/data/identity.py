@@ -1,15 +1,16 @@
-"""Recognises the images of a data set again without decoding them.
+"""Computes the identity of a data set, which shows without decoding whether images have changed.
 
-An identity is a text with a digest. Two starts of a program that find the same identity read the
-same images. The identity of a local folder covers every file in it: its name, its size, its place
-on the disk (device and inode), and the times of the last change of its content and its status. No
-program can set the time of the last change of the status. So the identity also changes if a program
-writes a file and then restores the time of its content. The identity of a data set of the hub
-covers the fingerprint of its rows and the files of the library's cache.
+An identity is a text with a digest. If two starts of a program find the same identity, they read
+the same images. The identity of a local folder depends on every file in the folder: the name of the
+file, its size, its place on the disk (device and inode), the time of the last change of its
+content, and the time of the last change of its status. No program can set the time of the last
+change of the status. Therefore the identity also changes if a program writes a file and then
+restores the time of its content. The identity of a data set of the hub depends on the fingerprint
+of the rows and on the files of the library's cache.
 
-Source: the rules for "racily clean" entries of the index of Git. If a file was changed only just
-now, a further change may get the same time. Therefore a folder with such a file has no identity
-yet.
+Source: The rules of Git for "racily clean" entries of its index. If a file has just changed, a
+further change may get the same time. Therefore a folder with a file that has just changed has no
+identity yet.
 """
 
 from __future__ import annotations
@@ -24,20 +25,21 @@ from typing import Any
 
 DIGITS = "digits"
 FOLDER, ROWS = "folder ", "rows "  # prefixes of identities
-SETTLED = 1.0  # seconds; file systems store times in steps that are shorter
+SETTLED = 1.0  # in seconds; file systems store times in shorter steps
 
-Entry = tuple[str, int, int, int, int, int]  # name, size, device, inode, and two times in ns
+Entry = tuple[str, int, int, int, int, int]  # name, size, device, inode, and the two times in ns
 Place = tuple[int, int]  # device and inode
 
 
 def of_folder(root: Path, settled: float = SETTLED) -> str | None:
-    """Returns the identity of all files in a folder and in the folders below.
+    """Returns the identity of a folder with all files in the folder and in its subfolders.
 
-    Hidden files count as well, because a table may name them. Symbolic links are followed.
+    Hidden files also count, because a table may name a hidden file. Symbolic links are followed.
 
     Args:
         root: The path of the folder.
-        settled: The number of seconds for which no file may have changed.
+        settled: A number of seconds. If a file has changed in this time, the folder has no identity
+            yet.
 
     Returns:
         The identity, or None if the status of a file cannot be read, or if a file was changed
@@ -58,12 +60,12 @@ def of_rows(splits: Mapping[str, Any], column: str) -> str | None:
     """Returns the identity of the rows of a data set of the library `datasets`.
 
     Args:
-        splits: The rows of each split, by the name of the split.
+        splits: A mapping from the name of each split to the rows of the split.
         column: The name of the image column.
 
     Returns:
-        The identity, or None if a row names a file instead of holding the bytes of its image,
-        because the rows do not tell whether that file has changed.
+        The identity. If a row has the name of a file instead of the bytes of an image, the result
+        is None, because the rows do not show whether the file has changed.
     """
     described = []
     for name, rows in splits.items():
@@ -72,14 +74,14 @@ def of_rows(splits: Mapping[str, Any], column: str) -> str | None:
         if not _holds_all_bytes(rows, column):
             return None
         files = [_entry(file["filename"]) for file in rows.cache_files]
-        described.append([name, rows._fingerprint, files])  # the library has no public name for it
+        described.append([name, rows._fingerprint, files])  # not public in the library
     return ROWS + _digest(described)
 
 
 def is_unchanged(identity: str, root: Path) -> bool:
-    """Returns True if a data set still has the identity that it had before.
+    """Returns True if a data set still has the same identity as before.
 
-    For a data set of the hub the answer is always True, because the library keeps another revision
+    For a data set of the hub the result is always True, because the library stores another revision
     in other files.
 
     Args:
@@ -90,12 +92,12 @@ def is_unchanged(identity: str, root: Path) -> bool:
 
 
 def _entries(folder: Path | str, name: str, above: frozenset[Place]) -> Iterator[Entry]:
-    """Yields an entry for each file below a folder; a cycle of links is followed once.
+    """Yields an entry for each file in a folder and its subfolders; follows no cycle of links.
 
     Args:
         folder: The path of the folder.
         name: The path of the folder relative to the listed folder, with a "/" at its end.
-        above: The places of the folder and of all folders above it.
+        above: The places of this folder and of all folders that contain this folder.
     """
     with os.scandir(folder) as found:
         for item in found:
@@ -116,7 +118,7 @@ def _entry(path: str) -> Entry:
 
 def _described(name: str, status: os.stat_result) -> Entry:
     return (
-        os.fsencode(name).hex(),  # names may hold bytes that are no text
+        os.fsencode(name).hex(),  # a name may contain bytes that are not text
         status.st_size,
         status.st_dev,
         status.st_ino,

@@ -1,9 +1,9 @@
 """Finds the split, class and client of each image from the names of its folders.
 
 A split is a part of the data set, such as train or test. If the data set has no folders of clients,
-only folders of the first level can be splits. A folder below a split is then always a class, even
-if its name is that of a split. The names of the files are not used. If the folders can be
-understood in two ways, an error names the setting that decides between the two ways.
+only folders of the first level can be splits. A folder inside a split is then always a class, even
+if the folder has the name of a split. The names of the image files do not matter. If the folders
+can be understood in two ways, the error message names the setting that decides.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fl_vitlora.data.listing import File, Listing, same_file
 from fl_vitlora.data.splits import SPLITS, TRAIN, meaning_of
 from fl_vitlora.errors import UserError
 
-INNER = "images"  # a folder of this name has no meaning in a class, or in a split without classes
+INNER = "images"  # the name of a folder that is not a class, but only contains images
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def read_layout(listing: Listing, config: DataConfig) -> list[Item]:
             understand the folders.
 
     Returns:
-        A list of the images, sorted by name. Each file occurs once in this list.
+        A list of the images, sorted by name. The list contains each file only once.
 
     Raises:
         UserError: When the folders can be understood in two ways, or cannot be understood.
@@ -77,7 +77,7 @@ def read_layout(listing: Listing, config: DataConfig) -> list[Item]:
         raise UserError(
             f"data set {where}: expected all images in the folders of their classes, found "
             f"{count(len(loose), 'image')} outside of the class folders, such as {loose[0].name}; "
-            "move or remove them"
+            "move or remove these images"
         )
     layout: str = config.layout
     if config.partition == "natural" and layout == "auto":
@@ -101,7 +101,7 @@ def to_parts(root: Path, items: Sequence[Item]) -> dict[str, Part]:
         items: The images with their splits, classes and clients.
 
     Returns:
-        A dictionary: the `Part` of each split, by the name of the split.
+        A dictionary from the name of each split to its `Part`.
     """
     clients = sorted({item.client for item in items})
     owner = {client: number for number, client in enumerate(clients)}
@@ -143,7 +143,7 @@ def without_labels(items: Sequence[Item]) -> set[str]:
 
 
 def _guess(where: Path, files: Sequence[File], heads: Sequence[str], config: DataConfig) -> str:
-    """Returns the layout of a folder, "splits" or "classes".
+    """Returns the layout of a data set's folder, which is "splits" or "classes".
 
     Raises:
         UserError: When the names of the folders fit several layouts or none.
@@ -162,15 +162,15 @@ def _guess(where: Path, files: Sequence[File], heads: Sequence[str], config: Dat
         if all(len(file.parts) == 2 for file in files):
             raise UserError(
                 f"data set {where}: the folders {name_some(splits)} contain images and no class "
-                "folders; if these folders are classes: --set data.layout=classes"
+                "folders; if these folders are classes, use --set data.layout=classes"
             )
         return "splits"
     if _are_clients(files):
         raise UserError(
             f"data set {where}: found a folder for each of {len(heads)} clients "
-            f"({name_some(heads)}), with splits in each of them; to keep these clients: --set "
-            f"data.partition=natural --clients {len(heads)}; to put their images together: --set "
-            "data.layout=clients"
+            f"({name_some(heads)}), with splits in each folder; to keep these clients, use --set "
+            f"data.partition=natural --clients {len(heads)}; to put the images of all clients "
+            "together, use --set data.layout=clients"
         )
     if len(heads) == 1:
         inner = sorted({file.parts[1] for file in files if len(file.parts) > 2})
@@ -183,7 +183,7 @@ def _guess(where: Path, files: Sequence[File], heads: Sequence[str], config: Dat
 
 
 def _are_clients(files: Sequence[File]) -> bool:
-    """Returns True if there are several first folders, and each contains splits with classes."""
+    """Returns True if there are several folders, and each folder contains splits with classes."""
     several = len({file.parts[0] for file in files}) > 1
     return several and all(len(file.parts) > 3 and meaning_of(file.parts[1]) for file in files)
 
@@ -198,10 +198,10 @@ def _sort(
         files: The image files whose folders are read.
         depth: The level of the first folder to read; 0 is the first level.
         splits: True if the folder at this level is a split.
-        strict: True to refuse folders below a class folder.
+        strict: True to refuse folders inside a class folder.
 
     Raises:
-        UserError: When `strict` is True and an image lies in a folder below its class folder.
+        UserError: When `strict` is True and an image is in a folder inside its class folder.
     """
     below = depth + 1 if splits else depth
     items = []
@@ -213,10 +213,10 @@ def _sort(
         if strict and inner and inner != (INNER,):
             raise UserError(
                 f"data set {where}: expected the images directly in the class folder "
-                f"{'/'.join(parts[: below + 1])}, found {file.name} in a folder below; if all such "
-                "folders belong to the class: --set "
+                f"{'/'.join(parts[: below + 1])}, found {file.name} in a folder inside it; if all "
+                "such folders belong to the class, use --set "
                 f"data.layout={'splits' if splits else 'classes'}; if the first folders are "
-                "clients: --set data.partition=natural"
+                "clients, use --set data.partition=natural"
             )
         items.append(Item(file, split, label))
     return items
@@ -226,8 +226,7 @@ def _read_annotations(listing: Listing, items: list[Item]) -> list[Item]:
     """Sets the classes of the images in splits that have a file of annotations.
 
     Raises:
-        UserError: When a split has a file of annotations, but an image of the split is missing in
-            this file.
+        UserError: When a split has a file of annotations, and the file lacks an image of the split.
     """
     labels = annotate(listing, {item.split for item in items})
     if not labels:
@@ -243,7 +242,7 @@ def _read_annotations(listing: Listing, items: list[Item]) -> list[Item]:
 
 
 def _settle(where: Path, items: list[Item], config: DataConfig) -> list[Item]:
-    """Checks that all images of a split have a class, or that none has one.
+    """Checks that either all images of a split have a class, or no image of the split.
 
     If the only folder of a split is named `images`, the images of this split have no class.
 
@@ -262,7 +261,7 @@ def _settle(where: Path, items: list[Item], config: DataConfig) -> list[Item]:
         if bare and refused and meaning_of(split):
             raise UserError(
                 f"data set {where}: {count(len(bare), 'image')} of {split} without a class folder, "
-                f"such as {bare[0].file.name}; expected {split}/CLASS/NAME"
+                f"such as {bare[0].file.name}; expected paths of the form {split}/CLASS/NAME"
             )
         settled += own
     return settled
@@ -275,7 +274,7 @@ def _is_trained(split: str, config: DataConfig) -> bool:
 
 
 def _by_client(where: Path, files: Sequence[File], heads: Sequence[str]) -> list[Item]:
-    """Reads folders of clients: CLIENT/CLASS, or CLIENT/SPLIT/CLASS if all clients have splits.
+    """Reads folders of clients, which are CLIENT/CLASS or, with splits, CLIENT/SPLIT/CLASS.
 
     Raises:
         UserError: When only some clients have splits, or when an image is not in a class folder.
@@ -284,8 +283,8 @@ def _by_client(where: Path, files: Sequence[File], heads: Sequence[str]) -> list
     splits = bool(below) and all(meaning_of(name) for name in below)
     if not splits and any(meaning_of(name) for name in below):
         raise UserError(
-            f"data set {where}: expected that the folders of all clients contain splits, or that "
-            f"all contain classes, found both in {name_some(sorted(below))}"
+            f"data set {where}: expected only splits or only classes in the folders of clients, "
+            f"found splits and classes: {name_some(sorted(below))}"
         )
     owned: dict[str, list[File]] = {head: [] for head in heads}
     for file in files:
@@ -295,19 +294,20 @@ def _by_client(where: Path, files: Sequence[File], heads: Sequence[str]) -> list
         for item in _sort(where, owned[head], 1, splits=splits, strict=True):
             if item.label is None:
                 raise UserError(
-                    f"data set {where}: {item.file.name} is not in a class folder; expected "
-                    f"{head}/{'SPLIT/' if splits else ''}CLASS/NAME"
+                    f"data set {where}: {item.file.name} is not in a class folder; expected the "
+                    f"path {head}/{'SPLIT/' if splits else ''}CLASS/NAME"
                 )
-            # Clients may spell the name of a split differently ("val", "validation").
+            # Clients may use different names for the same split ("val" and "validation").
             items.append(replace(item, client=head, split=SPLITS.get(item.split.lower(), "")))
     return items
 
 
 def _once(root: Path, items: Sequence[Item]) -> list[Item]:
-    """Keeps each file once, even if several links lead to the same file.
+    """Returns the items without repetitions, if several links lead to the same file.
 
     Raises:
-        UserError: When one file is in two splits, two classes or the folders of two clients.
+        UserError: When links to one file are in two splits, in two classes or in the folders of two
+            clients.
     """
     first: dict[tuple[int, int], Item] = {}
     kept = []

@@ -1,10 +1,10 @@
-"""The type `Images`: labels of images, and a function that reads their pixels when needed.
+"""The type `Images`: labels of images, and a function that reads pixels when they are needed.
 
 Every source of images returns values of this type. The labels are in memory; the pixels are read
-only when they are needed. So a data set that is larger than the memory can be encrypted part by
-part.
+only when they are needed. Therefore a data set that is larger than the memory can be encrypted in
+pieces.
 
-n images of H × W pixels.
+Letters in shapes: n images, H × W pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Indices = NDArray[np.int64]
-Name = str | int  # of a client; true and false are whole numbers of their own type in Python
+Name = str | int  # the name of a client; in Python, true and false also have the type int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,8 @@ class Images:
 
     Attributes:
         labels: The label of each image, int64 (n,), from 0.
-        class_names: The name of each class, in the order of the labels. The training and the test
-            images have the same names.
+        class_names: The name of each class, in the order of the labels. The training images and the
+            test images have the same list.
         read: A function that takes positions, H and W, and returns the RGB pixels of the images at
             these positions, uint8 (len(positions), 3, H, W).
         owners: The number of the client that owns each image, int64 (n,); None if the data set does
@@ -62,7 +62,7 @@ class Images:
         """Returns these images followed by other images of the same classes.
 
         Args:
-            others: The other images. Their owners are numbered in the same way.
+            others: The other images. The numbers of their owners must mean the same clients.
         """
         count, owners = len(self), None
         if self.owners is not None and others.owners is not None:

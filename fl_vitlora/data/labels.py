@@ -13,12 +13,12 @@ from typing import Any
 from fl_vitlora.data.classes import plain_name
 from fl_vitlora.errors import UserError, shown
 
-UNLABELLED = -1  # the label that the hub and its library write for "no label"
-WHOLE = re.compile(r"(-?\d+)\.0+")  # a whole number, as in columns where a value is missing
+UNLABELLED = -1  # the value for "no label" in data sets of the hub
+WHOLE = re.compile(r"(-?\d+)\.0+")  # a whole number in a column in which a value is missing
 
 
 def class_of(value: Any, where: str) -> str:
-    """Returns the name of the class that a value of a label column means.
+    """Returns the name of the class for a value of a label column.
 
     Args:
         value: The value in a label column.
@@ -52,8 +52,8 @@ def class_of(value: Any, where: str) -> str:
 def expect_no_mark(names: Sequence[str], where: Callable[[int], str]) -> None:
     """Raises an error if a row has the label -1 and -1 means "no label".
 
-    If all other labels are whole numbers, -1 means "no label". But if the only other label is 1,
-    the labels are -1 and 1, and -1 is a class.
+    If all other labels are whole numbers, -1 means "no label". There is one exception: if the only
+    other label is 1, -1 is a class.
 
     Args:
         names: The class name of each row.

@@ -1,4 +1,4 @@
-"""Lists all files below a folder; symbolic links are followed, a cycle of links only once.
+"""Lists all files in a folder and its subfolders; symbolic links are followed, but no cycles.
 
 Each file has a name and a place on the disk (device and inode). Two names with the same place
 usually lead to the same image.
@@ -21,20 +21,20 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 DICOM_SUFFIXES = frozenset((".dcm", ".dicom"))
-PASSED_OVER = frozenset(  # names of files and folders that operating systems create, in lower case
+PASSED_OVER = frozenset(  # lower-case names of files and folders that operating systems create
     ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information")
 )
-DICOM_PREAMBLE = 128  # bytes before the mark "DICM" of a DICOM file
+DICOM_PREAMBLE = 128  # the number of bytes before the mark "DICM" in a DICOM file
 
 Place = tuple[int, int]  # device and inode
 
 
 @dataclass(frozen=True)
 class File:
-    """A file in the listed folder or in a folder below.
+    """A file in the listed folder or in one of its subfolders.
 
     Attributes:
-        name: The path of the file relative to the folder, with "/" between its parts.
+        name: The path of the file relative to the listed folder, with "/" between its parts.
         place: The device and the inode of the file.
         linked: True if the file, or a folder in its path, is a symbolic link.
     """
@@ -45,13 +45,13 @@ class File:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Returns the names of the folders that hold the file, and the file's own name."""
+        """Returns the names of the folders in the file's path, and the name of the file."""
         return tuple(self.name.split("/"))
 
 
 @dataclass
 class Listing:
-    """The files below a folder.
+    """The files in a folder and its subfolders.
 
     Attributes:
         root: The path of the listed folder.
@@ -65,7 +65,7 @@ class Listing:
 
 
 def list_folder(root: Path, *, dicom: bool) -> Listing:
-    """Lists all files in a folder and in the folders below; each folder is read once.
+    """Lists all files in a folder and its subfolders.
 
     Hidden files, and files that operating systems create (`PASSED_OVER`), are not listed.
 
@@ -74,7 +74,7 @@ def list_folder(root: Path, *, dicom: bool) -> Listing:
         dicom: True if DICOM files count as images.
 
     Returns:
-        The image files and the other files.
+        The list of the image files and of all other files.
 
     Raises:
         UserError: When a folder cannot be read, or when an image is a broken link.
@@ -121,7 +121,7 @@ def suffix_of(name: str) -> str:
 
 
 def count_kinds(files: Sequence[File]) -> str:
-    """Returns a text that counts files by suffix, the most frequent first.
+    """Returns a text with the number of files of each suffix, the most frequent suffix first.
 
     Args:
         files: The files to count.
@@ -161,8 +161,8 @@ def is_dicom(path: str, name: str) -> bool:
 def same_file(root: Path, one: File, other: File) -> bool:
     """Returns True if two names lead to one file.
 
-    Some file systems give two files the same inode number. So the device and inode alone do not
-    show that two names lead to the same file.
+    Some file systems give two different files the same inode number. Therefore the device and the
+    inode alone do not show that two names lead to the same file.
 
     Args:
         root: The listed folder.
@@ -182,8 +182,8 @@ class _Folder:
     Attributes:
         name: The path of the folder relative to the listed folder, with a "/" at its end.
         device: The number of the device (disk) that contains the folder.
-        above: The places of this folder and of all folders above it.
-        linked: True if this folder, or a folder above it, is a symbolic link.
+        above: The places of this folder and of all folders that contain this folder.
+        linked: True if this folder, or a folder that contains this folder, is a symbolic link.
     """
 
     name: str
@@ -193,7 +193,7 @@ class _Folder:
 
 
 def _walk(path: Path | str, folder: _Folder) -> Iterator[tuple[os.DirEntry[str], _Folder]]:
-    """Yields each file below a folder, together with the folder that contains the file."""
+    """Yields each file in a folder and its subfolders, together with the folder of the file."""
     with os.scandir(path) as entries:
         for entry in entries:
             if is_passed_over(entry.name):
@@ -215,7 +215,7 @@ def _walk(path: Path | str, folder: _Folder) -> Iterator[tuple[os.DirEntry[str],
 
 
 def _take(listing: Listing, entry: os.DirEntry[str], folder: _Folder, *, dicom: bool) -> None:
-    """Adds a file to a listing: to its images, or to its other files.
+    """Adds a file to the images or to the other files of a listing.
 
     Raises:
         UserError: When an image is a broken link.
@@ -230,7 +230,7 @@ def _take(listing: Listing, entry: os.DirEntry[str], folder: _Folder, *, dicom: 
             place = (found.st_dev, found.st_ino)
         elif suffix in IMAGE_SUFFIXES | DICOM_SUFFIXES:
             raise UserError(
-                f"data set {listing.root}: {name} is a broken link; repair or remove it"
+                f"data set {listing.root}: {name} is a broken link; repair or remove the link"
             )
     else:
         place = (folder.device, entry.inode())

@@ -1,4 +1,4 @@
-"""Finds out the kind of a data set in a local folder, and its splits.
+"""Finds the kind and the splits of a data set in a local folder.
 
 A split is a part of the data set, for training or testing. A folder contains a data set of one of
 five kinds: a data set that the library `datasets` saved, parquet files, tar files, a table of
@@ -41,13 +41,13 @@ class Found:
 
     Attributes:
         choice: The names of the splits for training and for testing.
-        sizes: The number of images in each split, by the name of the split.
-        part: A function that takes the name of a split and returns its labels and images as a
-            `Part`.
+        sizes: A mapping from the name of each split to the number of its images.
+        part: A function that takes the name of a split and returns the split's labels and images as
+            a `Part`.
         notes: Texts that say which files are not used. These texts do not mention splits that are
             not used.
-        identity: A text by which the same data set is recognised (`data.identity`); None if it
-            cannot be recognised.
+        identity: The identity of the data set (`data.identity`); None if the data set has no
+            identity.
     """
 
     choice: Choice
@@ -64,7 +64,7 @@ def open_folder(config: DataConfig) -> Found:
         config: The settings of the data. The setting `data.name` is the path of the folder.
 
     Returns:
-        The splits of the data set, and which of them to use.
+        The splits of the data set, and the choice of the splits to use.
 
     Raises:
         UserError: When the folder does not contain a data set, or can be understood in two ways.
@@ -76,7 +76,7 @@ def open_folder(config: DataConfig) -> Found:
         raise UserError(
             f"data.revision is only for data sets of the Hugging Face hub; {path} is a local folder"
         )
-    identity = of_folder(path)  # first, so that it never belongs to a newer state than the images
+    identity = of_folder(path)  # this comes first: the identity must not be newer than the images
     if is_saved(path):
         found = from_rows(str(path), open_saved(path), config, [path])
     else:
@@ -96,7 +96,7 @@ def from_rows(
         folders: The folders that may contain the image files that rows name.
 
     Returns:
-        The splits of the data set, and which of them to use.
+        The splits of the data set, and the choice of the splits to use.
 
     Raises:
         UserError: When the data set has no splits, or when its columns or the wanted splits cannot
@@ -119,7 +119,7 @@ def from_rows(
 
 
 def _open_listing(path: Path, listing: Listing, config: DataConfig) -> Found:
-    """Finds out the kind of a folder from its files, and opens it.
+    """Finds the kind of a data set from the files of its folder, and opens the data set.
 
     Raises:
         UserError: When the files fit several kinds or none.
@@ -130,7 +130,7 @@ def _open_listing(path: Path, listing: Listing, config: DataConfig) -> Found:
     if config.config and not (parquet or tars):
         raise UserError(
             f"data.config is only for data sets with several configurations, as on the hub; {path} "
-            "has none"
+            "has no configurations"
         )
     wanted = config.layout
     if wanted == "table":
@@ -138,7 +138,7 @@ def _open_listing(path: Path, listing: Listing, config: DataConfig) -> Found:
         if not tables:
             raise UserError(
                 f"data set {path}: data.layout=table needs a table such as metadata.csv, but the "
-                "folder has none"
+                "folder has no table"
             )
         return _from_tables(path, listing, tables, config)
     if wanted == "auto" and (config.partition != "natural" or config.client_column):
@@ -150,8 +150,8 @@ def _open_listing(path: Path, listing: Listing, config: DataConfig) -> Found:
         if len(kinds) > 1 or (kinds and kinds != ["tables"] and listing.images):
             beside = [*kinds, "images"] if listing.images else kinds
             raise UserError(
-                f"data set {path}: found {' and '.join(beside)}, and cannot tell which of them is "
-                "the data set; name a folder with only one of them, or set the layout: --set "
+                f"data set {path}: found {' and '.join(beside)}, but only one kind of file can be "
+                "the data set; name a folder with only one kind, or set the layout: --set "
                 "data.layout=splits or classes for folders of images, or table for a table"
             )
         if parquet:
@@ -183,7 +183,7 @@ def _from_images(path: Path, listing: Listing, config: DataConfig) -> Found:
         raise UserError(
             f"data.client_column {config.client_column}: data set {path} has folders of images and "
             "no columns; add a table such as metadata.csv, or make a folder for each client "
-            "instead (data.partition=natural)"
+            "and set data.partition=natural"
         )
     items = read_layout(listing, config)
     parts = to_parts(path, items)
@@ -203,7 +203,7 @@ def _from_images(path: Path, listing: Listing, config: DataConfig) -> Found:
 
 
 def _expect_no_choice(path: Path, config: DataConfig) -> Choice:
-    """Returns the choice for a data set without splits: all images, and no test split.
+    """Returns the choice for a data set without splits: all images are for training.
 
     Raises:
         UserError: When a setting names a split.
@@ -211,7 +211,8 @@ def _expect_no_choice(path: Path, config: DataConfig) -> Choice:
     for setting in ("train_split", "test_split", "validation_split"):
         if getattr(config, setting) not in (None, "none"):
             raise UserError(
-                f"data set {path} has no splits, so data.{setting} cannot name one; leave it unset"
+                f"data set {path} has no splits, so data.{setting} must not name a split; remove "
+                "this setting"
             )
     return Choice(train="", test=None, unused=())
 
@@ -231,7 +232,7 @@ def _from_tables(path: Path, listing: Listing, tables: Sequence[str], config: Da
 
 
 def _from_parquet(path: Path, names: Sequence[str], config: DataConfig, listing: Listing) -> Found:
-    """Opens parquet files."""
+    """Opens a data set of parquet files."""
     grouped = group_shards(path, names, config.config)
     _expect_distinct(path, listing, names)
     files = {split: [path / name for name in shards] for split, shards in grouped.items()}
@@ -243,7 +244,7 @@ def _from_parquet(path: Path, names: Sequence[str], config: DataConfig, listing:
 
 
 def _from_tars(path: Path, names: Sequence[str], config: DataConfig, listing: Listing) -> Found:
-    """Opens tar files."""
+    """Opens a data set of tar files."""
     grouped = group_shards(path, names, config.config)
     _expect_distinct(path, listing, names)
     parts, unused = {}, 0
@@ -272,12 +273,12 @@ def _expect_distinct(path: Path, listing: Listing, names: Sequence[str]) -> None
         if file.name in known and first.setdefault(file.place, file.name) != file.name:
             raise UserError(
                 f"data set {path}: {first[file.place]} and {file.name} are the same file; remove "
-                "one"
+                "one of the two"
             )
 
 
 def _notes(listing: Listing, used: Sequence[str]) -> tuple[str, ...]:
-    """Returns texts that say how many files were not read, and of which kinds."""
+    """Returns texts with the numbers and the kinds of the files that were not read."""
     known = set(used)
     left = [
         file
@@ -296,12 +297,12 @@ def _notes(listing: Listing, used: Sequence[str]) -> tuple[str, ...]:
 
 
 def _dicom_files(root: Path, files: Sequence[File]) -> list[File]:
-    """Returns the given files that are DICOM images."""
+    """Returns those of the given files that are DICOM images."""
     return [file for file in files if is_dicom(str(root / file.name), file.name)]
 
 
 def _found_instead(listing: Listing) -> str:
-    """Returns the end of an error: the kinds of files in a folder without images."""
+    """Returns the end of an error message, with the kinds of files in a folder without images."""
     if not listing.others:
         return " and no other file"
     dicom = _dicom_files(listing.root, listing.others)

@@ -1,6 +1,6 @@
-"""Reads image files that belong to no data set and have no labels, for example to classify them.
+"""Reads image files without labels that belong to no data set, for example for a prediction.
 
-n images of H × W pixels.
+Letters in shapes: n images, H × W pixels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fl_vitlora.data.listing import DICOM_SUFFIXES, IMAGE_SUFFIXES, list_folder,
 from fl_vitlora.data.pixels import look_of, read_pixels
 from fl_vitlora.errors import UserError
 
-ORIENTATION = 0x0112  # the EXIF tag of an image that viewers turn
+ORIENTATION = 0x0112  # the EXIF tag that tells viewers to turn an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class LooseImages:
     """Image files without labels.
 
     Attributes:
-        names: The name of each image. If one folder was named, this is the path relative to the
-            folder, otherwise the whole path.
+        names: The name of each image. If the user named only one folder, this name is the path
+            relative to the folder, otherwise the whole path.
         paths: The path of each file, in the same order.
     """
 
@@ -43,10 +43,10 @@ class LooseImages:
     def read(self, config: DataConfig, height: int, width: int) -> Tensor:
         """Returns the RGB pixels of all images, uint8 (n, 3, H, W).
 
-        The images are fitted to the size as those of a data set are.
+        The images are resized in the same way as images of a data set.
 
         Args:
-            config: The settings of the data, which say how images are fitted.
+            config: The settings of the data, which say how images are resized.
             height: The height H of the result in pixels.
             width: The width W of the result in pixels.
 
@@ -57,13 +57,15 @@ class LooseImages:
         return read_pixels(part, look_of(config), np.arange(len(self)), height, width)
 
     def expect_ciphertext(self, height: int, width: int) -> None:
-        """Checks that all files hold RGB pixels of H × W that are read as they are.
+        """Checks that all files have H × W RGB pixels, which are read without any change.
 
-        Ciphertext must not be resized, turned, or converted, and a lossy format changes it.
+        Ciphertext must not be resized, turned or converted, and a lossy format would change its
+        values.
 
         Raises:
-            UserError: If an image is no PNG of this size with 8 bits for each of three colours, or
-                if it has transparency or is to be turned.
+            UserError: If an image is not a PNG file of this size with 8 bits for each of three
+                colours. The error is also raised if an image has transparent pixels, or if a tag
+                says that the image must be turned.
         """
         from PIL import Image
 
@@ -78,8 +80,8 @@ class LooseImages:
                 raise UserError(f"image {path}: expected ciphertext in a PNG file") from None
             if deep or changed or colours != "RGB":
                 raise UserError(
-                    f"image {path}: expected ciphertext in the colours red, green and blue, 8 bits "
-                    "each, without transparency and not turned"
+                    f"image {path}: expected ciphertext with 8 bits for each of the colours red, "
+                    "green and blue, without transparency and without a tag that turns the image"
                 )
             if size != (width, height):
                 raise UserError(
@@ -93,13 +95,13 @@ class LooseImages:
 
 
 def find_images(places: Sequence[Path]) -> LooseImages:
-    """Finds image files: the files that are named, and all in the folders that are named.
+    """Finds image files at the given paths of files, and in the given folders.
 
     Args:
         places: The paths of files and folders. Folders are searched with their subfolders.
 
     Raises:
-        UserError: If a path does not exist, a folder contains no image, or a file is no image.
+        UserError: If a path does not exist, a folder contains no image, or a file is not an image.
     """
     names, paths = list[str](), list[Path]()
     for place in places:

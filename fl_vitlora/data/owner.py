@@ -1,11 +1,11 @@
-"""The work of the data owner: encrypts plain images and writes them as shards.
+"""Does the work of the data owner, who encrypts plain images and writes them as shards.
 
-A shard is a file with the encrypted images of one party, which is a client or the owner of common
-test images. Only this module and `data.reencryption` use plain images and a key together. Workers
-and the server see only what these modules write: encrypted images and their labels, in files that
-are encrypted once more on disk ("sealed"). The metadata of a shard contain the id of its key and
-the name of its party. With these two names, the owner of the key ring can decrypt the shard or
-encrypt it under a new key.
+A shard is a file with the encrypted images of one party. A party is a client, or the owner of
+common test images. Only this module and `data.reencryption` use plain images together with a key.
+Workers and the server see only the files that these two modules write. The files contain encrypted
+images and their labels, and the whole files are also encrypted on disk ("sealed"). The metadata of
+a shard contain the id of its key and the name of its party. With these two names, the owner of the
+key ring can decrypt the shard or encrypt the shard under a new key.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from fl_vitlora.encryption.storage_keys import (
 from fl_vitlora.errors import UserError
 from fl_vitlora.rng import generator
 
-BYTES_AT_ONCE = 2**26  # most bytes of plain images in memory together
-LEARNABLE_BLOCK = 4  # block side of LE and ELE in pixels, whatever the model's patch size
+BYTES_AT_ONCE = 2**26  # the largest number of bytes of plain images in memory at the same time
+LEARNABLE_BLOCK = 4  # the side of a block of LE and ELE in pixels, for every patch size
 RIGHT_KEY, WRONG_KEY, NO_KEY = "right_key", "wrong_key", "no_key"
 
 
@@ -48,7 +48,7 @@ def key_holder(
     """Makes the key holder, which encrypts the images for a model and adapts the model to keys.
 
     Args:
-        config: The settings of the experiment, of which the encryption and the seed are used.
+        config: The settings of the experiment. Only the encryption and the seed are used.
         patch_size: The side of the model's patches in pixels.
         image_shape: The shape (C, H, W) of the model's input images: channels, height and width.
         secret: The owner's secret of 32 bytes, from which the keys are derived.
@@ -91,26 +91,25 @@ def write_encrypted_shards(
     storage: StorageKey | None = None,
     at_once: int = BYTES_AT_ONCE,
 ) -> None:
-    """Encrypts the training shard of every client and the test images, and writes them to disk.
+    """Encrypts the images of all clients and the test images, and writes the shards to disk.
 
-    The function does not wait until each file is on the disk, because with many clients the waiting
-    would take most of the time. If a shard is lost in a power failure, the owner can make it again
-    from the images.
+    The function does not wait until each file is on the disk, because waiting would take most of
+    the time. If a shard is lost in a power failure, the owner can make the shard again.
 
     Args:
-        folder: The folder of the shards; it must exist.
+        folder: The folder of the shards, which must exist.
         train: The plain training images of all clients.
         test: The plain test images.
-        parts: For each client, the positions of its images in `train`.
-        test_parts: For each client, the positions of its images in `test`; empty if all test images
-            are in one common shard.
-        validation: The positions in `train` of the images for validation: one array for each
-            client if there are test parts, else one array. It is empty without such images.
+        parts: The positions of each client's images in `train`, one array for each client.
+        test_parts: The positions of each client's images in `test`, one array for each client. The
+            list is empty if all test images are in one common shard.
+        validation: The positions of the validation images in `train`: one array for each client if
+            there are `test_parts`, otherwise one array for all. The list may be empty.
         holder: The key holder that encrypts the images. Its keys are not written to disk.
-        metadata: Texts by name to write into every shard. They must not contain a secret.
+        metadata: Names and texts that are written into every shard. No text may be a secret.
         storage: The storage key that seals (encrypts) the files on disk; None to write files that
             are not sealed.
-        at_once: The largest number of bytes of plain images that are in memory together. A larger
+        at_once: The largest number of bytes of plain images in memory at the same time. A larger
             shard is read alone.
     """
     common = {**metadata, **_describe(holder)}
@@ -133,14 +132,14 @@ def write_encrypted_shards(
 def pieces(sizes: Sequence[int], most: int) -> Iterator[slice]:
     """Puts neighbouring items into groups whose total size is at most `most`.
 
-    An item that is larger than `most` is a group of its own.
+    An item that is larger than `most` is alone in its group.
 
     Args:
         sizes: The size of each item, in any unit.
         most: The largest total size of a group.
 
     Yields:
-        The groups as slices of the items, in order. Together they cover all items.
+        The groups as slices of the items, in order. Each item is in exactly one group.
 
     Example:
         >>> list(pieces([1, 2, 9, 1], most=3))
@@ -193,8 +192,8 @@ def views_of(shard: Shard, holder: KeyHolder, party: str) -> dict[str, Shard]:
         party: The name of the party that owns the shard, for example "client 3".
 
     Returns:
-        A dictionary: the entry `RIGHT_KEY` is the given shard, the entry `WRONG_KEY` has the images
-        encrypted with a wrong key, and the entry `NO_KEY` has the plain images.
+        A dictionary with three entries. `RIGHT_KEY` is the given shard, `WRONG_KEY` has the images
+        encrypted with a wrong key, and `NO_KEY` has the plain images.
     """
     plain = holder.decrypt(shard.images, party, "test")
     wrong = holder.impostor().encrypt(plain, party, "test")
@@ -226,13 +225,13 @@ def find_shards(place: Path) -> list[Path]:
 
 
 def check_all_described(places: Iterable[Path], shards: Iterable[Path]) -> None:
-    """Checks that the search has found all files whose names are names of shards.
+    """Checks that `find_shards` has found all files whose names are names of shards.
 
-    The search does not find a shard whose metadata do not name its party.
+    The function `find_shards` does not find a shard whose metadata do not name the party.
 
     Args:
         places: The folders or run folders that were searched.
-        shards: The paths of the shards that the search found.
+        shards: The paths of the shards that were found.
 
     Raises:
         UserError: When a file has the name of a shard but was not found. The message names the
@@ -245,24 +244,24 @@ def check_all_described(places: Iterable[Path], shards: Iterable[Path]) -> None:
         for path in sorted(named):
             if path.resolve() not in known:
                 raise UserError(
-                    f"shard {path}: the field party is missing in its metadata; write the shard "
+                    f"shard {path}: the field party is missing in the metadata; write the shard "
                     "again"
                 )
 
 
 def _shards_of_clients(part: Part, positions: Sequence[Indices]) -> dict[str, tuple[str, Indices]]:
-    """Returns the party and the positions of the images of each client's shard, by file name."""
+    """Returns a dictionary from names of clients' shards to the party and its images' positions."""
     return {client_shard(c, part): (client_party(c), own) for c, own in enumerate(positions)}
 
 
 def _validation_shards(
     validation: Sequence[Indices], *, own: bool
 ) -> dict[str, tuple[str, Indices]]:
-    """Returns the party and the positions of each validation shard, by its file name.
+    """Returns a dictionary from names of validation shards to the party and the positions.
 
     Args:
-        validation: The positions of the images for validation, one array for each shard.
-        own: True if each client has a shard of its own.
+        validation: The positions of the validation images, one array for each shard.
+        own: True if each client has its own validation shard.
     """
     if own:
         return _shards_of_clients("validation", validation)
@@ -278,7 +277,7 @@ def _encrypted(
     holder: KeyHolder,
     at_once: int,
 ) -> Iterator[Shard]:
-    """Yields the encrypted shard of each party, and encrypts small shards together."""
+    """Yields the encrypted shard of each party; several small shards are encrypted together."""
     shape = holder.cipher.image_shape
     for piece in pieces([len(positions) for positions in places], at_once // math.prod(shape)):
         together = np.concatenate(places[piece])
@@ -289,7 +288,7 @@ def _encrypted(
 
 
 def _describe(holder: KeyHolder) -> dict[str, str]:
-    """Returns a dictionary: the metadata that describe the encryption, without any secret."""
+    """Returns a dictionary with the metadata that describe the encryption, without any secret."""
     cipher = holder.cipher
     return {
         "steps": ",".join(cipher.steps),

@@ -1,9 +1,9 @@
 """Divides the training images among the clients.
 
-The result is called a partition. Images are divided at random, into parts of equal or of random
-sizes, or by label with one of the partitioners of flwr-datasets (Dirichlet, pathological, shard).
-In the natural partition each client has the images of its own folder, or of its own value in a
-column.
+The result is called a partition. There are three ways to divide images: at random into parts of
+equal or random sizes; by label with one of the partitioners of flwr-datasets (Dirichlet,
+pathological, shard); or by owner. In the last way, the natural partition, each client has the
+images of its own folder, or the images with its own value in a column.
 
 Letters in shapes: K clients, n images.
 """
@@ -35,15 +35,15 @@ def partition(labels: Indices, clients: int, config: DataConfig, seed: int) -> l
         seed: The run's seed, which decides how the images are divided.
 
     Returns:
-        A list of K disjoint arrays of positions, the largest first. So a round starts with the
-        clients that take longest to train, which keeps all workers busy.
+        A list of K disjoint arrays of positions, the largest array first. Therefore a round starts
+        with the clients whose training takes longest, which keeps all workers busy.
 
     Raises:
         UserError: When a client would have fewer than `min_samples` images.
     """
     if clients * config.min_samples > len(labels):
         raise UserError(
-            f"{clients} clients cannot each hold {config.min_samples} of {len(labels)} training "
+            f"{clients} clients cannot each have {config.min_samples} of {len(labels)} training "
             f"images; set --clients to at most {len(labels) // config.min_samples}"
         )
     order = np.random.default_rng(derive_seed(seed, "partition order")).permutation(len(labels))
@@ -66,17 +66,18 @@ def partition(labels: Indices, clients: int, config: DataConfig, seed: int) -> l
 def natural_partition(
     owners: Indices, clients: int, config: DataConfig, names: Sequence[Name]
 ) -> tuple[list[Indices], list[int]]:
-    """Gives each client the training images that belong to it.
+    """Gives each client its own training images.
 
     Args:
         owners: The number of the owner of each image, int64 (n,). The owner is a folder, or a value
             of the column `client_column`.
         clients: The number K of clients.
-        config: The settings of the data, of which `min_samples` is used.
+        config: The settings of the data. Only `min_samples` is used.
         names: The name of each owner, in the order of the numbers.
 
     Returns:
-        A list of K arrays of positions, the largest first, and a list with the owner of each array.
+        A pair: a list of K arrays of positions, the largest array first, and a list with the number
+        of each array's owner.
 
     Raises:
         UserError: When the number of owners is not K, or when an owner has fewer than `min_samples`
@@ -103,24 +104,26 @@ def natural_partition(
 def divide_by_owner(
     owners: Indices | None, order: Sequence[int], names: Sequence[Name], part: str = "test"
 ) -> list[Indices]:
-    """Gives each client the test or validation images that belong to it.
+    """Gives each client its own test or validation images.
 
     Args:
-        owners: The number of the owner of each image, int64 (n,); None if the images name no owner.
-        order: The owner of each client's images, as `natural_partition` returns it.
+        owners: The number of the owner of each image, int64 (n,); None if the data set states no
+            owners for these images.
+        order: The list of owners that `natural_partition` returns. Entry i is the owner of the
+            images of client i.
         names: The name of each owner that has training images, in the order of the numbers.
         part: The use of the images: "test" or "validation".
 
     Returns:
-        A list of arrays: the positions of the images of each client, in the order `order`.
+        A list of arrays: the positions of each client's images, in the order of `order`.
 
     Raises:
-        UserError: When a client has no images, or an image belongs to none of the clients.
+        UserError: When a client has no images, or when an image belongs to no client.
     """
     if owners is None:
         raise UserError(
-            f"evaluation.by clients: expected {part} images that name their client, but the {part} "
-            "split has no column data.client_column; set --set evaluation.by=central"
+            f"evaluation.by clients: expected the client of each {part} image, but the {part} "
+            "split has no column data.client_column; use --set evaluation.by=central"
         )
     parts = [np.flatnonzero(owners == owner) for owner in order]
     without = [names[owner] for owner, own in zip(order, parts, strict=True) if not len(own)]
@@ -131,8 +134,8 @@ def divide_by_owner(
         )
     if left := len(owners) - sum(map(len, parts)):
         raise UserError(
-            f"evaluation.by clients: {count(left, f'{part} image')} of clients without training "
-            "images; remove them, or set --set evaluation.by=central"
+            f"evaluation.by clients: found {count(left, f'{part} image')} of clients without "
+            "training images; remove these images, or use --set evaluation.by=central"
         )
     return parts
 
@@ -142,12 +145,12 @@ def label_counts(labels: Indices, parts: list[Indices], classes: int) -> Indices
 
     Args:
         labels: The labels of all images, int64 (n,).
-        parts: The positions of each client's images.
+        parts: A list with an array for each client: the positions of the client's images.
         classes: The number of classes of the data set.
 
     Returns:
-        The numbers of images, int64 (K, classes): one row for each client, one column for each
-        class.
+        The numbers of images, int64 (K, classes), with one row for each client and one column for
+        each class.
     """
     return np.stack([np.bincount(labels[part], minlength=classes) for part in parts])
 
@@ -186,7 +189,7 @@ def _by_labels(
             f"found no {config.partition} partition that gives each of {clients} clients at least "
             f"{config.min_samples} images; use fewer clients{hint} ({error})"
         ) from None
-    # `load_partition` would compute a fingerprint for every client, 1 to 5 ms each.
+    # `load_partition` would compute a fingerprint for every client, which takes 1 to 5 ms each.
     places = partitioner._partition_id_to_indices
     positions = np.asarray(partitioner.dataset["position"][:], dtype=np.int64)  # may be sorted
     return [positions[np.asarray(places[client], dtype=np.int64)] for client in range(clients)]

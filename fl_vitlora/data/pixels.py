@@ -1,10 +1,10 @@
 """Converts stored images to RGB pixels of 8 bits per channel and a fixed size.
 
-Images of 8 bits per channel keep their values. Images of more bits are scaled to 8 bits by the
-range that their file format states. If the format does not state a range, an error is raised
-(`data.depth`).
+Images of 8 bits per channel keep their values. Images of more bits are scaled to 8 bits with the
+range of values that their file format states. If the format does not state a range, an error is
+raised (`data.depth`).
 
-H × W pixels.
+Letters in shapes: H × W pixels.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from fl_vitlora.data.images import Indices
 from fl_vitlora.data.listing import is_dicom
 from fl_vitlora.errors import UserError
 
-LOOKED_AT = 8  # images whose depth is checked before all images are read
-ROWS_AT_ONCE = 64  # most encoded images in memory together
-FORMATS = (  # formats that Pillow reads by itself; for EPS, for example, it starts another program
+LOOKED_AT = 8  # the number of images whose depth is checked before all images are read
+ROWS_AT_ONCE = 64  # the largest number of encoded images in memory at the same time
+FORMATS = (  # formats that Pillow reads without another program, unlike EPS for example
     ["AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"]
 )
 TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -44,14 +44,15 @@ TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """The settings for the conversion of images to the pixels that the model takes.
+    """The settings for the conversion of images to the input pixels of the model.
 
     Attributes:
-        fit: What happens to images whose ratio of height to width is not H / W: they are stretched
-            (squash), their edges are cut off (crop), or borders are added (pad).
+        fit: The treatment of images whose ratio of height to width is not H / W. With "squash" the
+            images are stretched, with "crop" their edges are cut off, and with "pad" borders are
+            added.
         background: The RGB colour behind transparent pixels and around padded images.
         pixel_range: The two values that become black and white in images of more than 8 bits; () if
-            the settings do not state them.
+            the settings do not state these values.
     """
 
     fit: Literal["squash", "crop", "pad"] = "squash"
@@ -60,10 +61,11 @@ class Look:
 
 
 def look_of(config: DataConfig) -> Look:
-    """Returns the settings for the conversion of images, taken from the settings of the data.
+    """Returns the settings for the conversion of images.
 
     Args:
-        config: The settings of the data. If the background is one number, it is a grey level.
+        config: The settings of the data, which contain these settings. If the background is only
+            one number, the number is a grey level.
     """
     red, *others = config.background
     green, blue = others or (red, red)
@@ -75,8 +77,9 @@ def look_of(config: DataConfig) -> Look:
 def read_pixels(part: Part, look: Look, positions: Indices, height: int, width: int) -> Tensor:
     """Reads and converts the images at some positions of a split, on all processors.
 
-    Threads suffice, because Pillow releases Python's lock while it decodes and resizes. The memory
-    holds at most `ROWS_AT_ONCE` encoded images, and one decoded image for each processor.
+    The function uses threads, because Pillow releases Python's lock while Pillow decodes and
+    resizes. At most `ROWS_AT_ONCE` encoded images are in memory at the same time, and one decoded
+    image for each processor.
 
     Args:
         part: The split that contains the images.
@@ -89,7 +92,7 @@ def read_pixels(part: Part, look: Look, positions: Indices, height: int, width: 
         The RGB pixels, uint8 (len(positions), 3, H, W).
 
     Raises:
-        UserError: When an image cannot be read; the message names the image.
+        UserError: When an image cannot be read. The message names the image.
     """
     pixels = np.empty((len(positions), 3, height, width), dtype=np.uint8)
 
@@ -107,15 +110,15 @@ def read_pixels(part: Part, look: Look, positions: Indices, height: int, width: 
 
 
 def tell_depth(part: Part, look: Look) -> str | None:
-    """Checks a few images of 16 bits, and returns a note if they do not use their upper bits.
+    """Checks a few images of a split; returns a note if 16-bit images do not use their upper bits.
 
     Args:
         part: The split that contains the images.
-        look: The settings for the conversion. If `look` states a range of pixel values, no note is
+        look: The settings for the conversion. If `look` has a range of pixel values, no note is
             returned.
 
     Returns:
-        A note for the user, or None if there is nothing to note.
+        A note for the user, or None if there is no such problem.
     """
     from PIL import Image
 
@@ -131,13 +134,13 @@ def tell_depth(part: Part, look: Look) -> str | None:
     if look.pixel_range or not brightest or max(brightest) >= MAYBE_FEWER:
         return None
     return (
-        f"the images of 16 bits that were checked hold no value above {max(brightest)} of 65535; "
-        "if their values have fewer bits, set the range: --set 'data.pixel_range=[LOW,HIGH]'"
+        f"the checked images of 16 bits have no value above {max(brightest)} of 65535; if the "
+        "values have fewer bits, set the range: --set 'data.pixel_range=[LOW,HIGH]'"
     )
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the type and the first line of an error, at most 200 characters.
+    """Returns the type and the first line of an error, cut to 200 characters.
 
     Args:
         error: The error that another library raised.
@@ -147,12 +150,12 @@ def first_line(error: BaseException) -> str:
 
 def _processors() -> int:
     """Returns the number of processors that this process may use."""
-    usable = getattr(os, "sched_getaffinity", None)  # not on every system
+    usable = getattr(os, "sched_getaffinity", None)  # this function is missing on some systems
     return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def _decoded(stored: Encoded, mode: str | None, look: Look) -> Any:
-    """Decodes a stored image as `_decode` does, and names the image in every error.
+    """Decodes a stored image with `_decode`, and adds the image's name to every error message.
 
     Raises:
         UserError: When the image cannot be read.
@@ -169,7 +172,7 @@ def _decode(stored: Encoded, mode: str | None, look: Look) -> Any:
     """Decodes a stored image to an RGB image of 8 bits.
 
     Raises:
-        UserError: When the file contains several images, or when the range of its values is
+        UserError: When the file contains several images, or when the range of the pixel values is
             unknown.
     """
     from PIL import Image, ImageOps

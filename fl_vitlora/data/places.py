@@ -1,7 +1,8 @@
-"""Finds the files that a data set names, which must be in the folders of this data set.
+"""Finds the image files that a data set names, which must be in the folders of this data set.
 
-A path in a table may lead anywhere: to a web address (URL), a private file or a device. If the
-program opened such a path, it could contact a server, or use a private file as a training image.
+A path in a table may lead anywhere: to a web address (URL), to a private file or to a device. If
+the program opened any path, the table could make the program contact a server, or use a private
+file as a training image.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from fl_vitlora.errors import UserError, shown
 
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(//|.*://)|.*::")  # or a chain, zip://a::http://b
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(//|.*://)|.*::")  # also zip://a::http://b
 
 
 def resolve_inside(name: str, starts: Sequence[Path], folders: Sequence[Path], where: str) -> Path:
@@ -22,8 +23,9 @@ def resolve_inside(name: str, starts: Sequence[Path], folders: Sequence[Path], w
         name: The path that the data set states.
         starts: The folders to which a relative path may refer. The first folder of `starts` that
             contains the file is used.
-        folders: The folders that may contain files of the data set, its own folder first.
-        where: The description of the row that names the path, for error messages.
+        folders: The folders that may contain files of the data set. The first of these folders is
+            the data set's own folder.
+        where: The description of the row that contains the path, for error messages.
 
     Returns:
         The path of the file, without symbolic links.
@@ -55,5 +57,5 @@ def resolve_inside(name: str, starts: Sequence[Path], folders: Sequence[Path], w
             "images into this folder"
         )
     if not found:
-        raise UserError(f"{where}: no file {shown(name)} in {folders[0]}")
+        raise UserError(f"{where}: {shown(name)} does not exist in {folders[0]}")
     return found[0]

@@ -1,6 +1,7 @@
-"""Draws how many images each client has, from a Dirichlet distribution (quantity skew).
+"""Draws the number of images of each client from a Dirichlet distribution (quantity skew).
 
-The partitioners of flwr-datasets cut images into pieces of given sizes, but none draws the sizes.
+The partitioners of flwr-datasets cut images into pieces of given sizes, but no partitioner draws
+the sizes.
 
 Letters in shapes: K clients, n images.
 """
@@ -37,8 +38,9 @@ def draw_sizes(images: int, clients: int, *, alpha: float, least: int, seed: int
         array([24,  2, 52, 22])
 
     Source: Li, Diao, Chen and He, "Federated Learning on Non-IID Data Silos", arXiv 2102.02079,
-    section IV-C. There, shares are drawn again until each client has enough images, which may never
-    happen with many clients. Here the smallest number is given to all clients first.
+    section IV-C. In the paper, shares are drawn again until each client has enough images; with
+    many clients this may never happen. In this function every client first gets the smallest
+    number.
     """
     shares = np.random.default_rng(seed).dirichlet(np.full(clients, alpha))
     wanted = shares * (images - clients * least)

@@ -1,4 +1,4 @@
-"""Encrypts shards again after the owner has drawn a new secret (rotated the key).
+"""Encrypts shards again after the owner has drawn a new secret (has rotated the key).
 
 A shard is a file with the encrypted images of one party. The key ring keeps the old secrets. Each
 shard is decrypted with the secret that its metadata name, and then encrypted with the current
@@ -35,8 +35,8 @@ def holders_of(shards: Iterable[Path], ring: KeyRing) -> dict[Path, KeyHolder]:
         ring: The key ring to search.
 
     Returns:
-        A dictionary: the key holder of each shard, by the path of the shard. The cipher of a key
-        holder has no steps if the images are plain and only the file is encrypted ("sealed").
+        A dictionary from the path of each shard to its key holder. If the images are plain and only
+        the file is encrypted ("sealed"), the cipher of the key holder has no steps.
 
     Raises:
         UserError: When a shard is neither encrypted nor sealed, when it is damaged, or when its key
@@ -56,11 +56,11 @@ def encrypt_anew(shards: Iterable[Path], ring: KeyRing) -> list[Path]:
 
     Args:
         shards: The paths of the shards.
-        ring: The key ring, with the current secret and the old ones.
+        ring: The key ring, with the current secret and the old secrets.
 
     Returns:
-        The paths of the files that the function has written again. Files that already used the
-        current secret are not written.
+        The paths of the files that the function has written again. Files that already use the
+        current secret are not written again.
 
     Raises:
         UserError: When a shard is neither encrypted nor sealed, when it is damaged, or when its key
@@ -86,7 +86,7 @@ def encrypt_anew(shards: Iterable[Path], ring: KeyRing) -> list[Path]:
 
 
 def _is_under_another(path: Path, storage: StorageKey | None) -> bool:
-    """Returns True if a file is sealed under a storage key other than `storage`."""
+    """Returns True if a file is sealed with another storage key than `storage`."""
     under = sealed_under(path)
     return under is not None and storage is not None and under[0] != storage.name
 
@@ -94,7 +94,7 @@ def _is_under_another(path: Path, storage: StorageKey | None) -> bool:
 def _storage_anew(path: Path, ring: KeyRing) -> StorageKey | None:
     """Returns the storage key for writing a shard again, or None if the shard is not sealed.
 
-    A shard that was sealed under a passphrase keeps the passphrase; any other sealed shard gets the
+    A shard that was sealed with a passphrase keeps the passphrase; any other sealed shard gets the
     storage key of the ring's current secret.
     """
     under = sealed_under(path)
@@ -106,7 +106,7 @@ def _storage_anew(path: Path, ring: KeyRing) -> StorageKey | None:
 
 
 def _holder_of(path: Path, ring: KeyRing) -> KeyHolder:
-    """Finds the key with which a shard is encrypted, by the key id in the shard's metadata."""
+    """Returns the key holder of a shard; the metadata of the shard contain the id of its key."""
     shard, metadata = read_shard(path, of_ring(ring))
     under, name = sealed_under(path), metadata.get("key_id", "")
     if not name and (under is None or under[0].startswith(BY_PASSPHRASE)):
@@ -115,7 +115,7 @@ def _holder_of(path: Path, ring: KeyRing) -> KeyHolder:
     cipher = described.cipher
     if cipher.steps and not name:
         raise UserError(
-            f"shard {path}: the field key_id is missing in its metadata; write the shard again"
+            f"shard {path}: the field key_id is missing in the metadata; write the shard again"
         )
     try:
         secret = ring.find(name or (under or ("",))[0])
@@ -125,6 +125,6 @@ def _holder_of(path: Path, ring: KeyRing) -> KeyHolder:
 
 
 def _part(metadata: Mapping[str, str]) -> Part:
-    """Returns the use of a shard's images; "train" if the metadata name no known use."""
+    """Returns the use of a shard's images, or "train" if the metadata state no known use."""
     part = metadata["part"]
     return typing.cast(Part, part) if part in typing.get_args(Part) else "train"

@@ -1,15 +1,16 @@
-"""Sensors of clients: each client has a camera of its own (feature skew).
+"""Sensors of clients: each client has its own simulated camera (feature skew).
 
 A sensor blurs an image, multiplies each colour channel by a gain, changes the contrast, and adds
-noise. The sensor of a client is drawn once from the seed and never changes. Its strength is the
-setting `data.feature_skew`, s in [0, 1]: with 0, every sensor returns the image as it is.
+noise. The sensor of a client is drawn once with the seed of the run and never changes. The strength
+s of all sensors is the setting `data.feature_skew`, in [0, 1]. With s = 0, the sensors do not
+change the images.
 
-n images of C channels and H × W pixels, K clients.
+Letters in shapes: n images, C channels, H × W pixels, K clients.
 
-Source: the corruptions and their strengths are those of Hendrycks and Dietterich, "Benchmarking
-Neural Network Robustness to Common Corruptions and Perturbations", arXiv 1903.12261, CIFAR-10-C. At
-s = 1 the largest blur and noise are those of severity 5. Differences: the strength is drawn for
-each client and not for each image, and each channel has a gain.
+Source: The corruptions and their strengths come from Hendrycks and Dietterich, "Benchmarking Neural
+Network Robustness to Common Corruptions and Perturbations", arXiv 1903.12261, CIFAR-10-C. With
+s = 1 the largest blur and the largest noise are those of severity 5. Unlike in the paper, the
+strength is drawn for each client instead of each image, and each channel has a gain.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from fl_vitlora.data.images import Images, Indices
 from fl_vitlora.rng import derive_seed
 
 CHANNELS = 3
-MOST_BLUR = 1 / 32  # standard deviation of the kernel, as a share of the shorter side of the image
-MOST_NOISE = 0.1  # standard deviation, as a share of the range from black to white
-REACH = 3  # the kernel ends after so many standard deviations
+MOST_BLUR = 1 / 32  # the standard deviation of the kernel, as a share of the image's shorter side
+MOST_NOISE = 0.1  # the standard deviation, as a share of the range from black to white
+REACH = 3  # the kernel ends at this number of standard deviations
 
 Float = TypeVar("Float", np.float32, np.float64)
 
@@ -42,7 +43,7 @@ class Sensor:
 
     Attributes:
         gains: The factor g of each colour channel.
-        contrast: The factor k on the distance from middle grey.
+        contrast: The factor k by which the distance from middle grey is multiplied.
         blur: The standard deviation of the Gaussian blur, as a share of the shorter side.
         noise: The standard deviation τ of the noise, as a share of the range from black to white.
     """
@@ -56,7 +57,8 @@ class Sensor:
 def sensor_of(client: int, *, skew: float, seed: int) -> Sensor:
     """Draws the sensor of a client.
 
-    With u uniform in [-1, 1] and v uniform in [0, 1], drawn for each value:
+    The values u are drawn uniformly from [-1, 1], and the values v uniformly from [0, 1]. Each
+    property of the sensor has its own u or v:
 
         g_c = 2^(s·u_c),  k = 2^(s·u),  blur = s·v / 32,  τ = s·v / 10
 
@@ -83,17 +85,17 @@ def sensor_of(client: int, *, skew: float, seed: int) -> Sensor:
 
 
 def seen_by(sensor: Sensor, images: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Returns images as a sensor sees them.
+    """Returns images as a sensor records them.
 
     For an image x in [0, 1], with the Gaussian kernel G and independent normal noise ε for each
     colour value:
 
         y_c = ½ + k · (g_c · (G * x)_c - ½) + τ · ε_c,  clipped to [0, 1]
 
-    Each image is computed by itself, so the result does not depend on the other images.
+    Each image is computed separately, so the result for one image does not depend on other images.
 
     Args:
-        sensor: The sensor.
+        sensor: The sensor of a client.
         images: The images, uint8 (n, C, H, W).
         seeds: The seed of the noise of each image.
 
@@ -109,13 +111,14 @@ def seen_by(sensor: Sensor, images: Tensor, seeds: Sequence[int]) -> Tensor:
 def through_sensors(
     images: Images, clients: Indices, *, part: str, skew: float, seed: int
 ) -> Images:
-    """Returns images whose pixels are read as the sensors of their clients see them.
+    """Returns images whose pixels are read as the sensors of their clients record them.
 
     Args:
         images: The plain images.
-        clients: The number of the client that has each image, int64 (n,); -1 for an image that no
-            client has. Such an image stays as it is.
-        part: A name that tells the noise of training and of test images apart.
+        clients: The number of the client that has each image, int64 (n,); -1 for an image that
+            belongs to no client. An image with -1 does not change.
+        part: The use of the images, such as "train". Training images and test images get different
+            noise.
         skew: The strength s of the sensors in [0, 1].
         seed: The run's seed.
     """
@@ -139,19 +142,19 @@ def through_sensors(
 def blurred(image: NDArray[Float], deviation: float) -> NDArray[Float]:
     """Returns an image after a Gaussian blur; the image is mirrored beyond its edges.
 
-    The kernel is a product of two, one for rows and one for columns. The sums have a fixed order,
-    so every processor rounds them in the same way.
+    The kernel is the product of a kernel for rows and a kernel for columns. The terms are added in
+    a fixed order, so every processor rounds the sums in the same way.
 
     Args:
         image: The image, floating point (C, H, W).
-        deviation: The standard deviation of the kernel in pixels; with 0 nothing is blurred. Three
-            times this number must be smaller than H and W.
+        deviation: The standard deviation of the kernel in pixels; with 0 the image is not blurred.
+            Three times this number must be smaller than H and W.
     """
     if not deviation:
         return image
     radius = math.ceil(REACH * deviation)
     places = np.arange(-radius, radius + 1)
-    with np.errstate(over="ignore"):  # a very narrow kernel is 0 beside its middle
+    with np.errstate(over="ignore"):  # a very narrow kernel is 0 outside of its middle
         kernel = np.exp(-0.5 * (places / deviation) ** 2)
     weights = (kernel / kernel.sum()).astype(image.dtype)
     term = np.empty_like(image)
@@ -168,7 +171,7 @@ def blurred(image: NDArray[Float], deviation: float) -> NDArray[Float]:
 
 
 def _seen(sensor: Sensor, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-    """Returns an image, (C, H, W), as a sensor sees it; see `seen_by`."""
+    """Returns one image, (C, H, W), as a sensor records the image; see `seen_by`."""
     light = blurred(image / np.float32(255), sensor.blur * min(image.shape[1:]))
     gains = np.array(sensor.gains, dtype=np.float32).reshape(-1, 1, 1)
     light = np.float32(0.5) + np.float32(sensor.contrast) * (gains * light - np.float32(0.5))

@@ -1,9 +1,9 @@
-"""The recipe of a run's shards: a text that covers everything that can change a byte of them.
+"""The recipe of a run's shards: a text with everything that can change a byte of the shards.
 
 Equal recipes give equal shards, apart from the random salts of sealed files. A recipe contains no
-secret, but a person who guesses all labels and file names could check the guess with it. Therefore
-a recipe is never stored: a store of shards keeps only a digest of the recipe that is made with a
-key (`data.shard_store`).
+secret, but a person who guesses all labels and file names could check the guess with the recipe.
+Therefore a recipe is never stored. A store of shards keeps only a digest of the recipe, which is
+computed with a key (`data.shard_store`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from fl_vitlora.data.images import Images
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.storage_keys import StorageKey
 
-FORMAT = 1  # of the recipe and of the store
-KEEPING = ("keep_shards", "keep_at_most")  # settings that say where shards are kept
+FORMAT = 1  # the version of the format of the recipe and of the store
+KEEPING = ("keep_shards", "keep_at_most")  # settings that do not change the shards
 ROOMS = ("data", "encryption", "storage")  # the code that reads, encrypts and writes images
 LIBRARIES = (  # libraries that read, divide, convert, encrypt or write images
     *(
@@ -58,8 +58,8 @@ def write_recipe(
     Args:
         config: The settings of the data.
         source: The identity of the data set (`data.identity`).
-        images: A dataclass with the images and their division among the clients. All fields of the
-            dataclass `images` become part of the recipe.
+        images: A dataclass with the images and their division among the clients. All fields of this
+            dataclass become part of the recipe.
         holder: The key holder that encrypts the images.
         metadata: The texts that are written into every shard.
         storage: The storage key with which the files are sealed; None if the files are not sealed.
@@ -88,7 +88,7 @@ def write_recipe(
 
 @functools.cache
 def code_and_libraries() -> str:
-    """Returns a text with a digest of the code and the versions that make shards."""
+    """Returns a text with a digest of the code that makes shards, and the versions of libraries."""
     from PIL import features
 
     package = Path(__file__).parents[1]
@@ -115,10 +115,10 @@ def _version(library: str) -> str:
 
 
 def _covered(value: Any) -> Any:
-    """Returns a value for JSON that differs if the content of a field of the images differs.
+    """Returns a value for JSON; values with different contents give different results.
 
     Raises:
-        TypeError: If the field has a type that the function does not know.
+        TypeError: If this function does not know the type of the value.
     """
     match value:
         case None | str() | int():

@@ -1,14 +1,16 @@
 """A store of shards, so that a second start of the same experiment need not encrypt its images.
 
-The store is a folder with one folder (an entry) for each recipe (`data.shard_recipe`). The name of
-an entry is HMAC-SHA256(key, recipe), in hexadecimal digits. The key is derived from the owner's
-secret, so a name confirms no guess about the images. An entry holds the shards, and a file with a
-list of their names, sizes and SHA-256 digests. The list ends with an HMAC of the list and of the
-entry's name. So nobody without the key can change a shard or swap two entries unnoticed.
+The store is a folder with one folder, which is called an entry, for each recipe
+(`data.shard_recipe`). The name of an entry is HMAC-SHA256(key, recipe), in hexadecimal digits. The
+key is derived from the owner's secret, so nobody can check a guess about the images with the name.
+An entry contains the shards, and a file with a list of their names, sizes and SHA-256 digests. The
+list ends with an HMAC of the list and of the entry's name. Therefore a person without the key
+cannot change a shard or swap two entries unnoticed.
 
-A shard in the store and the shard in a run folder are two names of one file (hard links) where the
-file system allows it; otherwise they are copies. The program never changes a shard in place: it
-writes a new file and renames it, which leaves all other names of the old file as they are.
+If the file system has hard links, a shard in the store and the same shard in a run folder are two
+names of one file. Without hard links, the store and the run folder have separate copies of a shard.
+The program never changes a shard in place. The program writes a new file and then renames the new
+file, so that all other names still lead to the old file.
 """
 
 from __future__ import annotations
@@ -42,19 +44,19 @@ from fl_vitlora.storage.files import (
 LIST = "kept.json"
 ENTRY = re.compile(r"[0-9a-f]{32}")
 UNFINISHED = ".*.tmp"  # the pattern of the names of entries that are being made or removed
-ABANDONED = 24 * 3600.0  # seconds after which an unfinished entry is removed
-PIECE = 2**20  # bytes of a file in memory together when it is copied
+ABANDONED = 24 * 3600.0  # in seconds; an older unfinished entry is removed
+PIECE = 2**20  # the largest number of bytes in memory while a file is copied
 
-Listed = dict[str, tuple[int, str]]  # the size in bytes and the digest of each file, by its name
+Listed = dict[str, tuple[int, str]]  # a mapping from names of files to sizes in bytes and digests
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardStore:
-    """A store of shards.
+    """A store of shards in a folder.
 
     Attributes:
-        folder: The path of the store. The program makes this folder, private to the user, when it
-            is first needed.
+        folder: The path of the store. When the folder is first needed, the program makes the folder
+            and lets only the user read it.
         most: The largest size of all entries together, in bytes. If the store is full, the entries
             that were not used for the longest time are removed first.
     """
@@ -63,19 +65,19 @@ class ShardStore:
     most: int
 
     def take(self, recipe: str, key: bytes, target: Path) -> Listed | None:
-        """Puts the shards of a recipe into a folder, if the store has them undamaged.
+        """Puts the shards of a recipe into a folder, if the store has undamaged shards.
 
-        The files are verified in the folder `target` and not in the store, so another program that
-        replaces the store's files meanwhile does not change the outcome. A damaged entry is
-        removed, and none of its files stays in the folder.
+        The files are verified in the folder `target`, not in the store. Therefore another program
+        that replaces files of the store at the same time does no harm. A damaged entry is removed,
+        and its files are removed from `target`.
 
         Args:
-            recipe: The text that says from what and how the shards were made (`shard_recipe`).
+            recipe: The recipe of the shards (`shard_recipe`).
             key: The key of the store, 32 bytes.
             target: The folder for the shards, which must exist.
 
         Returns:
-            The files in the folder; None if the store does not have the shards.
+            The list of the files in the folder; None if the store does not have the shards.
         """
         entry = self.folder / name_of(recipe, key)
         if not self._is_own() or not entry.is_dir():
@@ -97,17 +99,17 @@ class ShardStore:
         return None
 
     def keep(self, recipe: str, key: bytes, shards: Iterable[Path], keys: Collection[str]) -> bool:
-        """Keeps shards under their recipe, and removes the oldest entries beyond the limit.
+        """Stores shards under their recipe, and removes the oldest entries if the store is full.
 
         Args:
-            recipe: The text that says from what and how the shards were made (`shard_recipe`).
+            recipe: The recipe of the shards (`shard_recipe`).
             key: The key of the store, 32 bytes.
             shards: The paths of the shards.
             keys: The ids of the secrets that encrypt the shards.
 
         Returns:
-            True if the store has the shards now; False if the shards are larger than the store may
-            be.
+            True if the store has the shards now; False if the shards alone are larger than the
+            limit of the store.
 
         Raises:
             WriteError: If the system cannot write the files.
@@ -125,7 +127,7 @@ class ShardStore:
                 for path in paths:
                     _place(path, unfinished / path.name)
                 _write_list(unfinished, key, entry.name, keys)
-                with suppress(OSError):  # another program was faster
+                with suppress(OSError):  # another program has already made the entry
                     unfinished.rename(entry)
                 sync_folder(self.folder)
             finally:
@@ -134,7 +136,7 @@ class ShardStore:
         return True
 
     def forget(self, keys: Collection[str]) -> int:
-        """Removes the entries that are encrypted with one of some secrets.
+        """Removes all entries that are encrypted with one of the given secrets.
 
         Args:
             keys: The ids of the secrets.
@@ -148,7 +150,7 @@ class ShardStore:
         return len(gone)
 
     def _entries(self) -> list[Path]:
-        """Returns the paths of all entries, the most recently used first."""
+        """Returns the paths of all entries, the most recently used entry first."""
         if not self._is_own():
             return []
         found = {}
@@ -167,7 +169,7 @@ class ShardStore:
         return status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o022
 
     def _tidy(self) -> None:
-        """Removes the oldest entries beyond the limit, and entries that were never finished."""
+        """Removes the oldest entries if the store is full, and entries that were never finished."""
         total = 0
         for entry in self._entries():
             total += _size_of(entry)
@@ -179,7 +181,7 @@ class ShardStore:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _remove(self, entry: Path) -> None:
-        """Removes an entry at one moment: other programs find either the whole entry or nothing."""
+        """Removes an entry so that other programs find either the whole entry or no entry."""
         gone = self._unfinished(entry)
         with suppress(OSError):  # another program has removed the entry
             entry.rename(gone)
@@ -190,14 +192,14 @@ class ShardStore:
 
 
 def name_of(recipe: str, key: bytes) -> str:
-    """Returns the name of the entry of a recipe, 32 hexadecimal digits."""
+    """Returns the name of the entry of a recipe, which has 32 hexadecimal digits."""
     return hmac.new(key, recipe.encode(), hashlib.sha256).hexdigest()[:32]
 
 
 def _place(source: Path, target: Path) -> None:
     """Gives a file a second name, or copies the file if the file system has no hard links.
 
-    A file that already has the second name is replaced as a whole.
+    If another file has the second name, it is replaced as a whole.
     """
     between = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     between.unlink(missing_ok=True)
@@ -222,7 +224,7 @@ def _digest_of(path: Path) -> tuple[int, str]:
     """Returns the size and the SHA-256 digest of a regular file.
 
     Raises:
-        OSError: If the file is missing, or is a link.
+        OSError: If the file does not exist, or is a symbolic link.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     with os.fdopen(descriptor, "rb") as file:
@@ -239,7 +241,7 @@ def _are_as_listed(folder: Path, listed: Mapping[str, tuple[int, str]]) -> bool:
 
 
 def _write_list(folder: Path, key: bytes, name: str, keys: Collection[str]) -> None:
-    """Writes the list of the files of an entry, with an HMAC under the key of the store."""
+    """Writes the list of an entry's files, with an HMAC that is computed with the store's key."""
     paths = sorted(folder.iterdir())
     files = dict(zip((path.name for path in paths), _digests_of(paths), strict=True))
     text = json.dumps({"keys": sorted(keys), "files": files}, sort_keys=True)
@@ -247,7 +249,7 @@ def _write_list(folder: Path, key: bytes, name: str, keys: Collection[str]) -> N
 
 
 def _read_list(entry: Path, key: bytes) -> Listed | None:
-    """Reads the list of an entry's files; None if it is damaged or was made with another key."""
+    """Reads the list of an entry's files; returns None if it is damaged or has another key."""
     try:
         text, mac = (entry / LIST).read_text(encoding="utf-8").splitlines()
         if not hmac.compare_digest(mac.encode(), _mac(key, entry.name, text).encode()):
@@ -260,7 +262,7 @@ def _read_list(entry: Path, key: bytes) -> Listed | None:
 
 
 def _keys_of(entry: Path) -> set[str]:
-    """Returns the ids of the secrets that encrypt an entry, as its list states them."""
+    """Returns the ids of the secrets that encrypt an entry, from the list of the entry."""
     try:
         text = (entry / LIST).read_text(encoding="utf-8").splitlines()[0]
         return set(json.loads(text)["keys"])

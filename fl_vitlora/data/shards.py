@@ -2,10 +2,10 @@
 
 A party is a client, or the owner of common test images. A file may be sealed, which means that the
 whole file is encrypted with a storage key (`encryption.at_rest`). Without the key, a sealed file
-reveals no images, labels or class names. A file that is not sealed contains a checksum, by which
-damage is detected (`storage.checksummed`). The metadata of a shard name its party, its part
-(training, validation or testing) and its classes. A run checks party, part and classes when it
-opens the shard.
+reveals no images, labels or class names. A file that is not sealed contains a checksum, which shows
+whether the file is damaged (`storage.checksummed`). The metadata of a shard contain its party, its
+part (training, validation or testing) and its class names. A run checks the party, the part and the
+class names when it opens the shard.
 
 Letters in shapes: n images, C channels, H × W pixels.
 """
@@ -43,7 +43,7 @@ class Shard:
     """Images as the model receives them, with their labels.
 
     Attributes:
-        images: The images, uint8 (n, C, H, W); if the run encrypts images, these are ciphertext.
+        images: The images, uint8 (n, C, H, W); if the run encrypts images, this is ciphertext.
         labels: The label of each image, int64 (n,).
         features: The features of the images, (n, ...), if the method has features and the client
             keeps them (`finetuning.features`); otherwise None. No shard file contains features.
@@ -78,7 +78,7 @@ def client_shard(client: int, part: Part = "train") -> str:
 
 
 def owner_of(name: str) -> tuple[str, str]:
-    """Returns which party and which part the file name of a shard states.
+    """Returns the party and the part that the file name of a shard states.
 
     Args:
         name: The file name of the shard.
@@ -109,7 +109,8 @@ def write_shard(
     Args:
         path: The path of the file.
         shard: The images and labels.
-        metadata: Texts by name that describe the shard; none may contain a secret.
+        metadata: A mapping from names to texts that describe the shard. The texts must not contain
+            a secret.
         key: The storage key with which the file is sealed; None to write a file that is not sealed.
         durable: True to wait until the file is on the disk, as in `write_atomically`. If `durable`
             is False, a power failure can truncate the shard, and a truncated shard cannot be
@@ -149,7 +150,7 @@ def shard_metadata(path: Path, keys: StorageKeys = NO_KEYS) -> dict[str, str]:
         keys: The storage keys with which the shard may be opened.
 
     Returns:
-        A dictionary: the metadata of the shard, by name.
+        The metadata of the shard, as a dictionary from names to texts.
 
     Raises:
         UserError: When the file does not exist, is not a shard, or is sealed with a key that is not
@@ -162,7 +163,7 @@ def shard_metadata(path: Path, keys: StorageKeys = NO_KEYS) -> dict[str, str]:
 
 
 def open_shard(path: Path, keys: StorageKeys = NO_KEYS) -> Shard:
-    """Returns the shard that `read_shard` reads, without its metadata."""
+    """Reads a shard with `read_shard`, and returns the shard without its metadata."""
     return read_shard(path, keys)[0]
 
 
@@ -204,7 +205,7 @@ def open_own_shard(
     """Opens a shard for a run, checks its party, and converts its labels to the run's labels.
 
     Args:
-        path: The path of the shard. The name of the file says which party must own the shard.
+        path: The path of the shard. The file name states which party must own the shard.
         class_names: The names of the run's classes, in the order of the run's labels.
         keys: The storage keys with which the shard may be opened; None if the run's shards are not
             sealed.
@@ -245,8 +246,8 @@ def class_names_of(metadata: Mapping[str, str], path: Path) -> tuple[str, ...]:
     """
     if CLASS_NAMES not in metadata:
         raise UserError(
-            f"shard {path} has no list of class names, as shards of older versions do not; write "
-            "the shard again"
+            f"shard {path} has no list of class names, because an older version of this program "
+            "wrote the shard; write the shard again"
         )
     return read_names(metadata[CLASS_NAMES], f"shard {path}")
 
@@ -262,12 +263,12 @@ def _read_text(text: bytes, path: Path) -> tuple[dict[str, str], list[int]]:
         return dict(described["metadata"]), [int(side) for side in described["shape"]]
     except (ValueError, LookupError, TypeError):
         raise UserError(
-            f"{path} is not a shard: expected metadata and a shape as its text"
+            f"{path} is not a shard: expected metadata and a shape in the header of the file"
         ) from None
 
 
 def _read_body(body: bytearray, shape: Sequence[int], path: Path) -> Shard:
-    """Reads labels and images from the body of a sealed shard, without copying them.
+    """Returns the labels and images in the body of a sealed shard, without copying the bytes.
 
     Raises:
         UserError: When the length of the body does not fit the shape of the images.

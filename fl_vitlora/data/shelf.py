@@ -1,9 +1,9 @@
 """A cache of the shards that a worker has opened last, with a limit in bytes.
 
 A shard is a file with the images of one client. A shard that is not sealed (encrypted on disk) is
-mapped from its file, and the operating system can free the memory of the mapping at any time. But a
-sealed shard is decrypted into the memory of each worker. So a worker must not keep all shards of a
-large data set open.
+mapped from its file into memory, and the operating system can free this memory at any time. A
+sealed shard, however, is decrypted into the memory of each worker. Therefore a worker must not keep
+all shards of a large data set open.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 from fl_vitlora.data.shards import Shard
 
-MOST_KEPT = 2**29  # bytes; opening shards of this size again takes about a second
+MOST_KEPT = 2**29  # in bytes; opening shards of this total size again takes about a second
 
 
 class Shelf:
-    """Opens shards and keeps the most recently used shards open.
+    """A cache that opens shards and keeps the most recently used shards open.
 
     Args:
         open_shard: A function that takes the name of a shard and opens it.
@@ -33,7 +33,7 @@ class Shelf:
         self._bytes = 0
 
     def __call__(self, name: str) -> Shard:
-        """Returns the shard with a name; opens the shard if it is not open yet.
+        """Returns the shard with the given name; opens the shard if it is not open yet.
 
         Args:
             name: The name of the shard's file.

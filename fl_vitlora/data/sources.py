@@ -1,10 +1,9 @@
-"""Loads images: the digits of this package, a local folder, or a data set of the hub.
+"""Loads the images of the digits of this package, of a local folder, or of a data set of the hub.
 
-Every such source of images returns two values of the type `Images`, one for training and one for
-testing. It also returns one line of text that says which images were found, which of them are used,
-and where the test images come from.
+Every source of images gives the training images and the test images, and one line of text. The line
+says which images were found, which images are used, and where the test images come from.
 
-n images of H × W pixels.
+Letters in shapes: n images, H × W pixels.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from fl_vitlora.data.pixels import ROWS_AT_ONCE as ROWS_AT_ONCE  # noqa: PLC0414
 from fl_vitlora.data.pixels import look_of, read_pixels, tell_depth
 from fl_vitlora.errors import UserError
 
-SPLIT_SEED = 0  # the test images of a source are the same in every run
+SPLIT_SEED = 0  # a fixed seed, so that the test images of a source are the same in every run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +36,10 @@ class Source:
     Attributes:
         train: The images of all clients for training.
         test: The images for testing.
-        validation: The images of the split for validation; None if no split is for validation.
-        told: One line of text that says which images were found and which of them are used.
-        identity: A text by which the same data set is recognised (`data.identity`); None if it
-            cannot be recognised.
+        validation: The images of the validation split; None if there is no validation split.
+        told: One line of text that says which images were found and which images are used.
+        identity: The identity of the data set (`data.identity`); None if the data set has no
+            identity.
     """
 
     train: Images
@@ -51,7 +50,7 @@ class Source:
 
 
 def load(config: DataConfig) -> tuple[Images, Images]:
-    """Loads the training and the test images, as `load_source` does, but without the text.
+    """Loads the training images and the test images with `load_source`.
 
     Args:
         config: The settings of the data.
@@ -64,18 +63,18 @@ def load(config: DataConfig) -> tuple[Images, Images]:
 
 
 def load_source(config: DataConfig) -> Source:
-    """Loads the training and the test images that the settings name.
+    """Loads the images of the data set that the settings name.
 
     Args:
         config: The settings of the data, which name the data set.
 
     Returns:
-        The images and a line of text about them. If the data set has no test split, a share of its
-        training images is used for testing only. These images are the same in every run, and the
-        share is the same for every class.
+        The images and a line of text about the images. If the data set has no test split, a share
+        of its training images is held out for testing. The held-out images are the same in every
+        run, and the share is the same for every class.
 
     Raises:
-        UserError: When the data set does not exist, or when its layout is not understood.
+        UserError: When the data set does not exist, or when the program cannot interpret its files.
     """
     notes: tuple[str, ...] = ()
     warning: str | None = None
@@ -85,7 +84,8 @@ def load_source(config: DataConfig) -> Source:
         if config.validation_split:
             raise UserError(
                 f"data.validation_split {config.validation_split}: the digits have no splits; hold "
-                "out a share instead, for example --set data.validation_fraction=0.1"
+                "out a share of the training images instead, for example --set "
+                "data.validation_fraction=0.1"
             )
         train, test = _hold_out(_digits(), config.test_fraction)
         told, identity = _held_out(config), DIGITS
@@ -105,10 +105,10 @@ def load_source(config: DataConfig) -> Source:
 
 
 def _expect_no_owners(config: DataConfig) -> None:
-    """Checks that no setting needs the clients of training images that belong to no client.
+    """Checks that the settings do not need the owners of images, if the images have no owners.
 
     Raises:
-        UserError: When a setting needs them.
+        UserError: When a setting needs the owners of the training images.
     """
     if config.client_column:
         raise UserError(
@@ -118,13 +118,13 @@ def _expect_no_owners(config: DataConfig) -> None:
     if config.partition == "natural":
         raise UserError(
             f"data.partition natural: {config.name} does not have a folder for each client; "
-            "expected CLIENT/CLASS/NAME or CLIENT/SPLIT/CLASS/NAME, or a column that names the "
-            "client of each image: --set data.client_column=NAME"
+            "expected paths CLIENT/CLASS/NAME or CLIENT/SPLIT/CLASS/NAME, or a column that names "
+            "the client of each image: --set data.client_column=NAME"
         )
 
 
 def _digits() -> Images:
-    """Returns the 1,797 handwritten digits of UCI from scikit-learn (8 × 8 pixels, 17 levels)."""
+    """Returns UCI's 1,797 handwritten digits from scikit-learn (8 × 8 pixels, 17 grey levels)."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -177,9 +177,9 @@ def _images_of(
     A class gets the same label in all splits.
 
     Returns:
-        The training images, the test images, the images for validation or None, a text on the
-        origin of the test images, notes about unused files and splits, and a note about the bit
-        depth or None.
+        Six values: the training images, the test images, the validation images or None, a text
+        about the origin of the test images, notes about unused files and splits, and a note about
+        the bit depth or None.
     """
     choice = found.choice
     part = found.part(choice.train)
@@ -200,14 +200,15 @@ def _other_split(found: Found, split: str, train: Part, config: DataConfig) -> I
     """Creates the images of another split, with the classes and clients of the training split.
 
     Raises:
-        UserError: When the split has no image, or an image of a class that no training image has.
+        UserError: When the split has no image, or when it has an image of a class without training
+            images.
     """
     part = found.part(split)
     labels = match_classes(config.name, split, part, train.names)
     if not len(labels):
         use = "test" if split == found.choice.test else "validation"
         raise UserError(
-            f"data set {config.name}: expected {use} images, but the split {split} has none"
+            f"data set {config.name}: expected {use} images, but the split {split} has no images"
         )
     owners = match_owners(config.name, split, part, train.clients)
     return _images(replace(part, owners=owners, clients=train.clients), labels, train.names, config)
@@ -233,14 +234,14 @@ def _images(part: Part, labels: Indices, names: tuple[str, ...], config: DataCon
 
 
 def _held_out(config: DataConfig) -> str:
-    """Returns the text that says that the test images are a share of the training images."""
+    """Returns the text which says that the test images are a share of the training images."""
     return f"{100 * config.test_fraction:g} % held out of the training images"
 
 
 def _tell(
     train: Images, test: Images, origin: str, notes: tuple[str, ...], warning: str | None
 ) -> str:
-    """Returns the line of text about the images, with spaces for unprintable characters."""
+    """Returns the line of text about the images; unprintable characters become spaces."""
     line = (
         f"data: {count(len(train), 'image')} for training, {len(test):,} for testing ({origin}), "
         f"{len(train.class_names)} classes: {name_some(train.class_names)}"

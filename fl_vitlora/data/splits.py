@@ -1,8 +1,8 @@
 """Chooses the splits of a data set for training and for testing.
 
 A split is a part of a data set, such as train or test. Upper and lower case do not matter in the
-names of splits. Two splits are never joined into one. The user is told the names of the splits that
-are not used.
+names of splits. Two splits are never joined. A message shows the names of the splits that are not
+used.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ SPLITS: Mapping[str, str] = {
     "test": TEST,
     "testing": TEST,
 }
-NONE = "none"  # the value of data.test_split that tests on a share of the training images
+NONE = "none"  # with this value of data.test_split, a share of the training images is for testing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The splits for training and testing.
+    """The chosen splits for training, testing and validation.
 
     Attributes:
         train: The name of the split for training.
         test: The name of the split for testing; None if a share of the training images is used for
             testing.
         unused: The names of all other splits of the data set.
-        validation: The name of the split for validation; None if no split is for validation.
+        validation: The name of the split for validation; None if there is no validation split.
     """
 
     train: str
@@ -48,7 +48,7 @@ class Choice:
 
 
 def meaning_of(name: str) -> str | None:
-    """Returns which of the splits train, validation and test a name means; None for other names.
+    """Returns the use that a name means: train, validation or test; None for other names.
 
     Args:
         name: The name of a folder, a file or a split.
@@ -77,8 +77,8 @@ def choose_splits(
         The names of the chosen splits and of the unused splits.
 
     Raises:
-        UserError: When several splits could be meant, or when no split fits; the message names the
-            setting that decides.
+        UserError: When several splits fit, or when no split fits. The message names the setting
+            that decides.
 
     Example:
         >>> choose_splits("photos", ["Train", "val", "test"], DataConfig())
@@ -102,7 +102,7 @@ def _expect_different(where: str, chosen: Mapping[str, str | None]) -> None:
     """Checks that no split is chosen for two uses.
 
     Raises:
-        UserError: When a split is; the message names the two settings.
+        UserError: When a split is chosen for two uses. The message names the two settings.
     """
     uses: dict[str, str] = {}
     for use, name in chosen.items():
@@ -110,9 +110,9 @@ def _expect_different(where: str, chosen: Mapping[str, str | None]) -> None:
             continue
         if name in uses:
             reason = (
-                f"{use} images must not be trained on"
+                f"{use} images must not be used for training"
                 if uses[name] == TRAIN
-                else "nothing may be chosen by the test images"
+                else "test images must not be used for choices"
             )
             raise UserError(
                 f"data set {where}: data.{uses[name]}_split and data.{use}_split are both "
@@ -122,7 +122,7 @@ def _expect_different(where: str, chosen: Mapping[str, str | None]) -> None:
 
 
 def _train(where: str, names: Sequence[str], config: DataConfig) -> str:
-    """Chooses the training split: by the setting, else by a usual name, else the only split.
+    """Chooses the training split by the setting, otherwise by its name, otherwise the only split.
 
     Raises:
         UserError: When there is no training split.
@@ -143,12 +143,12 @@ def _train(where: str, names: Sequence[str], config: DataConfig) -> str:
 def _test(
     where: str, names: Sequence[str], taken: Collection[str | None], unlabelled: Collection[str]
 ) -> str | None:
-    """Chooses the test split, or else the validation split; None if neither split exists.
+    """Chooses the test split, otherwise the validation split, otherwise None.
 
-    A split that is taken for another use is not chosen.
+    A split that already has another use is not chosen.
 
     Raises:
-        UserError: When test or validation splits exist, but their images have no labels.
+        UserError: When a test or validation split exists, but its images have no labels.
     """
     without = []
     for split in (TEST, VALIDATION):
@@ -168,7 +168,7 @@ def _test(
 
 
 def _named(setting: str, wanted: str, names: Sequence[str]) -> str:
-    """Finds a split by its exact name, else by its name without regard to case.
+    """Finds a split by its exact name, otherwise by its name in upper or lower case.
 
     Raises:
         UserError: When no split has this name, or when the names of several splits differ only in
@@ -192,7 +192,7 @@ def _meaning(where: str, names: Sequence[str], split: str, setting: str) -> str 
     found = [name for name in names if meaning_of(name) == split]
     if len(found) > 1:
         raise UserError(
-            f"data set {where}: the names {' and '.join(found)} both mean the {split} split; name "
+            f"data set {where}: the names {' and '.join(found)} all mean the {split} split; name "
             f"the split to use: --set {setting}=NAME"
         )
     return found[0] if found else None

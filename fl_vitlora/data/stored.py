@@ -1,7 +1,7 @@
 """Opens data sets that the library `datasets` has saved, and parquet files of the hub.
 
-The library opens only the files that this module names, and downloads nothing. So a data set's
-folder cannot make the program run code or contact a server.
+The library opens only the files that this module names, and downloads nothing. Therefore a data
+set's folder cannot make the program run code or contact a server.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from fl_vitlora.data.splits import meaning_of
 from fl_vitlora.errors import UserError
 
 SHARD = re.compile(r"^([A-Za-z]+?)(?:[-_.]?\d[\d._-]*(?:of[-_]?\d+)?(?:[-_.].*)?)?$")
-LFS_POINTER = b"version https://git-lfs"  # start of the pointer that replaces a file without LFS
+LFS_POINTER = b"version https://git-lfs"  # without Git LFS, a short text replaces each large file
 DATA = "data"  # the folder of the parquet files in a data set of the hub
 
 
 def is_saved(path: Path) -> bool:
-    """Returns True if the library `datasets` has written a folder with `save_to_disk`.
+    """Returns True if the library `datasets` has written the folder with `save_to_disk`.
 
     Args:
         path: The path of the folder.
@@ -42,7 +42,7 @@ def open_saved(path: Path) -> Mapping[str, Any]:
         path: The path of the folder of the data set.
 
     Returns:
-        A dictionary: the rows of each split, by the name of the split.
+        A dictionary from the name of each split to its rows.
 
     Raises:
         UserError: When the data set is damaged, or when it names files outside of its folder.
@@ -68,21 +68,21 @@ def open_parquet(root: Path, files: Mapping[str, Sequence[Path]]) -> Mapping[str
 
     Args:
         root: The folder of the data set, for messages.
-        files: The paths of the files of each split, by the name of the split.
+        files: A mapping from the name of each split to the paths of its files.
 
     Returns:
-        A dictionary: the rows of each split, by the name of the split.
+        A dictionary from the name of each split to its rows.
 
     Raises:
-        UserError: When a file is damaged, was not downloaded, or has other columns than the other
-            files.
+        UserError: When a file is damaged or was not downloaded, or when the files of a split have
+            different columns.
     """
     with _local(root):
         return {split: _read_parquet(root, paths) for split, paths in files.items()}
 
 
 def _read_parquet(root: Path, paths: Sequence[Path]) -> Any:
-    """Reads the parquet files of one split. The labels keep the split's own numbers.
+    """Reads the parquet files of one split. The labels remain the numbers that the split states.
 
     Raises:
         UserError: When a file was not downloaded, or has other columns than the first file.
@@ -106,7 +106,7 @@ def _read_parquet(root: Path, paths: Sequence[Path]) -> Any:
         if kind != kinds[0]:
             raise UserError(
                 f"data set {root}: expected the same columns and class names in all files, but "
-                f"{path} has others than {paths[0]}"
+                f"{path} and {paths[0]} have different columns or class names"
             )
     # With these marks, the library's cache treats changed files as another data set.
     files = DataFilesList([str(path.resolve()) for path in paths], [_mark(path) for path in paths])
@@ -124,22 +124,22 @@ def group_shards(
 ) -> dict[str, list[str]]:
     """Groups parquet or tar files by split, with the rules of the Hugging Face hub.
 
-    If the name of a file begins with the name of a split, the file belongs to this split. If the
-    file's name names no split, the name of a folder above the file can name the split. If neither
-    the file nor a folder names a split, the split is "train".
+    If the name of a file begins with the name of a split, the file belongs to this split.
+    Otherwise, if a folder in the path of the file has the name of a split, the file belongs to this
+    split. Otherwise, the file belongs to the split "train".
 
     Args:
         where: The folder of the data set, for messages.
         names: The paths of the files, relative to the folder.
         config_name: The name of the configuration to use, or None. If a data set has several
-            configurations, each of them has its own folder.
+            configurations, each configuration has its own folder.
 
     Returns:
-        A dictionary: the paths of the files of each split, by the name of the split.
+        A dictionary from the name of each split to the paths of its files.
 
     Raises:
         UserError: When the wanted configuration does not exist, or when there are several
-            configurations and `config_name` does not name one.
+            configurations and `config_name` is None.
 
     Example:
         >>> group_shards(Path("clone"), ["data/train-00000-of-00001.parquet"], None)
@@ -166,7 +166,7 @@ def group_shards(
 
 @cache
 def cache_folder() -> Path:
-    """Returns the folder in which the library stores the tables that it makes from parquet files.
+    """Returns the folder for the tables that the library `datasets` makes from parquet files.
 
     The result is the cache folder of the library `datasets`, or a temporary folder if the cache is
     not writable.
@@ -193,12 +193,12 @@ def _local(path: Path) -> Iterator[None]:
     """Keeps the library `datasets` silent and offline inside a `with` block.
 
     Raises:
-        UserError: When the code inside the block raises an error; the message has one line.
+        UserError: When the code inside the block raises an error. The message has one line.
     """
     import datasets
 
     before = datasets.config.HF_HUB_OFFLINE
-    datasets.disable_progress_bars()  # they would be printed before the error message
+    datasets.disable_progress_bars()  # bars would be printed before an error message
     datasets.config.HF_HUB_OFFLINE = True
     try:
         yield

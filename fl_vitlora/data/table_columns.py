@@ -1,4 +1,4 @@
-"""Finds the columns with the paths of images and with the labels in the first row of a table."""
+"""Finds the column of image paths and the column of labels, with the first row of a table."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SPLIT_COLUMN = "split"
 
 
 def find_image_column(name: str, first: Mapping[str, Any], config: DataConfig) -> str:
-    """Finds the column of image paths: by the setting, a usual name, or the suffixes of paths.
+    """Finds the column of image paths by the setting, by a usual name, or by suffixes of images.
 
     Args:
         name: The name of the table, for messages.
-        first: The values of the first row, by the name of the column.
+        first: The first row, as a mapping from names of columns to values.
         config: The settings of the data, which may name the column.
 
     Returns:
@@ -50,7 +50,7 @@ def find_image_column(name: str, first: Mapping[str, Any], config: DataConfig) -
 def find_label_column(
     name: str, columns: Sequence[str], image_column: str, config: DataConfig
 ) -> str:
-    """Finds the column of labels: the setting's, one with a usual name, or the only other column.
+    """Finds the column of labels by the setting or a usual name, otherwise the only other column.
 
     Args:
         name: The name of the table, for messages.
@@ -80,7 +80,7 @@ def find_label_column(
 
 
 def _expect_column(name: str, column: str, columns: Sequence[str]) -> str:
-    """Returns the name of a column after checking that the table has it.
+    """Checks that a table has a column, and returns the name of the column.
 
     Raises:
         UserError: When the table does not have the column.

@@ -1,7 +1,7 @@
 """Reads tables of image paths and labels: CSV, TSV and JSON lines.
 
-An error message names a row by its file and line. The path of an image is relative to the folder of
-the table, or to the folder of the data set.
+An error message about a row states the file and the line. The path of an image is relative to the
+folder of the table, or to the folder of the data set.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fl_vitlora.errors import UserError, shown
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".jsonl", ".ndjson")
 METADATA = "metadata"
-LONGEST_FIELD = 2**24  # characters
+LONGEST_FIELD = 2**24  # the largest number of characters in a field
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Row:
 
     Attributes:
         where: The file and the line of the row, for messages.
-        values: The values of the row, by the name of the column.
+        values: A mapping from the names of columns to the values of the row.
     """
 
     where: str
@@ -46,10 +46,9 @@ class Row:
 def find_tables(listing: Listing) -> list[str]:
     """Finds the tables that describe the images of a folder.
 
-    A table describes images if its name without the suffix is `metadata` (for example
-    `metadata.csv`) and it is in the folder or in a folder directly below. A table also describes
-    images if its name is that of a split (for example `train.csv`) and it is in the folder itself.
-    Other tables are not used.
+    Two kinds of tables describe images. A table with the name `metadata` (for example
+    `metadata.csv`) may be in the folder itself or in a direct subfolder. A table with the name of a
+    split (for example `train.csv`) must be in the folder itself. Other tables are not used.
 
     Args:
         listing: The list of all files of the data set's folder.
@@ -67,16 +66,16 @@ def find_tables(listing: Listing) -> list[str]:
 
 
 def only_table(listing: Listing) -> list[str]:
-    """Finds the table of a folder that has only one table, whatever the name of the table.
+    """Finds the table of a folder with exactly one table, which may have any name.
 
-    Tables in the folders below are not counted.
+    Tables in subfolders are not counted.
 
     Args:
         listing: The list of all files of the data set's folder.
 
     Returns:
-        A list with the name of the only table, or an empty list if there are several tables or
-        none.
+        A list with the name of the only table. If there is no table, or if there are several
+        tables, the list is empty.
     """
     found = [
         file.name
@@ -89,8 +88,8 @@ def only_table(listing: Listing) -> list[str]:
 def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> dict[str, Part]:
     """Reads the images and labels that tables list.
 
-    The column `split` states the split of a row. If there is no such column, the split is the name
-    of the table, or else the name of the table's folder.
+    The column `split` states the split of a row. Without this column, the name of the table states
+    the split, otherwise the name of the table's folder. Otherwise the split is "train".
 
     Args:
         listing: The list of all files of the data set's folder.
@@ -98,10 +97,10 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
         config: The settings of the data, which may name the columns.
 
     Returns:
-        A dictionary: the `Part` of each split, by the name of the split.
+        A dictionary from the name of each split to its `Part`.
 
     Raises:
-        UserError: When a table or one of its rows is not valid; the message names the file and the
+        UserError: When a table or one of its rows is not valid. The message states the file and the
             line.
     """
     splits: dict[str, list[_Sample]] = {}
@@ -120,7 +119,7 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
         for row in rows:
             split = _split_of(name, row)
             named = next((n for n in _names_in(row, image_column, folder) if n in known), None)
-            # Most images are in the listing, which saves accesses to the disk.
+            # Most images are in the listing; for these images, the disk is not accessed again.
             path = root / named if named else _path_of(row, image_column, folder, listing.root)
             label = class_of(row.values.get(label_column), f"{row.where}, column {label_column!r}")
             seen.expect_new(path, row.where, known[named] if named else None)
@@ -136,7 +135,7 @@ def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> d
 
 
 class _Sample(NamedTuple):
-    """An image of a table, with its class, the value that names its client, and its row."""
+    """An image in a table, with its class, the value that names its client, and its row."""
 
     image: Encoded
     label: str
@@ -145,7 +144,7 @@ class _Sample(NamedTuple):
 
 
 class _Seen:
-    """Remembers the images that rows have named; no image may occur in two rows.
+    """A record of the images in earlier rows; no image may occur in two rows.
 
     Args:
         root: The path of the folder of the data set.
@@ -160,7 +159,7 @@ class _Seen:
 
         Args:
             path: The path of the image.
-            where: The file and line of the row that names the image.
+            where: The file and the line of the row that names the image.
             place: The device and the inode of the image; None if device and inode are not known
                 yet.
 
@@ -174,12 +173,12 @@ class _Seen:
         if before != where and (first == path or path.stat().st_nlink > 1):
             name = path.relative_to(self._root.resolve())
             raise UserError(
-                f"{where}: the image {name} was named before, in {before}; name each image once"
+                f"{where}: the image {name} is already in {before}; name each image only once"
             )
 
 
 def _part(rows: Sequence[_Sample], client_column: str | None) -> Part:
-    """Creates a `Part` from rows; a split in which no row names a client has no owners.
+    """Creates a `Part` from the rows of a split; without clients in all rows, it has no owners.
 
     Raises:
         UserError: When a row has no label, or when only some rows of the split name a client.
@@ -228,8 +227,8 @@ def _rows(path: Path, name: str) -> Iterator[Row]:
                 for values in reader:
                     if None in values:
                         raise UserError(
-                            f"{path}, line {reader.line_num}: more fields than columns; expected "
-                            "one field for each column"
+                            f"{path}, line {reader.line_num}: found more fields than columns; "
+                            "expected one field for each column"
                         )
                     yield Row(f"{path}, line {reader.line_num}", dict(values))
             else:
@@ -258,7 +257,7 @@ def _json_row(where: str, line: str) -> Row:
 
 
 def _names_in(row: Row, column: str, folder: str) -> tuple[str, ...]:
-    """Returns the names that the image of a row can have in a listing, the likeliest first."""
+    """Returns the names that a row's image can have in a listing, the most probable name first."""
     value = row.values.get(column)
     return (f"{folder}{value}", value) if isinstance(value, str) else ()
 
@@ -277,7 +276,7 @@ def _path_of(row: Row, column: str, folder: str, root: Path) -> Path:
 
 
 def _split_of(name: str, row: Row) -> str:
-    """Returns the split of a row: from the column `split`, or the table's name or folder.
+    """Returns the split of a row from the column `split`, or from the table's name or folder.
 
     Raises:
         UserError: When the row has no value in the column `split`.
@@ -286,7 +285,7 @@ def _split_of(name: str, row: Row) -> str:
     if SPLIT_COLUMN in row.values:
         if not isinstance(value, str) or not value.strip():
             raise UserError(
-                f"{row.where}, column {SPLIT_COLUMN!r}: expected the name of a split, got nothing"
+                f"{row.where}, column {SPLIT_COLUMN!r}: expected the name of a split, got no value"
             )
         return value.strip()
     stem, folder = _stem(name), name.rpartition("/")[0]

@@ -1,9 +1,9 @@
 """Reads tar files in the WebDataset format.
 
-A member is a file inside a tar file. A sample consists of an image and its label: members whose
-names differ only in the suffix. `read_tars` reads only the positions of the members and the labels.
-An image is read from the tar file when it is needed. Nothing is unpacked to the disk, and only
-labels and images are opened.
+A member is a file inside a tar file. A sample consists of an image and its label, which are members
+whose names differ only in the suffix. The function `read_tars` reads only the positions of the
+members and the labels. An image is read from the tar file when it is needed. The program unpacks no
+file to the disk, and opens only labels and images.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from fl_vitlora.data.listing import IMAGE_SUFFIXES, is_passed_over
 from fl_vitlora.data.table_columns import LABEL_COLUMNS
 from fl_vitlora.errors import UserError
 
-TEXT_LABELS = ("cls", "label", "txt")  # suffixes of label members; the first one found is used
-LONGEST_LABEL = 2**20  # most bytes of a label
+TEXT_LABELS = ("cls", "label", "txt")  # suffixes of labels; the first suffix in a sample is used
+LONGEST_LABEL = 2**20  # the largest number of bytes in a label
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Member:
     size: int
 
     def read(self) -> bytes:
-        """Reads the bytes of the member."""
+        """Reads and returns the bytes of the member."""
         with self.tar.open("rb") as file:
             file.seek(self.start)
             return file.read(self.size)
@@ -62,11 +62,11 @@ def read_tars(paths: Sequence[Path], config: DataConfig) -> tuple[Part, int]:
     Args:
         paths: The paths of the tar files.
         config: The settings of the data. The setting `data.image_column` may name the suffix of the
-            images. The settings `data.label_column` and `data.client_column` may name the suffix of
-            the labels and of the clients, or a key in the JSON members.
+            images. The settings `data.label_column` and `data.client_column` may name the suffixes
+            of the labels and of the clients, or keys in the JSON members.
 
     Returns:
-        The split as a `Part`, and the number of members that were not used.
+        A pair: the split as a `Part`, and the number of members that were not used.
 
     Raises:
         UserError: When a file is damaged, when no image is found, or when a sample has no label, no
@@ -88,7 +88,7 @@ def read_tars(paths: Sequence[Path], config: DataConfig) -> tuple[Part, int]:
                 clients.append(_client_of(image, members, config.client_column))
     if not images:
         raise UserError(
-            f"{paths[0]}: expected images, found none in {count(len(paths), 'tar file')}"
+            f"{paths[0]}: expected images, found no images in {count(len(paths), 'tar file')}"
         )
     expect_no_mark(labels, lambda row: images[row].where)
     names = number_classes(labels)
@@ -104,7 +104,7 @@ def read_tars(paths: Sequence[Path], config: DataConfig) -> tuple[Part, int]:
 
 
 def _samples(path: Path) -> Iterator[tuple[str, Mapping[str, Member]]]:
-    """Yields each sample of a tar file: its name without suffix, and its members by suffix.
+    """Yields, for each sample of a tar file, its name and a mapping from suffixes to members.
 
     Raises:
         UserError: When the file cannot be read, or when two members have the same name.
@@ -120,7 +120,9 @@ def _samples(path: Path) -> Iterator[tuple[str, Mapping[str, Member]]]:
                     place = Member(path, entry.name, entry.offset_data, entry.size)
                     sample = samples.setdefault(f"{folder}{slash}{stem}", {})
                     if sample.setdefault(ending.lower(), place) is not place:
-                        raise UserError(f"{place.where}: two members have this name")
+                        raise UserError(
+                            f"{place.where}: two members have this name; expected different names"
+                        )
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     yield from samples.items()
@@ -161,8 +163,8 @@ def _label_of(image: Member, members: Mapping[str, Member], config: DataConfig) 
             if key in content and key != config.client_column:
                 return class_of(content[str(key)], f"{members['json'].where}, key {key!r}")
     raise UserError(
-        f"{image.where}: no label among its suffixes {sorted(members)}; name the suffix of the "
-        "labels, or a key of the JSON members: --set data.label_column=NAME"
+        f"{image.where}: no label among the suffixes {sorted(members)} of the sample; name the "
+        "suffix of the labels, or a key of the JSON members: --set data.label_column=NAME"
     )
 
 
@@ -170,7 +172,7 @@ def _client_of(image: Member, members: Mapping[str, Member], column: str) -> Nam
     """Returns the name of a sample's client, from a member with text or from a JSON member.
 
     Raises:
-        UserError: When the sample has neither.
+        UserError: When the sample has no client in either member.
     """
     if column.lower() in members:
         member = members[column.lower()]

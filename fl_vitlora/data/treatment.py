@@ -1,8 +1,8 @@
-"""What owners do to their plain images before they encrypt them: sensors, then copies.
+"""Changes plain images before encryption: first with simulated sensors, then by making copies.
 
-A sensor belongs to the world of the simulation: it decides what the client has photographed. So it
-comes first, and it is the same for all images of a client, also for those for validation and for
-tests. The copies are the owner's own work, and only training images have them.
+The sensor is the simulated camera of a client. Therefore the sensor comes first, and it is the same
+for all images of a client, including its validation images and test images. The owner of the images
+makes the copies, and only of training images.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ def treat(
     test_parts: Sequence[Indices],
     validation: Sequence[Indices],
 ) -> tuple[Images, Images, list[Indices]]:
-    """Returns the images as they are encrypted.
+    """Returns the plain images with all changes that come before encryption.
 
-    Images for validation or tests that all clients have in common belong to no client, so no sensor
-    changes them.
+    Common images for validation or testing belong to no client, so no sensor changes common images.
 
     Args:
         config: The settings of the data: `feature_skew`, `copies` and `augment`.
         seed: The run's seed.
         train: The plain training images of all clients.
         test: The plain test images.
-        parts: For each client, the positions of its images in `train`.
-        test_parts: For each client, the positions of its images in `test`; empty if the test images
-            are common.
-        validation: The positions in `train` of the images for validation: one array for each
-            client if there are test parts, else one array. These positions stay valid.
+        parts: A list with an array for each client: the positions of the client's images in
+            `train`.
+        test_parts: A list with an array for each client: the positions of the client's images in
+            `test`. The list is empty if the test images are common.
+        validation: The positions of the validation images in `train`. If `test_parts` is not empty,
+            there is one array for each client, otherwise one array for all. The validation images
+            have the same positions in the returned training images.
 
     Returns:
-        The training images, the test images, and the positions of each client's training images
-        with all their copies.
+        Three values: the training images, the test images, and the positions of each client's
+        training images with all copies.
     """
     skew, copies = config.feature_skew, config.copies
     if skew:
@@ -63,7 +64,7 @@ def treat(
 
 
 def tell_treatment(config: DataConfig) -> str:
-    """Returns what the owners do to the images, as the end of a line of text; "" for nothing.
+    """Returns the end of a line of text about the changes before encryption; "" without changes.
 
     Args:
         config: The settings of the data.
@@ -74,7 +75,7 @@ def tell_treatment(config: DataConfig) -> str:
     """
     told = ""
     if config.feature_skew:
-        told += f"; each client has a sensor of its own (data.feature_skew {config.feature_skew:g})"
+        told += f"; each client has its own sensor (data.feature_skew {config.feature_skew:g})"
     if config.copies > 1:
         told += (
             f"; each training image is encrypted as {config.copies} copies "
@@ -84,7 +85,7 @@ def tell_treatment(config: DataConfig) -> str:
 
 
 def _holders(images: int, parts: Sequence[Indices], clients: Sequence[int]) -> Indices:
-    """Returns the client that has each image, int64 (n,); -1 for an image that no client has."""
+    """Returns the number of each image's client, int64 (n,); -1 for an image without a client."""
     holders = np.full(images, -1)
     for part, client in zip(parts, clients, strict=True):
         holders[part] = client

@@ -1,8 +1,8 @@
-"""The views on which a model is evaluated: versions of the images that a party holds out.
+"""Views: versions of the test and validation images, on which a model is evaluated.
 
-There are four views: the test images encrypted, encrypted with a wrong key, or decrypted
-(`data.owner.views_of`), and the encrypted validation images. The validation images are a part of
-the training images on which no client trains.
+There are four views. Three views show the test images: encrypted, encrypted with a wrong key, or
+decrypted (`data.owner.views_of`). The fourth view shows the encrypted validation images, on which
+no client trains.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VALIDATION = "validation"
 
 
 def part_of(view: str) -> str:
-    """Returns the part of the data set that a view shows: "validation" or "test".
+    """Returns the kind of images that a view shows, "validation" or "test".
 
     Example:
         >>> part_of(RIGHT_KEY), part_of(VALIDATION)
@@ -37,12 +37,12 @@ def seen_in(
     holder: KeyHolder | None,
     party: str,
 ) -> dict[str, Shard]:
-    """Returns the images of each view; decrypts test images only if a view shows them decrypted.
+    """Returns the images of each view; decrypts test images only if a view needs plain images.
 
     Args:
         views: The names of the views that are needed.
         test: The encrypted test images of a party.
-        validation: The encrypted validation images of the party; None if there are none.
+        validation: The encrypted validation images of the party; None if the party has none.
         holder: The object that has the party's key; None if this process has no key.
         party: The name of the party.
     """
@@ -53,12 +53,12 @@ def seen_in(
 
 
 def sampled(shard: Shard, most: int | None, view: str) -> Shard:
-    """Returns a stratified part of the images for an evaluation, the same in every round.
+    """Returns a stratified part of the images of a view; the part is the same in every round.
 
     Args:
         shard: All images of the view.
-        most: The number of images to draw; None for all images.
-        view: The name of the view. For all views of the test images, the same images are drawn.
+        most: The largest number of images to return; None for all images.
+        view: The name of the view. The same images are drawn for all views of the test images.
     """
     if most is None or most >= len(shard):
         return shard

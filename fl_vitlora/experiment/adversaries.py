@@ -1,7 +1,9 @@
-"""Makes what each adversary has from a finished run, and the owners' secrets for the scoring.
+"""Makes the view of each adversary from a finished run, and the owners' secrets for scoring.
 
-Every view is made here, by one function for each adversary. Whoever wants to know what an attack
-could see reads this file. It also makes the truth, which is handed to the scoring alone.
+A view contains everything that an adversary knows. Each view is made by one function of this file,
+so this file shows what each attack can see. Only the scoring gets the owners' secrets.
+
+Letters in shapes: M images, L classes.
 """
 
 from __future__ import annotations
@@ -42,24 +44,24 @@ from fl_vitlora.models.backbone import normalize
 from fl_vitlora.models.reading import WEIGHT, exchanged_reader, put_reader
 from fl_vitlora.training.local import scheduled_rate
 
-ATTACKED = 3  # number of clients whose shards are attacked; the figures are means over them
-CANDIDATES = 1000  # most members, and most other images, about which the final model is asked
-PAIRS = 20  # most images of a client that an insider knows, and at most every other one
-OTHERS = 200  # images under the key of each client on which no client trains
-BATCH = 64  # images
+ATTACKED = 3  # the number of clients whose shards are attacked; figures are means over the clients
+CANDIDATES = 1000  # the largest number of members, and of other images, for membership attacks
+PAIRS = 20  # the largest number of a client's images that an insider knows, at most half of them
+OTHERS = 200  # the number of images on which no client trains, encrypted with each client's key
+BATCH = 64  # the number of images in a batch
 SEALED = "the shards are sealed on the disk (encryption.at_rest)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Images about which a user asks the final model.
+    """The images whose logits of the final model a user knows.
 
     Attributes:
-        logits: The answers of the model, (M, L).
-        images: The images as a model in the coordinates of the server reads them.
+        logits: The logits of the final model, (M, L).
+        images: The images as a model in the server's coordinates reads them.
         labels: The labels, int64 (M,).
-        owners: For each image, the client that it is about, int64 (M,).
-        members: True for the images on which a client has trained, bool (M,).
+        owners: The number of the client with whose key each image is encrypted, int64 (M,).
+        members: True for an image on which the client has trained, bool (M,).
     """
 
     logits: Tensor
@@ -71,22 +73,22 @@ class Candidates:
 
 @dataclass(frozen=True, kw_only=True)
 class Adversaries:
-    """What the adversaries of a run have.
+    """The views of all adversaries of a run.
 
     Attributes:
-        run: The run.
+        run: The finished run.
     """
 
     run: AttackedRun
 
     def views(self, kind: type[View]) -> Sequence[View]:
-        """Returns what all adversaries of a kind have.
+        """Returns the views of one kind of adversary.
 
         Args:
             kind: The class of the views.
 
         Returns:
-            One view, or one for each attacked client if the adversary has the shard of one client.
+            One view, or a view for each attacked client if the adversary attacks one client.
         """
         makers: Mapping[type[View], Callable[[], Sequence[View]]] = {
             ServerView: lambda: [self._server()],
@@ -102,7 +104,7 @@ class Adversaries:
 
     @cached_property
     def public(self) -> Public:
-        """Returns what everyone knows."""
+        """Returns the public knowledge, which every adversary has."""
         config = self.run.config
         return Public(
             settings=_without_secrets(config),
@@ -121,7 +123,7 @@ class Adversaries:
 
     @cached_property
     def truth(self) -> Truth:
-        """Returns the owners' secrets."""
+        """Returns the owners' secrets, with which attacks are scored."""
         clients = range(self.run.config.clients)
         keys = {} if self._no_common_order else Opened(clients, self._key)
         return Truth(
@@ -211,7 +213,7 @@ class Adversaries:
         return UserView(public=self.public, reader=None, logits=found.logits, labels=found.labels)
 
     def _reader_of(self, client: int) -> PatchReader:
-        """Returns the patch reader in the memory of a worker, in the coordinates of its client."""
+        """Returns the patch reader in a worker's memory, in the coordinates of the given client."""
         own = self.run.coordinates_of(client_party(client))
         if WEIGHT not in self.run.final:
             return own.base
@@ -255,17 +257,12 @@ class Adversaries:
 
 
 def candidates_of(run: AttackedRun) -> Candidates:
-    """Asks the final model about images of clients, and about other images under the same keys.
+    """Computes the logits of the final model for images of clients, and for other images.
 
-    For each image of a client there is another image of the same class. Both are encrypted with the
-    key of the client and read in its coordinates. So they differ only in that the client has
-    trained on the one. With one key for all, an image can be the other one for several clients.
-
-    Args:
-        run: The run.
-
-    Returns:
-        The answers; without images if the final model is not complete.
+    For each image of a client, another image of the same class is chosen. The two images are
+    encrypted with the client's key and read in the client's coordinates. The client has trained on
+    only one of the two images. If all clients share a key, several clients can have the same other
+    image. If the final model is not complete, the result has no images.
     """
     model = run.backbone.model
     if set(methods.trainable(model)) != set(run.final):
@@ -281,7 +278,7 @@ def candidates_of(run: AttackedRun) -> Candidates:
         coordinates = run.coordinates_of(party)
         put_reader(model, coordinates.base)
         methods.load_state(model, coordinates.to_client(run.final))
-        # all are encrypted, because with a key for every image the place of an image matters
+        # all images are encrypted together: with a key for every image, its position matters
         encrypted = replace(run.known, images=run.holder.encrypt(run.known.images, party, "test"))
         if plain:
             images += [run.plain(client)[ours], run.known.images[theirs]]
@@ -312,16 +309,17 @@ def _no_candidates(run: AttackedRun) -> Candidates:
 
 
 def _pairs(own: Tensor, others: Tensor, most: int, client: int) -> tuple[Tensor, Tensor]:
-    """Draws pairs of an image of a client and another image of the same class.
+    """Draws pairs of a client's image and another image of the same class.
 
     Args:
         own: The labels of the client's images.
         others: The labels of the other images.
         most: The largest number of pairs.
-        client: The number of the client, which decides what is drawn.
+        client: The number of the client, which is the seed of the draw.
 
     Returns:
-        The positions of the client's images, and of the others, as many.
+        Two tensors of equal length: the positions of the client's images, and the positions of the
+        other images.
     """
     generator = torch.Generator().manual_seed(client)
     free = {int(c): (others == c).nonzero().flatten() for c in set(others.tolist())}  # by class
@@ -337,7 +335,7 @@ def _pairs(own: Tensor, others: Tensor, most: int, client: int) -> tuple[Tensor,
 
 
 def _without_secrets(config: Config) -> Config:
-    """Returns settings without the seed, from which noise follows, and without paths of files."""
+    """Returns settings without the seed, which determines noise, and without paths of files."""
     nowhere = EncryptionConfig().key_file
     encryption = replace(config.encryption, key_file=nowhere)
     return replace(config, seed=0, out=None, encryption=encryption)

@@ -36,23 +36,23 @@ from fl_vitlora.state import State
 from fl_vitlora.storage.checksummed import read_sealed
 from fl_vitlora.strategy import Strategy
 
-MOST_KNOWN = 2000  # most plain images of the kind that an adversary has
+MOST_KNOWN = 2000  # the largest number of plain test images that an adversary has
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackedRun:
-    """A finished run with all that its owners have.
+    """A finished run with all files and keys of its owners.
 
     Attributes:
         folder: The run folder.
-        config: The settings of the run, with the changes that its strategy demands.
-        class_names: The names of the classes, in the order of the run.
-        storage: The keys that open the files of the shards; None if they are not sealed.
-        holder: The object that has the key of the images.
+        config: The settings of the run, with the changes that its strategy requires.
+        class_names: The names of the classes, in the order of the run's labels.
+        storage: The keys that open the files of the shards; None if the shards are not sealed.
+        holder: The key holder for the images.
         backbone: The public model with the tensors of the fine-tuning method.
         origin: The patch reader (patch and position embedding) of the public model.
         final: The tensors of the final model.
-        strategy: The half of the strategy that runs at clients.
+        strategy: The strategy's methods for clients.
     """
 
     folder: Path
@@ -67,12 +67,12 @@ class AttackedRun:
 
     @cached_property
     def start(self) -> PatchReader:
-        """Returns the patch reader with which the server began."""
+        """Returns the patch reader that the server had at the start of the run."""
         return coordinates.server_reader(self.config, self.origin, self.holder)
 
     @cached_property
     def rounds(self) -> RecordedRounds:
-        """Returns the recorded rounds; there are none if the run did not record its updates."""
+        """Returns the recorded rounds, without rounds if the run did not record its updates."""
         return RecordedRounds(self.folder)
 
     @cached_property
@@ -98,11 +98,11 @@ class AttackedRun:
         return self.folder / SHARDS / client_shard(client)
 
     def shard(self, client: int) -> Shard:
-        """Opens a client's training shard: ciphertext and labels."""
+        """Returns a client's training shard, with ciphertext and labels."""
         return self._open(self.shard_path(client))
 
     def plain(self, client: int) -> Tensor:
-        """Decrypts the training images of a client."""
+        """Returns the decrypted training images of a client."""
         return self.holder.decrypt(self.shard(client).images, client_party(client))
 
     def final_reader(self) -> PatchReader:
@@ -113,7 +113,7 @@ class AttackedRun:
         return reader if POSITION in self.final else self.start.with_weight(reader.weight)
 
     def coordinates_of(self, party: str) -> Coordinates:
-        """Returns the object that converts the server's tensors to those of a party."""
+        """Returns the object that converts the server's tensors to the tensors of a party."""
         initial = dict(self.final)
         if WEIGHT in initial:
             initial[WEIGHT] = self.start.weight.reshape(initial[WEIGHT].shape)
@@ -142,7 +142,7 @@ def open_run(folder: Path, config: Config, strategy: object) -> AttackedRun:
         strategy: The strategy of the run.
 
     Raises:
-        UserError: If the run is not finished, or a shard, the key ring or the model is missing.
+        UserError: If the run is not finished, or if a shard, the key ring or the model is missing.
     """
     if find_run(folder)[1] is None:
         raise UserError(
@@ -155,7 +155,7 @@ def open_run(folder: Path, config: Config, strategy: object) -> AttackedRun:
     if lacking is not None:
         raise UserError(
             f"--attack {folder}: the shard of client {lacking} is missing; an audit needs the "
-            "shards of all clients, as the folder of a simulated run has them"
+            "shards of all clients, which only the folder of a simulated run has"
         )
     keys = storage_keys(config)
     shards = shards_of(folder, keys)
@@ -174,7 +174,7 @@ def open_run(folder: Path, config: Config, strategy: object) -> AttackedRun:
 
 
 def settings_of(folder: Path) -> Config:
-    """Reads the settings of a run; their paths lead to the files that the run used."""
+    """Reads the settings of a run, in which paths lead to the files that the run used."""
     begun, _ = find_run(folder)
     return located(begun, begun, folder)
 

@@ -1,4 +1,7 @@
-"""Audits a finished run: attacks what it sent and stored, and writes `attacks.json`."""
+"""Audits a finished run: attacks its messages and files, and writes the outcomes to a file.
+
+The outcomes are in the file `attacks.json` in the run folder.
+"""
 
 from __future__ import annotations
 
@@ -40,17 +43,17 @@ def attack_run(
         strategy: The strategy of the run.
         names: The names of the attacks, as `config.attack_names.read_attacks` returns them.
         images: The number of encrypted images that an attack on ciphertext may use.
-        bounds: Bounds on the outcomes. Only their names are checked here; `attacks.bounds.broken`
-            says which ones the outcomes break.
+        bounds: Bounds on the outcomes. This function checks only the names of the bounds; the
+            function `attacks.bounds.broken` compares the outcomes with the bounds.
         seconds: The time budget of each attack in seconds.
         began: A function that is called with the names of an attack and its adversary before the
             attack is carried out.
 
     Yields:
-        Each outcome, as soon as it is known. After the last one, `attacks.json` is written.
+        Each outcome as soon as it is known. After the last outcome, `attacks.json` is written.
 
     Raises:
-        UserError: If an attack cannot be imported, a bound names what no attack has, or the run
+        UserError: If an attack cannot be imported, if a bound has an unknown name, or if the run
             cannot be audited.
     """
     attacks = {name: attack_of(name, images) for name in names}
@@ -67,7 +70,7 @@ def attack_run(
 
 
 def described(outcome: Outcome) -> dict[str, Any]:
-    """Returns an outcome as `attacks.json` has it.
+    """Returns an outcome in the form of the file `attacks.json`.
 
     Example:
         >>> described(Outcome(attack="span", adversary="server", reason="only sums"))["verdict"]

@@ -23,7 +23,7 @@ from fl_vitlora.flower.server.transport import Transport
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpointing:
-    """Stores the state of a run after its rounds, and restores the state when the run is resumed.
+    """An object that stores the state of a run after rounds, and restores the state of a run.
 
     Attributes:
         config: The configuration of the experiment.
@@ -31,7 +31,7 @@ class Checkpointing:
         provenance: Everything except the configuration on which the exact numbers of the run
             depend, for example the versions of libraries.
         states: The stored states of the simulated clients.
-        transport: Sends instructions to clients and receives their updates.
+        transport: The object that sends instructions to clients and receives their updates.
         aggregator: The object through which the server loop calls the aggregation strategy.
         record: The record of the rounds, the sent bytes and the accuracy so far.
         logbook: The object that writes checkpoints into the run folder.
@@ -56,8 +56,8 @@ class Checkpointing:
             model: The global model after the round.
 
         Returns:
-            A function without arguments that writes the copied state, or does nothing if no
-            checkpoint is due after this round.
+            A function without arguments that writes the copied state. If no checkpoint is due after
+            this round, the function does nothing.
         """
         if not self.states.followed or not self._is_due(server_round):
             return write_nothing
@@ -86,16 +86,16 @@ class Checkpointing:
     def take_up(self, checkpoint: Checkpoint) -> GlobalModel:
         """Restores the state of a run from a checkpoint.
 
-        The ledger (the record of sent bytes) of the checkpoint replaces the ledger of this process.
-        So the first messages of a run, in which the server asks each client for its number, are
-        counted only once.
+        The ledger (the list of all messages) of the checkpoint replaces the ledger of this process.
+        Therefore the first messages of a run, in which the server asks each client for its number,
+        are counted only once.
 
         Returns:
             The model of the checkpoint.
 
         Raises:
-            UserError: If the device, the key, the classes, the weights or the strategy differ from
-                those with which the run began.
+            UserError: If the device, the key, the classes, the weights or the strategy have changed
+                since the run began.
         """
         server = checkpoint.server
         before = Provenance(**server["circumstances"])
@@ -116,6 +116,6 @@ class Checkpointing:
         known = {"strategy": now["strategy"], **before.must_stay}  # old checkpoints lack "strategy"
         for what, (was, is_) in changes(known, now).items():
             raise UserError(
-                f"{self.place} began with {what} {was} and continues only with that, but now the "
-                f"{what} would be {is_}"
+                f"{self.place} began with {what} {was} and can continue only with this value, but "
+                f"now the {what} would be {is_}"
             )

@@ -1,4 +1,4 @@
-"""Makes the settings of clients.
+"""Makes the settings of the clients.
 
 All simulated clients have the same settings. In a deployment each SuperNode (a machine that runs a
 client) has its own settings.
@@ -29,8 +29,8 @@ def client_settings(
     """Returns the settings that every client of a simulation, or one node, needs.
 
     Storage keys open the files of shards, but do not decrypt the images in the files. The keys are
-    passed in memory. A file with the keys would be on the same disk as the shards and would not
-    protect them.
+    passed in memory. If the keys were in a file, the file would be on the same disk as the shards
+    and would not protect the shards.
 
     Args:
         config: The configuration of the experiment.
@@ -38,10 +38,10 @@ def client_settings(
         class_names: The names of the classes, in the order of the head's outputs.
         device: The device on which clients train.
         strategy: The strategy, whose methods for clients are called.
-        with_key: True if clients need the key ring (the file with the secrets). If clients do not
-            need the key ring, its path is left out.
-        storage: The keys that open the files of the shards; None if the files are not encrypted.
-        library: The library for matrix products; an empty text if each client chooses it.
+        with_key: True if clients need the key ring (the file with the secrets). If `with_key` is
+            False, the path of the key ring is left out.
+        storage: The keys that open the files of the shards; None if the files are not sealed.
+        library: The library for matrix products; an empty text if each client chooses the library.
     """
     ring = str(Path(config.encryption.key_file).resolve()) if with_key else ""
     return ClientSettings(
@@ -57,7 +57,7 @@ def client_settings(
 
 @dataclass(frozen=True)
 class SameForAll:
-    """A function that returns the same settings for every simulated client.
+    """A function object that returns the same settings for every simulated client.
 
     Ray can send an instance of this class to worker processes.
 

@@ -1,8 +1,8 @@
-"""Runs a grid of experiments: every cell with every seed, one after the other.
+"""Runs a grid of experiments: every cell with every seed, one run after the other.
 
 A grid is a comparison, and a cell is one combination of its settings. Ray is started once for all
 runs. A grid folder contains a run folder for each run. A run is recognised by its configuration,
-not by the name of its folder. So an interrupted grid continues where it stopped, and if cells or
+not by the name of its folder. Therefore an interrupted grid continues where it stopped. If cells or
 seeds are added to a grid, only the new runs are executed.
 """
 
@@ -60,14 +60,14 @@ def default_folder() -> Path:
 
 
 def prepare_folder(folder: Path, grid: Grid) -> Hold:
-    """Makes a grid folder, or opens an existing one, and stores the grid in it.
+    """Makes a grid folder or opens an existing grid folder, and stores the grid in the folder.
 
     Args:
         folder: The grid folder.
         grid: The grid (the comparison), which is stored in the folder.
 
     Returns:
-        A lock; until the lock is closed, no other process can use the folder.
+        A lock. Until the lock is closed, no other process can use the folder.
 
     Raises:
         UserError: If the folder contains files but no grid, cannot be made, or is locked by another
@@ -96,7 +96,7 @@ def prepare_folder(folder: Path, grid: Grid) -> Hold:
 
 
 def is_grid_folder(folder: Path) -> bool:
-    """Returns True if a folder is that of a comparison: it has the file of a grid, or only runs."""
+    """Returns True if a folder has the file of a grid, or if it contains only runs."""
     if not folder.is_dir():
         return False
     whole = (folder / GRID).is_file()
@@ -167,23 +167,23 @@ class KnownRuns:
 
     @property
     def starts(self) -> list[Path]:
-        """Returns the working directories of the runs, where relative paths of a run start."""
+        """Returns the folders in which the runs were started, to which relative paths refer."""
         return [begun_in(place) for _, place in (*self.finished, *self.interrupted)]
 
     def finished_run(self, config: Config) -> Path | None:
-        """Returns the folder of a finished run of an experiment; None if there is no such run."""
+        """Returns the folder of a finished run with this configuration; None without such a run."""
         same = (place for known, place in self.finished if is_same(known, config))
         return next((place for place in same if has_current_key(config, place)), None)
 
     def interrupted_run(self, config: Config) -> Path | None:
-        """Returns the folder of an interrupted run that can be resumed; None if there is none."""
+        """Returns the folder of an interrupted run that can be resumed; None without such a run."""
         same = (place for known, place in self.interrupted if is_same(known, config))
         return next((place for place in same if can_go_on(config, place)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execute:
-    """Runs one experiment of a grid, in the folder given by the setting `out`.
+    """A function object that runs one experiment of a grid, in the folder of the setting `out`.
 
     Attributes:
         load_strategy: A function that makes the strategy of an experiment.
@@ -200,16 +200,16 @@ class Execute:
     total: int
 
     def __call__(self, config: Config, *, resume: bool) -> Line:
-        """Returns the result of the run.
+        """Runs the experiment, and returns the result of the run.
 
         Args:
             config: The configuration of the experiment.
-            resume: True if an interrupted run in the folder `out` is resumed.
+            resume: True to resume an interrupted run in the folder `out`.
 
         Raises:
             PausedError: If the caller set `watch.pause`.
         """
-        self.watch.training.clear()  # until the first round, a signal ends the program at once
+        self.watch.training.clear()  # a signal before round 1 ends the program at once
         if self.watch.pause.is_set():
             raise PausedError(f"after run {self.number - 1} of {self.total}")
         strategy = self.load_strategy(config)
@@ -220,7 +220,7 @@ class Execute:
 
 
 def tell(grid: Grid, records: list[Record]) -> Report:
-    """Returns the content of the tables of a grid: all runs, means over seeds, and differences."""
+    """Returns the content of a grid's tables: all runs, means over seeds, and differences."""
     return report(grid.title, records, grid.baselines)
 
 
@@ -229,15 +229,15 @@ def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
 
     Args:
         folder: The grid folder.
-        finished: True for the runs that have a result, False for the runs that have none.
+        finished: True for the runs that have a result, False for the runs without a result.
 
     Returns:
-        A list: for each run, its configuration without `out`, and its folder.
+        A list with a pair for each run: the configuration without `out`, and the run folder.
     """
     runs = []
     for path in sorted(folder.glob(f"**/{CONFIG}")):
-        # A run is repeated if its configuration belongs to another version, its result is damaged,
-        # or its saving was computed against another reference.
+        # A run is repeated if its configuration belongs to another version of the program, if its
+        # result is damaged, or if its saving was computed with another reference.
         with suppress(UserError):
             config, result = find_run(path.parent)
             if (result is not None) == finished and (result is None or has_current_form(result)):
@@ -246,7 +246,7 @@ def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
 
 
 def as_it_runs(config: Config, load_strategy: LoadStrategy) -> Config:
-    """Returns the configuration that will be stored in the run folder, but with the given `out`."""
+    """Returns the configuration that the run folder will contain, but with the given `out`."""
     try:
         strategy = load_strategy(config)
         return with_head_start(told(config, strategy), strategy)
@@ -255,10 +255,10 @@ def as_it_runs(config: Config, load_strategy: LoadStrategy) -> Config:
 
 
 def is_same(known: Config, config: Config) -> bool:
-    """Returns True if two configurations are equal, apart from the key ring and kept shards.
+    """Returns True if two configurations are equal, apart from the key ring and the shard store.
 
-    `has_current_key` compares the secrets in the rings. The settings that say where shards are kept
-    change no result.
+    The function `has_current_key` compares the secrets in the key rings. The settings of the shard
+    store (`KEEPING`) do not change the result of a run.
     """
     ring = config.encryption.key_file
     encryption = dataclasses.replace(known.encryption, key_file=ring)
@@ -270,7 +270,7 @@ def is_same(known: Config, config: Config) -> bool:
 def has_current_key(config: Config, run_folder: Path) -> bool:
     """Returns True if a run's images were encrypted with the current secret of the key ring.
 
-    A run with another secret is a different experiment and does not belong in the same table.
+    A run with another secret is a different experiment, so it is not part of the same table.
     """
     if not config.encryption.steps:
         return True
@@ -293,7 +293,7 @@ def can_go_on(config: Config, run_folder: Path) -> bool:
 def _attempt(
     cell: Cell, config: Config, folder: Path, interrupted: Path | None, execute: Execute
 ) -> Record:
-    """Runs one experiment and returns its record. If the run fails, the record has the reason.
+    """Runs one experiment and returns its record; if the run fails, the record has the reason.
 
     Args:
         cell: The combination of settings to which the run belongs.

@@ -1,19 +1,20 @@
-"""Runs the client and server apps of the simulation on Flower's SuperLink and SuperNodes.
+"""Makes the apps of clients and server that run on Flower's SuperNodes and SuperLink.
 
-The operator of each node gives Flower the configuration of this node:
+The apps are the same as in a simulation. The operator of each node gives Flower the configuration
+of this node:
 
 * a SuperNode: ``--node-config 'partition-id=3 shards="/data/shards" config="/data/config.yaml"'``
 * the server: ``flwr run deploy NAME --run-config 'config="..." shards="..." out="..."'``, where
   the folder of shards needs only the encrypted test images.
 
-A strategy that is not part of this project or Flower must also be named as
-``trust-strategy="..."``. The configuration file may come from other people, so the file alone must
-not make a node run other people's code.
+If a strategy is not part of this project or of Flower, the operator must also name the strategy
+with ``trust-strategy="..."``. The configuration file may come from other people, so the file alone
+must not make a node run other people's code.
 
-Operators can give two more files to nodes and server. ``storage-key="FILE"`` has the key that opens
-shards whose files are encrypted on the disk; it is needed if there is no key ring.
+Operators can give two more files to nodes and to the server. The file of ``storage-key="FILE"`` has
+the key that opens sealed shards; this file is needed if there is no key ring. The file of
 ``classes="FILE"`` lists the names of the classes in the order of the run. Only the owners of the
-images have the key of the images. `deploy/README.md` shows a whole deployment.
+images have the key of the images. The page `deploy/README.md` shows a whole deployment.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ from fl_vitlora.models.reading import READER_FILE, open_reader
 from fl_vitlora.reporting.run_folder import RunFolder
 
 TRUSTED = "trust-strategy"
-STORAGE, CLASSES = "storage-key", "classes"  # keys of the configuration that operators give
+STORAGE, CLASSES = "storage-key", "classes"  # names in the configuration that operators give
 
 
 class LoadStrategy(Protocol):
@@ -95,14 +96,14 @@ def make_node_app(load_strategy: LoadStrategy) -> ClientApp:
 
 
 def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettings:
-    """Reads and checks the configuration that the operator of a SuperNode gave to this node.
+    """Reads and checks the configuration that the operator gave to a SuperNode.
 
     Args:
         context: Flower's context of the node.
         load_strategy: A function that makes the strategy of an experiment.
 
     Raises:
-        UserError: If a required entry is missing, or no experiment can run with the configuration.
+        UserError: If a required entry is missing, or if the configuration is not valid.
     """
     config = configuration.load(_given(context.node_config, "config"))
     check_method(config.finetuning.method, _confirmed(context.node_config))
@@ -131,7 +132,7 @@ def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
         load_strategy: A function that makes the strategy of an experiment.
 
     Returns:
-        The app, which writes a run folder to the path `out` in the configuration of the operator.
+        The app, which writes a run folder at the path `out` in the operator's configuration.
     """
     app = ServerApp()
 
@@ -153,11 +154,11 @@ def prepare_server(given: Mapping[str, Any], load_strategy: LoadStrategy) -> Run
         load_strategy: A function that makes the strategy of an experiment.
 
     Returns:
-        The server's side of the run, before the first message; its run folder exists already.
+        The server's side of the run, before the first message. The run folder already exists.
 
     Raises:
-        UserError: If an entry is missing or its value cannot be used; in this case no file was
-            written.
+        UserError: If an entry is missing or its value cannot be used. If this error is raised, no
+            file has been written.
     """
     written = configuration.load(_given(given, "config"), {"out": _given(given, "out")})
     check_method(written.finetuning.method, _confirmed(given))
@@ -191,14 +192,14 @@ def prepare_server(given: Mapping[str, Any], load_strategy: LoadStrategy) -> Run
         watch=Watch(),
         logbook=Logbook.begin(folder.path),
         observers=recorders(config, folder.path),
-        secret_seed=secrets.randbits(63),  # clients know the seed in the configuration
+        secret_seed=secrets.randbits(63),  # clients must not know this seed, unlike `config.seed`
     )
 
 
 def _server_model(
     config: Config, strategy: AnyStrategy, shards: Path, device: str, *, classes: int
 ) -> Server:
-    """Builds the server's model, and logs the notes that a simulation prints on the terminal."""
+    """Builds the server's model, and logs the notes that a simulation shows on the terminal."""
     built = prepare_model(config, classes, device, client_half(strategy).adapter)
     recorded = what_is_recorded(config, methods.export_state(built.model))
     for note in (*built.notes, *([recorded] if recorded else [])):
@@ -208,10 +209,10 @@ def _server_model(
 
 
 def _storage(config: Config, values: Mapping[str, Any]) -> StorageKeys | None:
-    """Returns the keys that open this node's shards, from the file `storage-key` or the key ring.
+    """Returns the storage keys of this node, from the file `storage-key` or from the key ring.
 
     Returns:
-        The keys that open the files, or None if the files of the shards are not encrypted.
+        The keys that open the shards; None if the shards are not sealed.
     """
     if config.encryption.at_rest == "none":
         return None
@@ -231,14 +232,15 @@ def _classes(given: Mapping[str, Any], shards: Path, keys: StorageKeys | None) -
         return class_names_of(shard_metadata(path, keys or NO_KEYS), path)
     if not given.get(CLASSES):
         raise UserError(
-            f"{shards} has no {TEST_SHARD}, which names the classes; give a file with their names, "
-            "for example the owner's classes.json: --run-config 'classes=\"FILE\" ...'"
+            f"{shards} has no {TEST_SHARD}, so the names of the classes are unknown; give a file "
+            "with the names, for example the owner's classes.json: --run-config "
+            "'classes=\"FILE\" ...'"
         )
     return _given_classes(given)
 
 
 def _given_classes(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Reads the names of the classes that an operator gave: a JSON list, or a file with a list.
+    """Reads the names of the classes that an operator gave as a JSON list or as a file.
 
     Raises:
         UserError: If the value is neither a JSON list nor the name of a file with a list.
@@ -253,7 +255,7 @@ def _given_classes(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _confirmed(values: Mapping[str, Any]) -> list[str]:
-    """Returns the names of other people's code that the operator trusts, from the text given.
+    """Returns the names of other people's code that the operator trusts.
 
     In the operator's text, commas separate the names.
 

@@ -20,8 +20,8 @@ class Outcome:
 
     Attributes:
         model: The final model.
-        begin: `time.perf_counter()` before the first round.
-        end: `time.perf_counter()` after the last round.
+        begin: The value of `time.perf_counter()` before the first round.
+        end: The value of `time.perf_counter()` after the last round.
     """
 
     model: GlobalModel
@@ -40,7 +40,7 @@ def write_files(
 ) -> None:
     """Writes the files of a run that has ended.
 
-    `result.json` is written last, because this file marks a run as finished.
+    The file `result.json` is written last, because this file marks a run as finished.
 
     Args:
         folder: The run folder.
@@ -48,7 +48,7 @@ def write_files(
         outcome: The result of the server loop.
         class_names: The names of the classes, in the order of the head's outputs.
         result: The content of `result.json`; this function adds the times.
-        started: `time.perf_counter()` when the program began.
+        started: The value of `time.perf_counter()` when the program began.
     """
     _plot(folder, record)
     folder.write("communication.csv", record.ledger.to_csv())

@@ -1,8 +1,9 @@
-"""Chooses how many worker processes share a GPU: as many as fit, unless the user sets the number.
+"""Chooses the number of worker processes that share a GPU, unless the user sets the number.
 
-Ray starts before the model is built and its memory is measured. Therefore Ray starts with room for
-the largest possible number of workers. All GPUs are assumed to be like the first GPU. The first GPU
-has the least free memory, because this process computes on it.
+The number is the largest number of workers whose memory fits. Ray starts before the model is built
+and before memory is measured. Therefore Ray starts with room for the largest possible number of
+workers. The program assumes that all GPUs are like the first GPU. The first GPU has the least free
+memory, because this process also computes on the first GPU.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from fl_vitlora.training.gpu_memory import Memory, measure, workers_that_fit
 def workers_in_memory(
     workers: Workers, config: Config, backbone: Backbone, shards: Path, ray: Ray
 ) -> Workers:
-    """Limits the number of workers to those that fit into the memory of the GPUs.
+    """Limits the number of workers so that all workers fit into the memory of the GPUs.
 
-    On the CPU, or if the user set the number of workers, the number is not changed.
+    On the CPU, or if the user has set the number of workers, the number does not change.
 
     Args:
-        workers: The workers that Ray was started for.
+        workers: The workers for which Ray was started.
         config: The configuration of the experiment.
         backbone: The server's model on its device, which is not changed. The model of a worker
             needs as much memory as the server's model.
@@ -51,14 +52,14 @@ def workers_in_memory(
     own = (config.model, config.training, config.evaluation, config.engine)
     settings = (*own, clients, _shapes(backbone))
     if ray.measured is None or ray.measured[0] != settings:
-        ray.end_actors()  # the memory of old workers would be counted as that of other programs
+        ray.end_actors()  # otherwise old workers would count as other programs in memory
         ray.measured = settings, _measure(backbone, config, clients)
     sizes = sorted(path.stat().st_size for path in shards.glob(CLIENT_SHARDS))
     return held(workers, ray.measured[1], sum(sizes[-clients:]))  # whole shards are on the GPU
 
 
 def held(workers: Workers, memory: Memory, shards: int) -> Workers:
-    """Limits the number of workers to those that fit into the measured memory.
+    """Limits the number of workers so that all workers fit into the measured memory.
 
     Args:
         workers: The largest number of workers, with their device and GPUs.
@@ -66,7 +67,8 @@ def held(workers: Workers, memory: Memory, shards: int) -> Workers:
         shards: The size in bytes of the images that each worker keeps in memory.
 
     Returns:
-        The number of workers that are used, at least one per GPU, with their device and GPUs.
+        The number of workers that are used, with their device and GPUs. There is at least one
+        worker for each GPU.
     """
     most = workers.per_gpu
     each = workers_that_fit(memory.free, memory.context, memory.step + shards, most)
@@ -89,10 +91,10 @@ def _measure(backbone: Backbone, config: Config, clients: int) -> Memory:
         )
         raise UserError(
             f"engine.device cuda: the memory of the GPU is too small for a step of {clients} × "
-            f"{images} images (clients × training.batch_size); use fewer: {fewer}"
+            f"{images} images (clients × training.batch_size); use fewer images: {fewer}"
         ) from None
 
 
 def _shapes(backbone: Backbone) -> dict[str, tuple[torch.Size, bool]]:
-    """Returns, for every tensor of a model, its shape and whether it is trained."""
+    """Returns, for the name of each tensor, a pair: its shape, and True if it is trained."""
     return {name: (p.shape, p.requires_grad) for name, p in backbone.model.named_parameters()}

@@ -1,10 +1,11 @@
-"""Decides how the head of a run starts: at zero, or from a linear discriminant analysis.
+"""Decides whether the head of a run starts at zero or with a linear discriminant analysis.
 
-A head at zero costs an ordinary pre-trained ViT many rounds, because nothing behind a bad head
-learns. The part `lda` of a fine-tuning method gives the head a good start in round 1. With the
-setting ``finetuning.head_start=auto`` this module adds `lda` to the method wherever its statistics
-reach the server as exact means and the run can use them. The decision is made once, before the run
-folder is made. The folder records it, so a resumed run starts as the interrupted one did.
+With a head that starts at zero, an ordinary pre-trained ViT needs many more rounds, because the
+other tensors learn little while the head is bad. The part `lda` of a fine-tuning method gives the
+head a good start in round 1. With the setting ``finetuning.head_start=auto`` this module adds `lda`
+to the method, if the statistics of `lda` reach the server as exact means and the run can use the
+statistics. This decision is made once, before the run folder is made. The run folder stores the
+decision, so that a resumed run has the same start as the interrupted run.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.strategy import Strategy
 
 LDA = "lda"  # the name of the part, and a value of the setting
-EXACT = "float32"  # the codec that changes no number
+EXACT = "float32"  # the codec that does not change any number
 HEAD = ("head.weight", "head.bias")
 
 
@@ -34,17 +35,17 @@ def with_head_start(
     Args:
         config: The configuration as the user wrote it.
         strategy: The strategy of the run, from this project or from Flower.
-        drafted: The model of the configuration, as `backbone.draft` makes it; None to make it if it
-            is needed.
+        drafted: The model of the configuration, made by `backbone.draft`. If `drafted` is None, the
+            function makes the model when it is needed.
 
     Returns:
-        The configuration with `finetuning.head_start` set to "zero" or "lda". If it is "lda", the
-        part `lda` belongs to the method. A configuration that was returned by this function stays
-        as it is.
+        The configuration with `finetuning.head_start` set to "zero" or "lda". With "lda", the
+        method contains the part `lda`. If this function gets its own result as `config`, it returns
+        the same configuration.
 
     Raises:
-        UserError: If the method has the part `lda` although the head is to start at zero, or if
-            the model cannot be built.
+        UserError: If the method has the part `lda` although the setting says that the head starts
+            at zero, or if the model cannot be built.
 
     Example:
         >>> from strategies.fedavg import FedAvg
@@ -57,7 +58,7 @@ def with_head_start(
         if tuning.head_start == "zero":
             raise UserError(
                 f"finetuning.head_start zero with method {tuning.method}: the part lda starts the "
-                "head from statistics of round 1; remove one of the two"
+                "head with statistics of round 1; remove the part lda or this setting"
             )
         return replace(config, finetuning=replace(tuning, head_start="lda"))
     added = replace(tuning, method="+".join((*parts, LDA)), head_start="lda")
@@ -69,17 +70,17 @@ def with_head_start(
 
 
 def why_zero(config: Config, strategy: AnyStrategy, drafted: Backbone | None = None) -> str:
-    """Returns why the head of a run should start at zero.
+    """Returns the reason why the head of a run should start at zero.
 
     Args:
         config: The configuration, with the part `lda` in the method.
         strategy: The strategy of the run.
-        drafted: The model of the configuration, as `backbone.draft` makes it; None to make it if it
-            is needed.
+        drafted: The model of the configuration, made by `backbone.draft`. If `drafted` is None, the
+            function makes the model when it is needed.
 
     Returns:
-        The reason, as the end of a sentence. It is empty if the discriminant analysis is the better
-        start.
+        The reason, as the end of a sentence. The text is empty if the head should start with the
+        discriminant analysis.
 
     Raises:
         UserError: If the model cannot be built.
@@ -89,8 +90,8 @@ def why_zero(config: Config, strategy: AnyStrategy, drafted: Backbone | None = N
         "the models of this package are trained for a head that starts at zero": (
             model.name in backbone.BUNDLED
         ),
-        "random weights have no features to tell classes apart": model.weights == backbone.RANDOM,
-        "a run of one round would train nothing": config.rounds == 1,
+        "random weights have no features to distinguish classes": model.weights == backbone.RANDOM,
+        "a run of one round would train no tensor": config.rounds == 1,
         "the strategy may change means": (
             not isinstance(strategy, Strategy)
             or not strategy.sums_suffice
@@ -106,7 +107,7 @@ def why_zero(config: Config, strategy: AnyStrategy, drafted: Backbone | None = N
 
 
 def _why_not_with_others(config: Config, drafted: Backbone | None) -> str:
-    """Returns why the part `lda` does not go with the other parts of the method, or the model."""
+    """Returns the reason why the part `lda` does not fit the other parts or the model, or ""."""
     try:
         shelf.method_of(config.finetuning)
     except UserError as error:

@@ -1,7 +1,7 @@
-"""What a hostile server has: a client of a finished run that answers its messages.
+"""Makes the view of a hostile server, which can send messages to a client of a finished run.
 
-The client's own code answers, on the client's own encrypted images and with the settings of the
-run. The client remembers nothing of the run, as a client that joins late.
+The real code of a client answers the messages, with the client's own encrypted images and with the
+settings of the run. The client remembers nothing of the run, like a client that joins late.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from fl_vitlora.training.optimizers import rate_factor
 def hostile_server(
     run: AttackedRun, public: Public, client: int, *, has_reader: bool
 ) -> HostileServerView:
-    """Returns what a hostile server has against one client of a finished run.
+    """Returns the view of a hostile server that attacks one client of a finished run.
 
     Args:
-        run: The run.
-        public: What everyone knows.
-        client: The number of the client.
-        has_reader: True if the server has the patch and position embedding.
+        run: The finished run.
+        public: The public knowledge, which every adversary has.
+        client: The number of the attacked client.
+        has_reader: True if the server has the patch embedding and the position embedding.
     """
     model: nn.Module = copy.deepcopy(run.backbone.model)
     put_reader(model, run.start)
@@ -69,7 +69,7 @@ def settings_of(run: AttackedRun) -> ClientSettings:
 
 
 def asking(settings: ClientSettings, client: int) -> Callable[[Order], State | str]:
-    """Returns the function that sends an order to a client, for `HostileServerView.ask`."""
+    """Returns the function `HostileServerView.ask`, which sends an order to a client."""
 
     def ask(order: Order) -> State | str:
         instruction = RoundMessage(
@@ -83,17 +83,20 @@ def asking(settings: ClientSettings, client: int) -> Callable[[Order], State | s
 def bounding(
     config: Config, strategy: Strategy, start: State, rates: Mapping[str, float]
 ) -> Callable[[Order], Order]:
-    """Returns the function that makes a guard accept an order, for `HostileServerView.accepted`.
+    """Returns the function `HostileServerView.accepted`.
 
-    The order then states the last round, in which tensors may be the farthest from their start.
-    Each entry is moved to the nearest value that the guard allows, and the frozen tensors and the
-    rate are those of an honest server. Without a guard an order stays as it is.
+    This function changes an order so that the guard of a client accepts the order. The changed
+    order is for the last round, in which the guard allows the largest distance of tensors from
+    their start. Each entry becomes the nearest value that the guard allows. The frozen tensors and
+    the learning rate become those of an honest server. If clients have no guard, the function
+    returns the order without any change.
 
     Args:
         config: The configuration of the run.
         strategy: The strategy of the run.
         start: The exchanged tensors before the first round.
-        rates: The factors of learning rates that the fine-tuning method sets, by name.
+        rates: The factors for the learning rates of tensors that the fine-tuning method sets, by
+            name.
     """
     steps, factor, last = config.privacy.guard_steps, strategy.step_bound(), config.rounds
     if steps is None or factor is None:

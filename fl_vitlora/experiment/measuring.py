@@ -1,10 +1,11 @@
-"""Measures accuracy and loss of a run's models, on the held-out images of server or clients.
+"""Measures the accuracy and the loss of a run's models, at the server or at the clients.
 
 If the run has validation images, each evaluated round is measured on the validation images, because
-the run chooses by the results. In a run with validation images, a central party measures only the
-last and the best model on the test images, at the end. Clients measure every evaluated model on
-validation and test images, in one message: at the end of the run, clients no longer have the
-tensors that they kept for themselves in the best round.
+the run uses the results to choose a model. In a run with validation images, a central party
+measures only the last model and the best model on the test images, at the end of the run. Clients
+instead measure every evaluated model on validation images and test images, in one message. The
+reason is that clients may have personal tensors, and at the end of the run they no longer have the
+personal tensors of the best round.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ from fl_vitlora.training.prediction import Plain, predictor_of
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """Evaluates the models of a run and records the results.
+    """An object that evaluates the models of a run and records the results.
 
     Attributes:
-        evaluator: Computes accuracy and loss of one model.
+        evaluator: The object that computes the accuracy and the loss of one model.
         config: The configuration of the experiment.
         record: The record of the run, to which the results are written.
     """
@@ -67,10 +68,10 @@ class Measuring:
 
     @property
     def needs_last_messages(self) -> bool:
-        """Returns True if clients may have to be asked once more at the end of the run.
+        """Returns True if the server may need to ask the clients once more at the end of the run.
 
-        Clients are asked again if the model of the last round was evaluated only on some images, or
-        if it may not have been evaluated at all because the run ended early.
+        The server asks again in two cases: if the model of the last round was evaluated only on
+        some images, or if this model was not evaluated because the run ended early.
         """
         how = self.config.evaluation
         return not self.beside and (how.every > 1 or how.images is not None)
@@ -79,12 +80,13 @@ class Measuring:
         """Measures the model after a round, and returns its accuracy and loss.
 
         After the last planned round, the model is also measured on test images that are encrypted
-        with a wrong key, and on plain test images. If rounds are measured on some of the images,
-        the last round is measured on the same images, so that the rounds can be compared; `finish`
-        then measures on all images.
+        with a wrong key, and on plain test images. If rounds are measured only on some of the
+        images, the last round is measured on the same images, so that the rounds can be compared;
+        the method `finish` then measures the last model on all images.
 
         Returns:
-            The accuracy and the loss by which the run chooses; None if the round is not evaluated.
+            The accuracy and the loss with which the run chooses a model; None if the round is not
+            evaluated.
         """
         measured, how = self.record.measured, self.config.evaluation
         last = server_round == self.config.rounds
@@ -107,24 +109,26 @@ class Measuring:
         return tuple(dict.fromkeys(views))
 
     def gives_up(self, server_round: int) -> bool:
-        """Returns True if the best validation accuracy is `evaluation.patience` rounds old."""
+        """Returns True if the best round was `evaluation.patience` rounds ago."""
         patience, best = self.config.evaluation.patience, best_of(self.record.lines)
         return (
             patience is not None and best is not None and server_round - best["round"] >= patience
         )
 
     def finish(self, model: GlobalModel, read_best: Callable[[int], State | None]) -> None:
-        """Makes the measurements that the result of the run still lacks.
+        """Makes the measurements that are still missing in the result of the run.
 
-        A run that ended early lacks some views of its last model. If clients measure the accuracy,
-        they are asked again only if the run lacks the accuracy itself (`needs_last_messages`),
-        because further messages could exceed the byte budget that ended the run. A run with
-        validation images also lacks the test accuracy of its best model.
+        If a run ended early, some views of its last model were not measured. If clients measure the
+        accuracy, the server asks them again only if the accuracy itself is missing
+        (`needs_last_messages`), because further messages could exceed the byte budget that ended
+        the run. In a run with validation images, the test accuracy of the best model is also
+        missing.
 
         Args:
             model: The model of the last round.
             read_best: A function that takes the number of the best round, and returns the tensors
-                of its model as `GlobalModel.stored` does; None if they are unknown.
+                of the best model in the form of `GlobalModel.stored`; None if the tensors are
+                unknown.
         """
         known, done = self.record.measured, self.record.lines[-1]["round"]
         if self.config.evaluation.images is not None:
@@ -136,7 +140,7 @@ class Measuring:
         self.record.best_on_test = self._best_on_test(read_best)
 
     def _best_on_test(self, read_best: Callable[[int], State | None]) -> Score | None:
-        """Returns the result of the best model on the test images; None if it is not measured."""
+        """Returns the result of the best model on the test images; None without this result."""
         line = best_of(self.record.lines)
         if self.record.view != VALIDATION or line is None:
             return None
@@ -156,11 +160,11 @@ def measured_by_clients(
     """Returns an evaluator that asks every client to evaluate a model on its own images.
 
     Args:
-        transport: Sends the questions to clients and receives their answers.
+        transport: The object that sends models to clients and receives their answers.
         aggregator: The object that calls the strategy. The strategy gets the answers and may
             compute metrics.
         record: The record of the run, which stores the metrics of the strategy.
-        keyed: True if clients have a key, so that they can also evaluate with a wrong key.
+        keyed: True if clients have a key, so that they can also evaluate images under a wrong key.
     """
 
     def show(server_round: int, model: GlobalModel, answers: Sequence[Answer]) -> None:
@@ -187,11 +191,10 @@ def measured_by_server(
     Args:
         config: The configuration of the experiment.
         server: The server's model.
-        holder: The object that has the key of the images, if it evaluates together with the server;
-            None if the server has no access to a key.
-        shards: The folder with the test shard and, if the run has one, the validation shard.
+        holder: The key holder of the common images; None if the evaluator has no key.
+        shards: The folder with the test shard, and with the validation shard if there is one.
         class_names: The names of the classes, in the order of the head's outputs.
-        storage: The keys that open the files of the shards; None if they are not encrypted.
+        storage: The keys that open the files of the shards; None if the shards are not sealed.
     """
     device = next(server.backbone.model.parameters()).device
     precision = best_precision(device, config.engine.precision)
@@ -207,7 +210,7 @@ def measured_by_server(
     names = TEST_SHARD, *([VALIDATION_SHARD] if has_validation(config.data) else [])
     opened = [open_own_shard(shards / name, tuple(class_names), storage) for name in names]
     predictor = predictor_of(config.evaluation.predictor)
-    if isinstance(predictor, Plain):  # any other predictor needs the images
+    if isinstance(predictor, Plain):  # other predictors need the images
         most = config.engine.feature_cache_mb * UNITS["MB"]
         opened[-1] = with_features(server.backbone.model, opened[-1], most, precision)
     return CentralEvaluator(
@@ -222,10 +225,10 @@ def measured_by_server(
 
 
 def class_shares_of(evaluator: Evaluator, server: Server) -> list[float]:
-    """Returns the share of each class in the images with which each round is evaluated.
+    """Returns the share of each class in the images on which each round is evaluated.
 
-    If clients measure the accuracy, the server does not know the shares, and equal shares are
-    returned.
+    If clients measure the accuracy, the server does not know the shares, and this function returns
+    equal shares.
     """
     labels = None
     if isinstance(evaluator, CentralEvaluator):
@@ -234,7 +237,7 @@ def class_shares_of(evaluator: Evaluator, server: Server) -> list[float]:
 
 
 def clients_hold_keys(config: Config, holder: KeyHolder | None) -> bool:
-    """Returns True if clients measure the accuracy, and have a key.
+    """Returns True if clients measure the accuracy and have a key.
 
     Clients with a key can also measure the accuracy on images under a wrong key and on plain
     images.

@@ -1,9 +1,9 @@
-"""Gives observers the data that the server sees in a round.
+"""Gives the data that the server sees in a round to observers.
 
-An observer is a user's object that looks at a run, for example for research on attacks. Every
-observer gets copies of the tensors. So an observer cannot change the tensors of the server or of
-another observer, and tensors that an observer keeps do not change later. A run without observers
-makes no copies.
+An observer is a user's object that watches a run, for example for research on attacks. Every
+observer gets copies of the tensors. Therefore an observer cannot change the tensors of the server
+or of another observer. The copies also do not change after the round, so an observer may keep them.
+A run without observers makes no copies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fl_vitlora.storage.files import WriteError
 
 
 def show(observers: Sequence[Observer], sight: Sight) -> None:
-    """Gives the data of a round to every observer, one after the other.
+    """Gives the data of a round to every observer, one observer after the other.
 
     Args:
         observers: The observers of the run, in the order in which they are called.

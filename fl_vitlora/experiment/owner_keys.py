@@ -1,7 +1,7 @@
 """Manages the keys of existing shards: writes storage keys, or draws a new secret.
 
-A shard is a file with the encrypted images of one client. The storage key of a shard opens the file
-on the disk; another key, which comes from a secret of the owner, decrypts the images.
+A shard is a file with the encrypted images of one party. The storage key of a shard opens the file;
+another key, which is derived from a secret of the owner, decrypts the images.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from fl_vitlora.storage.files import WriteError, make_folder, make_private_folde
 
 
 def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[Path]:
-    """Writes a file with a storage key for each party (client or server) that has shards.
+    """Writes a file with a storage key for each party that has shards.
 
     A storage key opens only the files of its party.
 
     Args:
         config: The configuration of the experiment, with the path of the key ring.
         places: The paths of shards, or of folders of shards.
-        folder: The folder for the key files. A missing folder is made. The folder can then be read
-            by its owner only.
+        folder: The folder for the key files. If the folder does not exist, this function makes the
+            folder. Only the owner of the folder can then read the folder.
 
     Returns:
-        A list: the paths of the key files, such as `client-00003.key`.
+        A list of the paths of the key files, such as `client-00003.key`.
 
     Raises:
-        UserError: If there is no shard, if the file of a shard is not encrypted, or if the key ring
-            does not have the key of a file.
+        UserError: If there is no shard, if a shard is not sealed, or if the key ring does not have
+            the key of a shard.
     """
     keys, parties = storage_keys(config), {}
     for path in (path for place in places for path in owner.find_shards(place)):
         under = sealed_under(path)
         if under is None:
             raise UserError(
-                f"{path} is not sealed at rest (encrypted on the disk), so it has no storage key"
+                f"{path} is not sealed (encrypted on the disk), so this shard has no storage key"
             )
         name, party = under
         file = folder / f"{_owner_in(path.name)}.key"
@@ -65,7 +65,7 @@ def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[
 
 
 def _owner_in(name: str) -> str:
-    """Returns the part of a shard's file name that is the same for all shards of its party.
+    """Returns the part of a shard's file name that all shards of the same party share.
 
     Example:
         >>> _owner_in("client-00003-test.safetensors"), _owner_in("validation.safetensors")
@@ -97,14 +97,15 @@ def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]
     for folder in {path.parent for path in shards}:
         if is_under_way(folder.parent):
             raise UserError(
-                f"{folder.parent} holds a run that has not ended and needs its present key; "
+                f"{folder.parent} contains a run that has not ended and needs its present key; "
                 f"finish the run first with --resume {shlex.quote(str(folder.parent))}, or move "
                 "the shards to another folder"
             )
         if adapted_to(folder / READER_FILE):
             raise UserError(
-                f"{folder / READER_FILE} is adapted to the key of these shards, so a model with it "
-                "could not read them under a new secret; run the experiment again instead"
+                f"{folder / READER_FILE} is a patch embedding that is adapted to the key of these "
+                "shards, so the model could not read shards under a new secret; run the experiment "
+                "again instead"
             )
     config = with_ring_of(config, [begun_in(path.parent.parent) for path in shards])
     ring = open_ring(Path(config.encryption.key_file))
@@ -117,16 +118,16 @@ def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]
 
 
 def _forget_kept(config: Config, run: Path, ring: KeyRing) -> None:
-    """Removes the kept copies of shards that are encrypted with an old secret of a key ring.
+    """Removes the copies in shard stores that are encrypted with an old secret of a key ring.
 
     Args:
-        config: The configuration with which the keys are rotated.
+        config: The configuration with which the key is rotated.
         run: The run folder of shards that were encrypted again.
         ring: The key ring after the rotation.
     """
     old = [key_id(secret) for secret in ring.secrets[:-1]]
     settings = [config.data]
-    with contextlib.suppress(UserError):  # the folder holds shards, but no run of this version
+    with contextlib.suppress(UserError):  # the folder has shards, but no run of this version
         settings.append(find_run(run)[0].data)
     for data in settings:
         if store := store_of(data, run):

@@ -1,8 +1,8 @@
 """Prepares a run: loads and divides the images, builds the model, and encrypts the shards.
 
-Before the preparation, `validation` has checked everything that does not need the images. The
-functions of this module find mistakes in the images, the model or the key, before any file is
-written.
+Before the preparation, the module `validation` has checked everything that does not need the
+images. The functions of this module find mistakes in the images, the model or the key before any
+file is written.
 """
 
 from __future__ import annotations
@@ -49,22 +49,23 @@ from fl_vitlora.training.product_choice import choose_library
 
 @dataclass(frozen=True, kw_only=True)
 class OwnedImages:
-    """The plain images, and how they are divided among the clients.
+    """The plain images and their division among the clients.
 
     Attributes:
-        train: The training images.
+        train: The training images, followed by the images of a validation split.
         test: The test images.
-        parts: For each client, the positions of its images in `train`.
-        test_parts: For each client, the positions of its images in `test`. The list is empty if the
-            server measures the accuracy.
-        summary: One line of text: how many images were found, and how many are used.
-        validation: The positions in `train` of the images for validation: one array for each client
-            if clients measure the accuracy, else one array. The list is empty if the run has no
-            validation images.
-        identity: A text by which the same data set is recognised (`data.identity`); None if it
-            cannot be recognised.
+        parts: A list with an array for each client: the positions of the client's images in
+            `train`.
+        test_parts: A list with an array for each client: the positions of the client's images in
+            `test`. The list is empty if the server measures the accuracy.
+        summary: One line of text with the number of images that were found and that are used.
+        validation: The positions of the validation images in `train`. If clients measure the
+            accuracy, there is one array for each client, otherwise one array for all. The list is
+            empty if the run has no validation images.
+        identity: The identity of the data set (`data.identity`); None if the data set has no
+            identity.
         names: The name of each client, in the order of `parts`; empty if the data set does not
-            decide who the clients are.
+            state the clients of the images.
     """
 
     train: Images
@@ -78,7 +79,7 @@ class OwnedImages:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Returns the names of the classes; label i means the class at position i."""
+        """Returns the names of the classes; the name at position i belongs to label i."""
         return self.train.class_names
 
 
@@ -86,7 +87,8 @@ def prepare_images(config: Config) -> OwnedImages:
     """Loads the images and divides them among the clients.
 
     Raises:
-        UserError: If the source or the partition cannot be used, or there are too few test images.
+        UserError: If the data set or the partition cannot be used, or if there are too few test
+            images.
     """
     source = sources.load_source(config.data)
     train, test = source.train, source.test
@@ -108,7 +110,7 @@ def prepare_images(config: Config) -> OwnedImages:
     parts = [trained[part] for part in divided]
     if config.data.validation_fraction and evaluate:
         parts, validation = hold_out_of_each(train.labels, parts, config.data, config.seed)
-    if (held := source.validation) is not None:  # they follow the training images
+    if (held := source.validation) is not None:  # placed after the training images
         validation = [np.arange(len(held))]
         if evaluate and names:
             validation = divide_by_owner(held.owners, order, train.clients, "validation")
@@ -130,7 +132,7 @@ def prepare_images(config: Config) -> OwnedImages:
 
 
 def prepare_model(config: Config, classes: int, device: str, adapter: str = "lora") -> Backbone:
-    """Builds the model with the fine-tuning method; checks that each trained tensor has a gradient.
+    """Builds the model with the fine-tuning method; checks that all trained tensors get gradients.
 
     Args:
         config: The configuration of the experiment.
@@ -139,8 +141,8 @@ def prepare_model(config: Config, classes: int, device: str, adapter: str = "lor
         adapter: The kind of low-rank matrices that the strategy needs: "lora" or "lora_xs".
 
     Raises:
-        UserError: If the model cannot be built, the method cannot be attached to it, or a trained
-            tensor gets no gradient.
+        UserError: If the model cannot be built, if the method cannot be attached to the model, or
+            if a trained tensor gets no gradient.
     """
     built = backbone.build(config.model, classes, config.seed)
     method = shelf.method_of(config.finetuning, adapter)
@@ -152,9 +154,9 @@ def prepare_model(config: Config, classes: int, device: str, adapter: str = "lor
 
 
 def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
-    """Opens the owners' key ring (the file with their secrets), or makes it if it is missing.
+    """Opens the key ring (the file with the owners' secrets), or makes a missing key ring.
 
-    If the images are not encrypted, no key ring is needed, and none is made.
+    If the images are not encrypted, no key ring is needed, and this function makes no key ring.
 
     Args:
         config: The configuration of the experiment, with the path of the key ring.
@@ -162,7 +164,7 @@ def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
         key: The id of the secret to use. If this id is empty, the current secret is used.
 
     Returns:
-        The key holder, an object that has the secret and encrypts with it.
+        The key holder, which has the secret and encrypts images.
 
     Raises:
         UserError: If the images cannot be divided into whole blocks, or if the key ring cannot be
@@ -192,7 +194,8 @@ class ShardsOfRun:
 
     Attributes:
         class_names: The names of the classes, in the order in which the run numbers them.
-        key: The id of the secret with which the images are encrypted; empty if they are plain.
+        key: The id of the secret with which the images are encrypted; empty if the images are
+            plain.
         sealed: The names of the storage keys that open the files.
     """
 
@@ -209,8 +212,8 @@ def shards_of(run: Path, keys: StorageKeys) -> ShardsOfRun:
         keys: The keys that may open the shards.
 
     Raises:
-        UserError: If there is no shard, if shards differ in their keys or classes, or if a shard
-            does not name its classes.
+        UserError: If there is no shard, if two shards have different keys or classes, or if a shard
+            has no list of class names.
     """
     paths = owner.find_shards(run)
     metadata = {path: shard_metadata(path, keys) for path in paths}
@@ -221,7 +224,7 @@ def shards_of(run: Path, keys: StorageKeys) -> ShardsOfRun:
         if other != key:
             raise UserError(
                 f"all shards of a run must be encrypted with one key, but {path} has the key "
-                f"{other or 'none'}, and {first} has {key or 'none'}"
+                f"{other or 'none'}, and {first} has the key {key or 'none'}"
             )
         if set(own := class_names_of(one, path)) != set(names):
             raise UserError(
@@ -235,14 +238,13 @@ def shards_of(run: Path, keys: StorageKeys) -> ShardsOfRun:
 def storage_keys(config: Config, given: Path | None = None) -> StorageKeys:
     """Returns the keys that open the files of shards.
 
-    If the files are encrypted with a passphrase, it is read from the environment, or asked for at a
-    terminal, only when the first file is opened.
+    If the files are encrypted with a passphrase, the passphrase is needed only when the first file
+    is opened. The program then reads the passphrase from the environment, or asks the user.
 
     Args:
         config: The configuration of the experiment, with the path of the key ring. The file of the
             key ring may be missing.
-        given: A file with the storage key of one party (a client, or the server). If `given` is
-            None, the key ring is used.
+        given: A file with the storage key of one party. If `given` is None, the key ring is used.
 
     Raises:
         UserError: If the key ring or the file cannot be used.
@@ -254,10 +256,10 @@ def storage_keys(config: Config, given: Path | None = None) -> StorageKeys:
 
 
 def prepare_storage(config: Config) -> StorageKey | None:
-    """Returns the key that encrypts the files of new shards; None if they are not encrypted.
+    """Returns the key that encrypts the files of new shards; None if the files are not encrypted.
 
     Raises:
-        UserError: If the key ring cannot be used, or the passphrase is missing.
+        UserError: If the key ring cannot be used, or if the passphrase is missing.
     """
     if config.encryption.at_rest == "none":
         return None
@@ -294,11 +296,11 @@ def write_shards(
 
     Args:
         config: The configuration of the experiment.
-        images: The plain images, and how they are divided among the clients.
-        holder: The object that encrypts the images with their key.
+        images: The plain images and their division among the clients.
+        holder: The key holder that encrypts the images.
         folder: The run folder.
-        storage: The key with which the files are encrypted on the disk. If `storage` is None, only
-            the images in the files are encrypted.
+        storage: The storage key with which the files are sealed. If `storage` is None, only the
+            images in the files are encrypted.
 
     Raises:
         UserError: If an image cannot be read.
@@ -326,7 +328,7 @@ def write_shards(
 
 
 def shard_metadata_of(config: Config) -> dict[str, str]:
-    """Returns the texts about an experiment that are written into each of its shards."""
+    """Returns the texts about an experiment that are written into each shard of the run."""
     return {"data": config.data.name}
 
 
@@ -334,7 +336,7 @@ def plot_images(images: OwnedImages, folder: RunFolder) -> None:
     """Plots the number of training images of each class and client.
 
     Args:
-        images: The images, and how they are divided among the clients.
+        images: The images and their division among the clients.
         folder: The run folder.
     """
     from fl_vitlora.reporting.plots import plot_labels  # imports matplotlib, while Ray starts

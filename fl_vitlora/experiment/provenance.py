@@ -2,8 +2,8 @@
 
 A resumed run must have the same weights, key, classes, strategy and kind of device as at its
 beginning. With other conditions, the resumed run would be a different experiment. Libraries and
-code may change, because a run is often resumed after a mistake in its strategy was corrected. Such
-a change is recorded in the result.
+code may change, because a run is often resumed after the user has corrected a mistake in the
+strategy. A change of libraries or code is recorded in the result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fl_vitlora.state import State
 from fl_vitlora.storage.checksummed import digest_of
 
 LIBRARIES = {"PyTorch": "torch", "timm": "timm", "Flower": "flwr", "NumPy": "numpy"}
-SHOWN = 12  # the number of hexadecimal digits of a digest that are stored
+SHOWN = 12  # only this number of hexadecimal digits of a digest is stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Provenance:
         strategy: object,
         name: str,
     ) -> Self:
-        """Returns the conditions on which the numbers depend, as they are in this process.
+        """Returns the conditions of this process.
 
         Args:
             weights: The tensors of the public model before any training.
@@ -106,7 +106,7 @@ def code_digest(package: Path) -> str:
 
 
 def changes(was: Mapping[str, str], now: Mapping[str, str]) -> dict[str, list[str]]:
-    """Compares two dictionaries; returns the entries that differ, with old and new value.
+    """Returns the entries that differ between two dictionaries, with the old and the new value.
 
     Example:
         >>> changes({"NumPy": "2.2", "timm": "1.0"}, {"NumPy": "2.3", "timm": "1.0"})
@@ -118,7 +118,7 @@ def changes(was: Mapping[str, str], now: Mapping[str, str]) -> dict[str, list[st
 
 
 def _source(kind: type) -> Iterator[Path]:
-    """Yields the file in which a class is defined; yields nothing for a class made in memory."""
+    """Yields the file in which a class is defined; yields no file for a class made in memory."""
     try:
         yield Path(inspect.getfile(kind))
     except (OSError, TypeError):

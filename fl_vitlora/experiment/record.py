@@ -27,12 +27,12 @@ from fl_vitlora.flower.wire.wiring import lanes_of
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.strategy import RoundResult
 
-# The run warns if one client has more than this share of all images, from 3 clients on.
+# If a run has at least 3 clients, it warns if one client has more than this share of all images.
 MOST_OF_ALL, FEWEST_COMPARED = 0.5, 3
 
 
 class Record:
-    """The record of a run so far. At the end of each round, this object stores the round's results.
+    """The record of a run so far. At the end of each round, the record gets the round's results.
 
     Args:
         config: The configuration of the experiment.
@@ -42,23 +42,23 @@ class Record:
         watch: The callbacks of the program that started the run.
 
     Attributes:
-        ledger: The list of all messages so far, with their bytes.
+        ledger: The list of all messages so far, with the size of each message in bytes.
         lines: One line of `rounds.jsonl` for each round so far.
         measured: The results of the evaluation of the last round's model, for each view; empty if
-            that model was not evaluated.
+            this model was not evaluated.
         evaluated: The metrics that a strategy computed from the clients' evaluation of the last
             round's model.
-        best_on_test: The result of the best model on the test images; None if it is unknown, or if
-            the run has no validation images.
-        sizes: The sizes of the messages of full fine-tuning; None until they are measured.
+        best_on_test: The result of the best model on the test images; None if the result is
+            unknown, or if the run has no validation images.
+        sizes: The sizes of the messages of full fine-tuning; None until the sizes are measured.
         shares: The share of each class in the images of the evaluation; empty until the shares are
             known.
         privacy: The statement on differential privacy; None until the run has ended.
         images: The number of images that each client reported in its first message.
         changes: The libraries and code that had changed when the run was resumed, with the number
             of the round.
-        stopped: The reason if the run ended before its last round: "strategy", "patience", or
-            "caller" if the program that started the run ended it; else None.
+        stopped: The reason why the run ended before its last round; None if it did not end early.
+            The reason is "strategy", "patience", or "caller" (the program that started the run).
     """
 
     def __init__(
@@ -90,15 +90,16 @@ class Record:
 
     @property
     def view(self) -> str:
-        """Returns the view by which the run chooses: validation images if it has some, else test.
+        """Returns the view on which each round is evaluated, and with which the run chooses models.
 
-        Each round is evaluated on this view.
+        The view shows the validation images if the run has validation images, otherwise the test
+        images.
         """
         return VALIDATION if has_validation(self._config.data) else RIGHT_KEY
 
     @property
     def last(self) -> RoundResult | None:
-        """Returns the result of the last round; None before round 1, or if it was not evaluated."""
+        """Returns the result of the last round; None without rounds, or if it was not evaluated."""
         if not self.lines or self.lines[-1]["accuracy"] is None:
             return None
         line = self.lines[-1]
@@ -111,14 +112,14 @@ class Record:
 
     @property
     def link(self) -> Link:
-        """Returns the link for which transfer times are computed."""
+        """Returns the network link for which transfer times are computed."""
         link = self._config.link
         return Link(
             uplink=link.uplink_mbps, downlink=link.downlink_mbps, latency=link.latency_ms / 1000
         )
 
     def greeted(self, images: dict[int, int]) -> None:
-        """Stores the clients' numbers of images, and warns if one client claims most of them."""
+        """Stores the clients' numbers of images, and warns if one client claims most images."""
         self.images.update(images)
         client, share = largest_share(self.images)
         if share > MOST_OF_ALL and len(self.images) >= FEWEST_COMPARED:
@@ -128,10 +129,10 @@ class Record:
             )
 
     def take_up(self, ledger: Ledger, lines: Sequence[Line], measured: Measured) -> None:
-        """Continues from the content of a checkpoint, and shows its rounds.
+        """Continues with the content of a checkpoint, and shows the rounds of the checkpoint.
 
         Args:
-            ledger: The list of all messages until the checkpoint, with their bytes.
+            ledger: The list of all messages until the checkpoint, with the size of each message.
             lines: One line of `rounds.jsonl` for each round until the checkpoint.
             measured: The results of the last evaluation before the checkpoint, for each view.
         """
@@ -160,7 +161,7 @@ class Record:
             raise UserError(
                 f"budget {budget}: the first messages, in which the server asks each client for "
                 f"its number, already took {self.ledger.total()} bytes, so no round can begin; "
-                "give a larger budget"
+                "set a larger budget"
             )
         return allowed
 
@@ -170,7 +171,7 @@ class Record:
             self._folder.write_failure(failed.round, failed.client, failed.trace)
 
     def report(self, report: RoundReport, model: GlobalModel) -> None:
-        """Stores and shows the results of a round. Stores the model if it is the best so far."""
+        """Stores and shows the results of a round; stores the model if it is the best so far."""
         line = self._line_of(report)
         self.lines.append(line)
         if report.accuracy is not None and best_of(self.lines) is line:
@@ -179,7 +180,7 @@ class Record:
         self._watch.show_round(line)
 
     def _line_of(self, report: RoundReport) -> Line:
-        """Makes the line of a round, with warnings and the metrics of the strategy if any exist."""
+        """Returns the line of a round, including warnings and metrics of the strategy, if any."""
         line = line_of(report, self.measured, self.view, self.ledger, self.link)
         if text := warning([*self.lines, line], self._config, self.shares):
             line["warnings"] = [text]
@@ -190,7 +191,7 @@ class Record:
         return line
 
     def full_fine_tuning(self) -> Ledger:
-        """Returns the ledger that full fine-tuning with FedAvg would have after the rounds so far.
+        """Returns the ledger that full fine-tuning with FedAvg would have after these rounds.
 
         Raises:
             ValueError: If the sizes of the messages of full fine-tuning are not measured yet.

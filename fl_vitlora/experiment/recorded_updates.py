@@ -1,15 +1,15 @@
 """Stores the data that the server sees in each round, if the setting `record_updates` is true.
 
-For each round, one file in the run folder, such as `updates/round-00001.safetensors`, holds the
-tensors
+For each round, there is one file in the run folder, such as `updates/round-00001.safetensors`. The
+file contains these tensors:
 
-    model/NAME                 the exchanged tensors that the round began with
-    client-K/delta/NAME        the tensors after client K's training, minus those before it
+    model/NAME                 the exchanged tensors at the beginning of the round
+    client-K/delta/NAME        the tensors after client K's training, minus the tensors before it
     client-K/report/NAME       the tensors that client K sent as the report of the strategy
 
-and, as metadata for each client, its number, its number of images, its loss and its number of
-steps. Under secure aggregation, ``sum`` replaces ``client-K`` and has the mean of all updates. On
-the disk only the owner of the folder can read these files, because these files contain everything
+The metadata of the file contain, for each client, its number, its number of images, its loss and
+its number of steps. With secure aggregation, ``sum`` replaces ``client-K`` and has the mean of all
+updates. Only the owner of the folder can read these files, because the files contain everything
 that a server needs to attack its clients.
 """
 
@@ -38,7 +38,7 @@ FIELDS = ("client", "samples", "loss", "steps", "rank", "members", "population")
 
 
 class RecordedUpdates:
-    """Stores the data of each round in the run folder. This class is an observer of the run.
+    """An observer that stores the data of each round in the run folder.
 
     Args:
         run: The run folder.
@@ -48,7 +48,7 @@ class RecordedUpdates:
         self._folder = run / FOLDER
 
     def observe(self, sight: Sight) -> None:
-        """Stores the data of one round. If a round is repeated, its file is replaced.
+        """Stores the data of one round; if a round is repeated, its file is replaced.
 
         Raises:
             WriteError: If the file cannot be written.
@@ -60,7 +60,7 @@ class RecordedUpdates:
 
 
 def recorders(config: Config, run: Path) -> tuple[RecordedUpdates, ...]:
-    """Returns the observer that records updates, or none if `record_updates` is False."""
+    """Returns the observer that records updates, or () if `record_updates` is False."""
     return (RecordedUpdates(run),) if config.record_updates else ()
 
 
@@ -72,7 +72,7 @@ def what_is_recorded(config: Config, trained: State) -> str:
         trained: The tensors that clients train.
 
     Returns:
-        The sentence, or an empty text if nothing is recorded.
+        The sentence, or an empty text if the run records no updates.
     """
     if not config.record_updates:
         return ""
@@ -93,23 +93,23 @@ def file_of(run: Path, server_round: int) -> Path:
 
 
 def read_round(run: Path, server_round: int) -> Sight:
-    """Reads a round that `RecordedUpdates` stored.
+    """Reads a round that `RecordedUpdates` has stored.
 
     Args:
         run: The run folder.
         server_round: The number of the round, from 1.
 
     Returns:
-        The data that the server saw, with the same bits.
+        The data that the server saw. All tensors are bit for bit equal to the recorded tensors.
 
     Raises:
-        UserError: If the round was not recorded, or the file is damaged.
+        UserError: If the round was not recorded, or if the file is damaged.
     """
     path = file_of(run, server_round)
     if not path.exists():
         raise UserError(
-            f"{path}: no such file; a run records its updates only if it is started with "
-            "--record-updates"
+            f"{path}: this file does not exist; a run records its updates only if it is started "
+            "with --record-updates"
         )
     tensors, metadata = read_sealed(path)
     entries: list[dict[str, Any]] = json.loads(metadata[UPDATES])
@@ -128,10 +128,10 @@ def read_round(run: Path, server_round: int) -> Sight:
 
 
 class RecordedRounds(Sequence[Sight]):
-    """The recorded rounds of a run, in order. A round is read when it is asked for.
+    """The sequence of the recorded rounds of a run; a round is read only when it is needed.
 
     Args:
-        run: The run folder. If it has no recorded rounds, the sequence is empty.
+        run: The run folder. If the folder has no recorded rounds, the sequence is empty.
     """
 
     def __init__(self, run: Path) -> None:

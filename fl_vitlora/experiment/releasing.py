@@ -1,4 +1,4 @@
-"""Passes a round's updates to the strategy; under differential privacy only a noisy mean."""
+"""Gives the strategy a round's updates, or only a noisy mean under differential privacy."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from fl_vitlora.strategy import Update
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """Differential privacy at the server, if the settings ask for it.
+    """An object that applies differential privacy at the server, if the settings require it.
 
     Attributes:
         config: The configuration of the experiment.
-        secret_seed: The seed of the noise in a deployment, which is secret: anyone who knows the
-            noise could subtract it, and clients know the seed of the run. In a simulation,
-            `secret_seed` is None and the noise follows from the seed of the run.
+        secret_seed: The secret seed of the noise in a deployment. The seed of the run is not used,
+            because clients know the seed of the run and could subtract the noise. In a simulation,
+            `secret_seed` is None, and the noise is drawn with the seed of the run.
     """
 
     config: Config
@@ -36,7 +36,7 @@ class Release:
 
     @functools.cached_property
     def noise(self) -> PrivacyConfig:
-        """Returns the privacy settings, with the noise that reaches the target ε if one is set."""
+        """Returns the privacy settings; if a target ε is set, with the noise that reaches it."""
         return with_chosen_noise(self.config.privacy, self.config.rounds)
 
     def release(
@@ -66,7 +66,7 @@ class Release:
         """Returns the statement on differential privacy for `result.json`, or None without noise.
 
         Args:
-            own: The statement that the strategy itself computed; None if it computes none.
+            own: The statement that the strategy has computed; None without such a statement.
             rounds: The number of rounds that were run.
         """
         said = own or statement(self.noise, rounds)

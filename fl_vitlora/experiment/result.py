@@ -1,4 +1,7 @@
-"""Collects the content of `result.json`; `server_run` adds the times, `runner` the encryption."""
+"""Collects the content of the file `result.json`.
+
+The module `server_run` adds the times, and the module `runner` adds the encryption.
+"""
 
 from __future__ import annotations
 
@@ -91,17 +94,20 @@ def _outcome(config: Config, record: Record) -> Line:
 
 
 def _target(config: Config, record: Record) -> Line | None:
-    """Returns when the target accuracy was first reached, and on which images it was measured."""
+    """Returns the round, bytes and time at which the target accuracy was first reached.
+
+    The result also states on which images the accuracy was measured.
+    """
     accuracies = [line["accuracy"] for line in record.lines]
     found = reached(config.target_accuracy, accuracies, record.ledger, record.link)
     return None if found is None else {**found, "measured_on": part_of(record.view)}
 
 
 def _stopped(config: Config, record: Record) -> str | None:
-    """Returns what ended the run early, or None if nothing did.
+    """Returns the reason why the run ended early; None if it did not end early.
 
-    The possible causes are "strategy", "patience", "budget", and "caller", which is the program
-    that started the run.
+    The possible reasons are "strategy", "patience", "budget", and "caller" (the program that
+    started the run).
     """
     if record.stopped:
         return record.stopped
@@ -119,10 +125,7 @@ def _population(config: Config, record: Record) -> Line:
 
 
 def _sums(config: Config, lines: Sequence[Line]) -> Line | None:
-    """Returns the range of values in secure aggregation, and how many values were clipped.
-
-    Returns None if the run has no secure aggregation.
-    """
+    """Returns the range and the number of clipped values; None without secure aggregation."""
     if not config.privacy.secure_aggregation:
         return None
     clipped = sum(line["clipped_scalars"] for line in lines)
@@ -151,9 +154,8 @@ def trained_in(
 
     Args:
         config: The configuration of the experiment.
-        strategy: The strategy. The plans that the strategy makes for clients may freeze tensors. If
-            the plans depend on the strategy's state, the plans are known only for the rounds that
-            were run.
+        strategy: The strategy, whose plans for clients may freeze tensors. If the plans depend on
+            the strategy's state, only the plans of rounds that were run are known.
         initial: All tensors that the method trains.
         lines: The lines of `rounds.jsonl`.
     """
@@ -182,8 +184,8 @@ def best(lines: Sequence[Line], on_test: Score | None = None) -> Line | None:
             chosen by validation images.
 
     Returns:
-        A dictionary, also with the images on which the accuracy was measured; None if no round was
-        evaluated.
+        A dictionary, which also states on which images the accuracy was measured; None if no round
+        was evaluated.
 
     Example:
         >>> best([{"round": 1, "accuracy": None}, {"round": 2, "accuracy": 0.5}])
@@ -195,7 +197,7 @@ def best(lines: Sequence[Line], on_test: Score | None = None) -> Line | None:
     found = {
         "round": line["round"],
         "accuracy": line["accuracy"],
-        "measured_on": line.get("measured_on", "test"),  # older versions had no other images
+        "measured_on": line.get("measured_on", "test"),  # older versions used only test images
         "measured_images": line.get("measured_images"),
     }
     if found["measured_on"] == VALIDATION:
@@ -222,8 +224,9 @@ def counted(lines: Sequence[Line]) -> Line:
         lines: The lines of `rounds.jsonl`.
 
     Returns:
-        A dictionary: the number of all failures ("updates"), for each client the number of its
-        failures ("clients"), and the reason of its first failure ("reasons").
+        A dictionary with three entries: "updates" is the number of all failures, "clients" has the
+        number of failures of each client, and "reasons" has the reason of each client's first
+        failure.
 
     Example:
         >>> late = [{"client": 3, "reason": "no reply within 1 s"}]

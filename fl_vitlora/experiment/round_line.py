@@ -1,4 +1,4 @@
-"""The lines of `rounds.jsonl`: one for each round of a run, and the best of them."""
+"""Makes the lines of `rounds.jsonl`, one line for each round of a run, and finds the best line."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from fl_vitlora.federation.hooks import RoundReport
 
 
 def line_of(report: RoundReport, measured: Measured, view: str, ledger: Ledger, link: Link) -> Line:
-    """Makes the line of a round from its report and from the messages that were sent.
+    """Returns the line of a round, made from the round's report and from the sent messages.
 
     Args:
         report: The report of the round, with accuracy and loss if the model was evaluated.
         measured: The results of the evaluation of the round's model, for each view.
-        view: The view by which the run chooses.
-        ledger: The list of all messages so far, with their bytes.
-        link: The link for which transfer times are computed.
+        view: The view on which rounds are evaluated, and with which the run chooses models.
+        ledger: The list of all messages so far, with the size of each message in bytes.
+        link: The network link for which transfer times are computed.
 
     Returns:
-        A dictionary that JSON can write: a value for each field of the line.
+        The fields of the line, as a dictionary that can be written as JSON.
     """
     line: Line = {
         "round": report.round,
@@ -51,7 +51,7 @@ def line_of(report: RoundReport, measured: Measured, view: str, ledger: Ledger, 
 
 
 def _images_of(report: RoundReport, measured: Measured, view: str) -> Line:
-    """Returns which and how many images were evaluated, and the test result beside it."""
+    """Returns the kind and the number of the evaluated images, and the result on test images."""
     score = None if report.accuracy is None else measured.get(view)
     told: Line = {
         "measured_on": None if report.accuracy is None else part_of(view),
@@ -64,7 +64,7 @@ def _images_of(report: RoundReport, measured: Measured, view: str) -> Line:
 
 
 def _transfer(server_round: int, ledger: Ledger, link: Link) -> float:
-    """Returns the seconds that the messages of a round take over the link."""
+    """Returns the time in seconds that the messages of a round take on the network link."""
     passed = (entry for entry in ledger if entry.round == server_round)
     return transfer_seconds(passed, link)[server_round]
 

@@ -1,4 +1,4 @@
-"""Runs one experiment: checks it, prepares it, trains with Ray, and writes the result."""
+"""Runs one experiment: checks, prepares, trains with Ray, and writes the result."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def run(
     """Runs an experiment and writes its run folder.
 
     Args:
-        config: The configuration of the experiment. The run uses the argument `strategy`, even if
-            `config` names another one, and the run folder then names the strategy that was used.
+        config: The configuration of the experiment. If `config` names another strategy than the
+            argument `strategy`, the run uses the argument, and the run folder names this strategy.
         strategy: The strategy of the run, from this project or from Flower.
         watch: The callbacks of the program that starts the run.
-        started: `time.perf_counter()` when the program began, so that imports are counted.
+        started: The value of `time.perf_counter()` when the program began, before its imports.
         engine: The object that keeps Ray running for the next run. If `engine` is None, Ray ends
             with this run.
-        resume: True if an interrupted run in the folder `out` is resumed.
+        resume: True to resume an interrupted run in the folder `out`.
         observers: Objects whose method `observe` gets the data that the server sees in each round.
 
     Returns:
@@ -64,14 +64,14 @@ def run(
             new run leaves no folder behind. A UserError is also raised if the code of the strategy
             or of an observer fails in a round.
         RuntimeError: If the run failed.
-        PausedError: If the caller set `watch.pause`, and the run has ended after its round.
+        PausedError: If the caller has set `watch.pause`; the run ends after the current round.
     """
     watch, started = watch or Watch(), started or time.perf_counter()
     if not watch.verbose:
         silence()
     experiment = _checked(config, strategy, watch, resume=resume)
     own = Engine(verbose=watch.verbose)
-    ray = (engine or own).start(_workers_for(experiment.config))  # it starts during the preparation
+    ray = (engine or own).start(_workers_for(experiment.config))  # starts during the preparation
     stage: Stage | None = None
     try:
         stage = find_or_prepare_stage(experiment, ray.workers.device, resume=resume)
@@ -86,7 +86,7 @@ def run(
 
 
 def _checked(config: Config, strategy: AnyStrategy, watch: Watch, *, resume: bool) -> Experiment:
-    """Checks the configuration and the strategy, before any file is written or Ray starts."""
+    """Checks the configuration and the strategy before any file is written or Ray starts."""
     drafted = validation.draft_of(config.model)
     written = with_head_start(identity.told(config, strategy), strategy, drafted)
     config = validation.check(
@@ -101,7 +101,7 @@ def _checked(config: Config, strategy: AnyStrategy, watch: Watch, *, resume: boo
 
 
 def _workers_for(config: Config) -> Workers:
-    """Chooses the device and the number of workers. Each worker trains several clients at once."""
+    """Chooses the device and the number of workers; a worker may train several clients at once."""
     cohort = cohort_size(config.clients, config.fraction)
     return choose_workers(
         config.engine.device,
@@ -122,9 +122,9 @@ def _serve(
     Args:
         experiment: The experiment.
         stage: The files and objects that the next round needs.
-        ray: The Ray cluster, which may still be starting. The run uses as many of its workers as
-            fit into the memory of the device.
-        observers: The observers of the caller.
+        ray: The Ray cluster, which may still be starting. The number of workers that the run uses
+            is limited by the memory of the device.
+        observers: The observers that the caller has given.
 
     Returns:
         A pair: the server's side of the run, and the result of the server loop.

@@ -1,4 +1,4 @@
-"""The server's model before the first round."""
+"""Makes the server's model before the first round."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Server:
         backbone: The model with the parts of the fine-tuning method, on the server's device.
         origin: The patch embedding of the public model.
         start: The initial patch embedding of the server's model, which may be adapted to a key.
-        initial: A dictionary: all trained tensors before the first round, by name.
+        initial: A dictionary from names to all trained tensors before the first round.
     """
 
     backbone: Backbone
@@ -32,15 +32,15 @@ class Server:
 
     @property
     def plain(self) -> State:
-        """Returns the parameters of the public model, with the patch embedding of that model."""
+        """Returns the parameters of the public model, with the public patch embedding."""
         return {**methods.plain_parameters(self.backbone.model), WEIGHT: self.origin.weight}
 
     @property
     def whole(self) -> State:
         """Returns the tensors that full fine-tuning would exchange.
 
-        Full fine-tuning exchanges all tensors that the model had when it was built, before a
-        fine-tuning method added others.
+        Full fine-tuning exchanges all tensors of the model without the tensors that a fine-tuning
+        method has added.
         """
         built = {name: tensor.detach().cpu() for name, tensor in self.backbone.built.items()}
         return {**built, WEIGHT: self.origin.weight}
@@ -52,7 +52,7 @@ def make_server(backbone: Backbone, start: Callable[[PatchReader], PatchReader])
     Args:
         backbone: The public model with the tensors of the fine-tuning method. This function changes
             the patch embedding of `backbone` in place.
-        start: A function that makes the initial patch embedding from that of the public model.
+        start: A function that maps the public patch embedding to the initial patch embedding.
 
     Returns:
         The server's model, with the initial values of all tensors.

@@ -1,8 +1,7 @@
 """The server's side of a run: all rounds, from the first message to the last evaluation.
 
-The code is the same in a simulation and in a deployment. The server needs no plain image. The
-server needs the key only if it also measures the accuracy on images under a wrong key and on plain
-images.
+The code is the same in a simulation and in a deployment. The server needs no plain images. The
+server needs the key only to measure the accuracy on images under a wrong key and on plain images.
 """
 
 from __future__ import annotations
@@ -69,24 +68,24 @@ class Run:
         server: The server's model.
         class_names: The names of the classes, in the order of the head's outputs; clients must have
             the same classes.
-        shards: The folder with the encrypted shards for testing and validation. The folder `shards`
-            is not used if clients measure the accuracy.
+        shards: The folder with the encrypted shards for testing and validation. This folder is not
+            used if clients measure the accuracy.
         folder: The run folder.
         watch: The callbacks of the program that started the run.
         logbook: The object that writes rounds and checkpoints into the run folder.
         record: The record of the rounds, the sent bytes and the accuracy so far.
-        states: The stored states of the simulated clients. In a deployment `states` is None: each
-            node keeps its own state, and the server writes no checkpoints.
+        states: The stored states of the simulated clients. In a deployment `states` is None,
+            because each node keeps its own state and the server writes no checkpoints.
         checkpoint: The checkpoint from which the run continues; None for a new run.
-        holder: The object that has the key of the images, if it evaluates together with the server.
-        storage: The keys that open the files of the shards; None if the files are not encrypted.
+        holder: The key holder for the evaluation; None if the server evaluates without a key.
+        storage: The keys that open the files of the shards; None if the shards are not sealed.
         observers: Objects whose method `observe` gets the data that the server sees in each round.
-        secret_seed: The seed of the strategy's random choices and of the noise in a deployment,
-            which is secret: anyone who knows the noise could subtract it, and clients know the seed
-            of the run. In a simulation, `secret_seed` is None.
-        repeats_errors: True if a client whose app raised an error is asked once more in the same
-            round. In a simulation `repeats_errors` is False, because the engine repeats such a call
-            itself.
+        secret_seed: The secret seed of the strategy's random choices and of the noise in a
+            deployment. The seed of the run is not used, because clients know the seed of the run
+            and could subtract the noise. In a simulation, `secret_seed` is None.
+        repeats_errors: True if the server asks a client once more in the same round after its app
+            has raised an error. In a simulation `repeats_errors` is False, because the engine has
+            already repeated the call.
         parameters: The parameters of the strategy before the first round.
     """
 
@@ -109,12 +108,12 @@ class Run:
     parameters: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Stores the parameters of the strategy before the first round, which may change them."""
+        """Stores the parameters of the strategy, because rounds may change the parameters."""
         self.record = Record(self.config, self.class_names, self.folder, self.logbook, self.watch)
         self.parameters = identity.parameters(self.strategy)
 
     def serve(self, grid: Any, stop: threading.Event | None = None) -> Outcome:
-        """Runs all rounds, with messages through Flower's grid.
+        """Runs all rounds; messages are sent with Flower's grid.
 
         Args:
             grid: Flower's object for sending messages to clients.
@@ -189,7 +188,7 @@ class Run:
         )
 
     def _checkpointing(self, transport: Transport, aggregator: Aggregator) -> Checkpointing | None:
-        """Returns the object that stores checkpoints, or None in a deployment, which has none."""
+        """Returns the object that stores checkpoints; None in a deployment."""
         if self.states is None:
             return None
         return Checkpointing(
@@ -240,7 +239,7 @@ class Run:
         Args:
             outcome: The result of the server loop.
             result: The content of `result.json`; this method adds the times.
-            started: `time.perf_counter()` when the program began.
+            started: The value of `time.perf_counter()` when the program began.
         """
         write_files(
             self.folder,
@@ -267,7 +266,7 @@ def _provenance_of(run: Run) -> Provenance:
 
 
 class _Rounds(RoundHooks):
-    """Receives the callbacks of the server loop, and passes each to the object that handles it."""
+    """The callbacks of the server loop; each callback calls the object that does the work."""
 
     def __init__(
         self, run: Run, measuring: Measuring, release: Release, keeping: Checkpointing | None

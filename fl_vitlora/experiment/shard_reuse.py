@@ -1,8 +1,8 @@
 """Takes the shards of a run from a store, or makes the shards and keeps them in the store.
 
-A second start of the same experiment reads, converts and encrypts no image. Two experiments count
-as the same if their shards have the same recipe (`data.shard_recipe`), a text that covers
-everything that can change a byte of the shards.
+With a store, a second start of the same experiment reads, converts and encrypts no image. Two
+experiments count as the same if their shards have the same recipe (`data.shard_recipe`). A recipe
+is a text with everything that can change a byte of the shards.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fl_vitlora.experiment.preparation import OwnedImages, shard_metadata_of, wr
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.storage.files import WriteError
 
-KEPT = ".kept-shards"  # the folder beside the run folders, if the user names no other folder
+KEPT = ".kept-shards"  # the name of the store beside the run folders, if the user names no store
 AUTO, NONE = "auto", "none"
 OFF = "data.keep_shards=none turns this off"
 
@@ -42,16 +42,15 @@ def take_or_write_shards(
 
     Args:
         config: The configuration of the experiment.
-        images: The plain images, and how they are divided among the clients.
-        holder: The object that encrypts the images with their key.
+        images: The plain images and their division among the clients.
+        holder: The key holder that encrypts the images.
         folder: The run folder.
-        storage: The key with which the files are encrypted on the disk; None if the files are not
-            encrypted.
-        announce: A function that is called with the name of a phase before it begins.
+        storage: The storage key with which the files are sealed; None if the files are not sealed.
+        announce: A function that is called with the name of a phase before the phase begins.
 
     Returns:
-        A sentence for the user that says where shards were taken from, or where they are kept; ""
-        if there is nothing to say.
+        A sentence for the user that says from which store the shards were taken, or in which store
+        the shards are kept; "" without a store.
 
     Raises:
         UserError: If an image cannot be read.
@@ -72,7 +71,7 @@ def take_or_write_shards(
 
 
 def store_of(config: DataConfig, run: Path) -> ShardStore | None:
-    """Returns the store of shards for a run; None if its shards are not kept.
+    """Returns the store of shards for a run; None if the shards of the run are not kept.
 
     Args:
         config: The settings of the data.
@@ -88,10 +87,10 @@ def store_of(config: DataConfig, run: Path) -> ShardStore | None:
 def _recipe(
     config: Config, images: OwnedImages, holder: KeyHolder, storage: StorageKey | None
 ) -> str | None:
-    """Returns the recipe of the shards; None if they cannot be used by another run.
+    """Returns the recipe of the shards; None if another run cannot use the shards.
 
-    The recipe is None if the data set cannot be recognised again, or if a passphrase seals the
-    files: a passphrase gets a new salt in each run, so no other run has the same storage key.
+    The recipe is None if the data set has no identity, or if a passphrase seals the files. A
+    passphrase gets a new salt in each run, so no other run has the same storage key.
     """
     if images.identity is None or (storage and storage.name.startswith(BY_PASSPHRASE)):
         return None
@@ -102,24 +101,24 @@ def _recipe(
 
 
 def _key_of_store(holder: KeyHolder, storage: StorageKey | None) -> bytes:
-    """Returns the key that names and authenticates kept shards.
+    """Returns the key of the store, with which entries are named and authenticated.
 
-    The key is derived from the storage key, so it does not help to decrypt an image. If the files
-    are not sealed (encrypted on disk), the key is derived from the owner's secret. If nothing is
-    encrypted, the key is not secret.
+    The key of the store is derived from the storage key, so it does not help to decrypt an image.
+    If the files are not sealed, the key of the store is derived from the owner's secret. If also
+    the images are not encrypted, the key of the store is not secret.
     """
     secret = storage.root if storage else holder.secret
     return derive_key(secret, "kept shards")
 
 
 def _ids_of_secrets(holder: KeyHolder, storage: StorageKey | None) -> set[str]:
-    """Returns the ids of the secrets that encrypt images or files."""
+    """Returns the ids of the secrets that encrypt the images or the files."""
     ids = {holder.key_id} if holder.cipher.steps else set()
     return ids if storage is None else ids | {storage.name}
 
 
 def _keep(store: ShardStore, recipe: str, key: bytes, folder: RunFolder, ids: set[str]) -> str:
-    """Keeps the shards of a run folder in the store; returns a sentence for the user."""
+    """Stores the shards of a run folder in the store, and returns a sentence for the user."""
     try:
         if store.keep(recipe, key, owner.find_shards(folder.path), ids):
             return f"shards: kept in {_shown(store.folder)} for the next run ({OFF})"
@@ -145,5 +144,5 @@ def _size(amount: int) -> str:
 
 
 def _shown(path: Path) -> Path:
-    """Returns a path, relative to the current directory if the path is below that directory."""
+    """Returns a path; if the path is inside the current directory, the result is relative to it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,7 +1,7 @@
 """The stage of a run: the files and objects that must exist before the next round.
 
-`prepare_stage` makes the stage of a new run. The first step of `prepare_stage` is to load the
-images. `find_stage` opens the stage of an interrupted run.
+The function `prepare_stage` makes the stage of a new run; its first step is to load the images. The
+function `find_stage` opens the stage of an interrupted run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from fl_vitlora.reporting.run_folder import DATA, RunFolder
 from fl_vitlora.storage.files import sync_files
 from fl_vitlora.training.cohort import why_alone
 
-USUAL_PATCHES = 256  # of an image of 224 pixels and patches of 14
+USUAL_PATCHES = 256  # the number of patches of an image with 224 pixels and patches of 14 pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,9 @@ class Stage:
         folder: The run folder, which contains the shards.
         logbook: The object that writes rounds and checkpoints into the run folder.
         class_names: The names of the classes, in the order of the head's outputs.
-        storage: The keys that open the files of the shards; None if the files are not encrypted.
-            The keys in `storage` do not decrypt the images in the files.
-        holder: The object that has the key of the images.
+        storage: The keys that open the files of the shards; None if the files are not sealed. These
+            keys do not decrypt the images in the files.
+        holder: The key holder for the images.
         server: The server's model.
         checkpoint: The checkpoint from which the run continues; None before the first round.
     """
@@ -87,10 +87,10 @@ def find_or_prepare_stage(experiment: Experiment, device: str, *, resume: bool) 
     Args:
         experiment: The experiment, which has passed all checks.
         device: The device of the server's model.
-        resume: True if an interrupted run in the folder `out` is resumed.
+        resume: True to resume an interrupted run in the folder `out`.
 
     Raises:
-        UserError: If the images cannot be used, or the run cannot be resumed.
+        UserError: If the images cannot be used, or if the run cannot be resumed.
     """
     stage = find_stage(experiment, device) if resume else None
     return stage or prepare_stage(experiment, device, again=resume)
@@ -100,7 +100,7 @@ def find_stage(experiment: Experiment, device: str) -> Stage | None:
     """Opens the stage of an interrupted run.
 
     Args:
-        experiment: The experiment; its setting `out` is the path of the run folder.
+        experiment: The experiment, whose setting `out` is the path of the run folder.
         device: The device of the server's model.
 
     Returns:
@@ -115,7 +115,7 @@ def find_stage(experiment: Experiment, device: str) -> Stage | None:
     if logged is None and lacks_checkpoints(folder.path, config.checkpoint_every):
         raise UserError(
             f"{folder.path} has rounds, but no checkpoint from which the run could continue; start "
-            "a new run: --out FOLDER"
+            "a new run in another folder: --out FOLDER"
         )
     if logged is None:
         folder.release()
@@ -144,7 +144,7 @@ def prepare_stage(experiment: Experiment, device: str, *, again: bool = False) -
         experiment: The experiment.
         device: The device of the server's model.
         again: True if the folder belongs to a run that was interrupted before its first
-            checkpoint. Such a run goes on using the key of the shards in the folder.
+            checkpoint. The run then uses the key with which the shards in the folder are encrypted.
 
     Raises:
         UserError: If the images, the model or the key cannot be used. After this error, a new run
@@ -178,14 +178,14 @@ def _check_key_ring(config: Config) -> None:
     """Checks that the key ring of an interrupted run still exists."""
     if policies.lacks_key_ring(config):
         raise UserError(
-            f"key ring {Path(config.encryption.key_file).absolute()}: no such file; a run "
-            "continues only with the secret with which it began; name the key ring that has it: "
-            "--set encryption.key_file=FILE"
+            f"key ring {Path(config.encryption.key_file).absolute()}: this file does not exist; a "
+            "run can continue only with the secret with which it began; name the key ring with "
+            "this secret: --set encryption.key_file=FILE"
         )
 
 
 def _key_of_shards(config: Config) -> str:
-    """Returns the id of the secret that encrypts the run's shards, or "" if there are no shards."""
+    """Returns the id of the secret that encrypts the run's shards, or "" without shards."""
     place = Path(config.out or "")
     return shards_of(place, storage_keys(config)).key if holds_shards(place) else ""
 
@@ -196,7 +196,7 @@ def _write_folder(
     """Makes the run folder with the encrypted shards.
 
     Returns:
-        A pair: the folder, and the keys that open the files of the shards.
+        A pair: the run folder, and the keys that open the files of the shards.
     """
     config, watch = experiment.config, experiment.watch
     storage = prepare_storage(config)
@@ -210,7 +210,7 @@ def _write_folder(
         told = take_or_write_shards(
             config, images, holder, folder=folder, storage=storage, announce=watch.announce
         )
-    except UserError:  # an image cannot be read; a new run then leaves no folder
+    except UserError:  # an image cannot be read; in this case a new run leaves no folder
         if not again:
             folder.discard()
         raise
@@ -222,9 +222,10 @@ def _write_folder(
 
 
 def _alone(config: Config, backbone: Backbone) -> tuple[str, ...]:
-    """Returns a sentence if the clients of a worker cannot be trained in one batch.
+    """Returns a sentence for the user if the clients of a worker cannot be trained in one batch.
 
-    The result is empty if a round has one participant, or if the user set a cohort of one.
+    The result is empty if each round has only one participant, or if the user has set a cohort of
+    one client.
     """
     single = 1 in (cohort_size(config.clients, config.fraction), config.engine.cohort)
     reason = "" if single else why_alone(backbone.model, config.training)
@@ -232,7 +233,7 @@ def _alone(config: Config, backbone: Backbone) -> tuple[str, ...]:
 
 
 def note_on_size(config: Config, backbone: Backbone) -> tuple[str, ...]:
-    """Returns a sentence if the user chose no image size, and the model's own one is large."""
+    """Returns a sentence for the user if no image size is set and the model's size is large."""
     if config.model.image_size is not None or backbone.patches <= USUAL_PATCHES:
         return ()
     height, width = backbone.image_shape[1:]
@@ -255,7 +256,7 @@ def _prepare_server(
         key: The id of the secret to use. If this id is empty, the current secret is used.
 
     Returns:
-        A pair: the object that has the key of the images, and the server's model.
+        A pair: the key holder for the images, and the server's model.
     """
     config, watch = experiment.config, experiment.watch
     adapter = client_half(experiment.strategy).adapter

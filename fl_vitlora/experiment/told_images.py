@@ -1,4 +1,4 @@
-"""The line of text that tells the user which images a run uses, and what happens to them."""
+"""Makes the line of text that tells the user which images a run uses, and how it changes them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def tell_images(
     Args:
         source: The images that were found.
         config: The configuration of the experiment.
-        validation: The positions of the images for validation, in one array or several.
-        names: The names of the clients; empty if the data set does not decide who they are.
+        validation: The positions of the validation images, in one array or in several arrays.
+        names: The names of the clients; empty if the data set does not state the clients of the
+            images.
     """
     told = source.told
     if validation and source.validation is None:
@@ -32,6 +33,6 @@ def tell_images(
     if source.train.owners is None:
         return told
     return (
-        f"{told}; the images of all clients are mixed and divided again "
-        f"(data.partition={config.data.partition}; data.partition=natural keeps them apart)"
+        f"{told}; the images of all clients are mixed and divided again (data.partition="
+        f"{config.data.partition}; with data.partition=natural each client keeps its images)"
     )

@@ -1,16 +1,17 @@
 """Opens the model of a finished run, as a PyTorch model that reads ciphertext or plain images.
 
-The server of a run stores the tensors that the clients exchanged. Whether these tensors read
-ciphertext or plain images depends on the settings (`adaptation.coordinates`). This module puts them
-into the public model, in the coordinates that the caller needs:
+The server of a run stores the exchanged tensors. Whether a model with these tensors reads
+ciphertext or plain images depends on the settings (`adaptation.coordinates`). This module puts the
+tensors into the public model, in the coordinates that the caller needs:
 
 * The model for ciphertext reads images that are encrypted with the key of one party. The key is
   needed to make this model only if parties convert the server's patch embedding
-  (`policies.clients_turn`). Nobody needs the key to use it.
-* The model for plain images has the key taken out of its patch embedding, and out of its position
-  embedding if the key moves patches. The outputs of both models are the same for the same image.
-  If the server's model already works in the coordinates of plain images, no key is needed. Such a
-  model exists only for keys to which a model can be adapted (`Cipher.adapt`).
+  (`policies.clients_turn`). The key is not needed to use this model.
+* The model for plain images has the effect of the key removed from its patch embedding, and also
+  from its position embedding if the key moves patches. For the same image, the two models have the
+  same outputs. If the server's model already works in the coordinates of plain images, no key is
+  needed. A model for plain images exists only for keys to which a model can be adapted
+  (`Cipher.adapt`).
 
 Letters in shapes: n images, C channels, H × W pixels.
 """
@@ -51,12 +52,13 @@ class TrainedModel:
 
     Attributes:
         folder: The run folder.
-        config: The settings of the run, with the changes that its strategy demands. Paths lead to
+        config: The settings of the run, with the changes that its strategy requires. Paths lead to
             the files that the run used.
         class_names: The names of the classes, in the order of the head's outputs.
         tensors: The exchanged tensors at the end of the run, and the sums that were added to frozen
             weights.
-        key_id: The id of the secret with which the images are encrypted; "" if they are plain.
+        key_id: The id of the secret with which the images are encrypted; "" if the images are
+            plain.
         server: The server's model before the first round.
     """
 
@@ -76,40 +78,41 @@ class TrainedModel:
     def reads_plain(self) -> bool:
         """Returns True if the server's model reads plain images, so that no key is needed."""
         config = self.config
-        # otherwise the server has added changes in the coordinates of several clients
+        # otherwise the server has added up changes that are in the coordinates of different clients
         plain = policies.aligns(config) or not policies.exchanges_reader(config)
         return not config.encryption.steps or (policies.computes_on_plain(config) and plain)
 
     @cached_property
     def holder(self) -> KeyHolder:
-        """Opens the owners' key ring.
+        """Opens the owners' key ring, and returns the key holder for the images of the run.
 
         Raises:
-            UserError: If the key ring does not exist, or it is not known which of its secrets is
-                that of this run.
+            UserError: If the key ring does not exist, or if the key ring has several secrets and
+                the secret of this run is unknown.
         """
         ring = Path(self.config.encryption.key_file).absolute()
         if policies.lacks_key_ring(self.config):
             raise UserError(
-                f"{self.folder}: this needs the owners' key ring, and {ring} does not exist; name "
+                f"{self.folder}: the owners' key ring is needed, but {ring} does not exist; name "
                 "the file: encryption.key_file=FILE"
             )
         if not self.key_id and len(open_ring(ring).secrets) > 1:
             raise UserError(
-                f"{self.folder}: the run does not tell with which secret its images are encrypted, "
-                f"and the key ring {ring} has several; name a key ring with this secret alone"
+                f"{self.folder}: the run does not state with which secret its images are "
+                f"encrypted, and the key ring {ring} has several secrets; name a key ring that has "
+                "only the secret of this run"
             )
         return prepare_holder(self.config, self.backbone, self.key_id)
 
     def encrypt(self, images: Tensor, client: int | None = None) -> Tensor:
-        """Encrypts plain images with the key of a party, as the images of the run are encrypted.
+        """Encrypts plain images with the key of a party, in the same way as the run's images.
 
-        If every image has its own key, the key is derived from the secret and the image. So
+        If every image has its own key, the key is derived from the secret and the image. Therefore
         different images never share a key, and equal images have equal ciphertext.
 
         Args:
             images: Plain images of the model's size, uint8 (n, C, H, W).
-            client: The number of the client whose key is used, if every client has its own.
+            client: The number of the client whose key is used, if every client has its own key.
 
         Returns:
             The ciphertext, uint8 (n, C, H, W).
@@ -128,16 +131,16 @@ class TrainedModel:
         """Returns the model that reads images encrypted with the key of a party.
 
         Args:
-            client: The number of the client whose images the model reads. It is needed if every
-                client has its own key and its own coordinates.
+            client: The number of the client whose images the model reads. This number is needed if
+                every client has its own key and its own coordinates.
             dtype: The number format of the weights, in which products of matrices are added.
 
         Returns:
-            A new model in evaluation mode, on the CPU. Its input is what `backbone.normalize`
-            makes of uint8 images, (n, C, H, W).
+            A new model in evaluation mode, on the CPU. The inputs of the model are uint8 images,
+            (n, C, H, W), after the function `backbone.normalize`.
 
         Raises:
-            UserError: If no such model exists in the run folder, or a key is needed and missing.
+            UserError: If the run folder has no such model, or if a needed key is missing.
         """
         keyed = policies.clients_turn(self.config)
         party = self._party(client) if keyed or client is not None else TEST
@@ -152,12 +155,12 @@ class TrainedModel:
         return self._with(own.base, own.to_client(self.tensors.tensors), dtype)
 
     def for_plain(self, client: int | None = None, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """Returns the model that reads plain images, in all else as `for_ciphertext`.
+        """Returns the model that reads plain images; see `for_ciphertext`.
 
         Raises:
-            UserError: If no such model exists, or a key is needed and missing. There is none if
-                every image has its own key, or if the method has learned the order in which the key
-                puts the patches.
+            UserError: If a needed key is missing, or if no model for plain images exists. No model
+                exists if every image has its own key, or if the method has learned the order of
+                patches in ciphertext.
         """
         if client is not None:
             self._party(client)
@@ -170,14 +173,14 @@ class TrainedModel:
         return model
 
     def _expect_no_token_order(self) -> None:
-        """Raises an error if the tensors belong to the order of patches in ciphertext."""
+        """Raises an error if the trained tensors depend on the order of patches in ciphertext."""
         if "block_scrambling" not in self.config.encryption.steps:
             return
         for name, part in shelf.method_of(self.config.finetuning).parts:
             if part.reads_token_order:
                 raise UserError(
                     f"{self.folder}: the method {name} mixes patches in the order that the key "
-                    "gave them, so no model for plain images exists; use the one for ciphertext"
+                    "gave them, so no model for plain images exists; use the model for ciphertext"
                 )
 
     def _with(self, reader: PatchReader, state: State, dtype: torch.dtype) -> nn.Module:
@@ -189,18 +192,18 @@ class TrainedModel:
         return model
 
     def _party(self, client: int | None) -> str:
-        """Returns the party whose key the images have.
+        """Returns the party with whose key the images are encrypted.
 
         Raises:
-            UserError: If every client has its own key and none is named, or if there is no such
-                client.
+            UserError: If every client has its own key and no client is named, or if the run has no
+                client of this number.
         """
         own = self.config.encryption.scope == "client" and bool(self.config.encryption.steps)
         if client is None:
             if own:
                 raise UserError(
-                    f"{self.folder}: every client has its own key, so name the client whose images "
-                    f"these are: a number from 0 to {self.config.clients - 1}"
+                    f"{self.folder}: every client has its own key, so name the client of the "
+                    f"images, with a number from 0 to {self.config.clients - 1}"
                 )
             return TEST
         if not 0 <= client < self.config.clients:
@@ -214,19 +217,20 @@ class TrainedModel:
 def open_model(
     folder: Path, config: Config, strategy: AnyStrategy, *, best: bool = False
 ) -> TrainedModel:
-    """Opens the model of a finished run. No shard and no key is needed for this.
+    """Opens the model of a finished run; no shards and no key are needed to open it.
 
     Args:
         folder: The run folder.
         config: The settings of the run, in which paths lead to the files that the run used.
         strategy: The strategy of the run.
         best: True for the model of the round with the best accuracy, instead of the model of the
-            last round. The accuracy is that on the validation images if the run has any, otherwise
-            that on the test images.
+            last round. The accuracy is measured on the validation images if the run has validation
+            images, otherwise on the test images.
 
     Raises:
-        UserError: If the run is not finished, its model is missing or damaged, or the clients kept
-            some of the tensors, so that no model of all clients exists.
+        UserError: If the run is not finished, or if its model is missing or damaged. The error is
+            also raised if the clients kept some tensors for themselves, because no common model of
+            all clients exists in this case.
     """
     result = find_run(folder)[1]
     if result is None:
@@ -234,7 +238,10 @@ def open_model(
     path = folder / (BEST if best else MODEL)
     state, metadata = read_sealed(path)
     if CLASS_NAMES not in metadata:
-        raise UserError(f"{path} has no list of class names, as models of older versions do")
+        raise UserError(
+            f"{path} has no list of class names, because an older version of this program wrote "
+            "the model; run the experiment again"
+        )
     class_names = read_names(metadata[CLASS_NAMES], f"model {path}")
     half = client_half(strategy)
     config = policies.for_strategy(config, half)
@@ -252,12 +259,12 @@ def open_model(
 
 
 def _server_of(folder: Path, config: Config, public: Backbone) -> Server:
-    """Returns the server's model before the first round, from the file that the run wrote."""
+    """Returns the server's model before the first round, with the stored patch reader."""
     stored = folder / SHARDS / READER_FILE
     if policies.reader_is_stored(config) and not stored.is_file():
         raise UserError(
-            f"{stored}: no such file; the server's patch embedding began with it, so the model "
-            "cannot be put together without it"
+            f"{stored}: this file does not exist; it has the server's initial patch embedding, "
+            "without which the model cannot be opened"
         )
     if not policies.reader_is_stored(config):
         return make_server(public, lambda origin: origin)
@@ -265,12 +272,12 @@ def _server_of(folder: Path, config: Config, public: Backbone) -> Server:
 
 
 def _expect_all(model: TrainedModel, path: Path) -> None:
-    """Raises an error if the file of a model lacks trained tensors, or has others."""
+    """Raises an error if the file of a model lacks trained tensors, or has unknown tensors."""
     expected, found = set(model.server.initial), set(model.tensors.tensors)
     if kept := sorted(expected - found):
         raise UserError(
-            f"{path} lacks {kept[0]} ({len(kept)} of {len(expected)} trained tensors): the clients "
-            "kept these for themselves, so no model of all clients exists"
+            f"{path} lacks {kept[0]} ({len(kept)} of {len(expected)} trained tensors), because the "
+            "clients kept these tensors for themselves, so no model of all clients exists"
         )
     if strange := sorted(found - expected):
         raise UserError(f"{path} has {strange[0]}, which the method of the run does not train")

@@ -1,10 +1,10 @@
-"""All checks of an experiment before any file is written, Ray starts, or a message is sent.
+"""Checks an experiment before any file is written, before Ray starts, and before messages are sent.
 
-A simulation and the server of a deployment both call `check`, so that both report a mistake with
-the same message. A SuperNode (the machine of a client) calls `check_node`, which makes those checks
+A simulation and the server of a deployment call `check`, so that they report a mistake with the
+same message. A SuperNode (the machine of a client) calls `check_node`, which makes only the checks
 that are possible on a node. Mistakes that depend on the images, such as a partition that leaves a
 client without images, are found when the images are divided (`preparation`). The division of images
-also happens before any file is written.
+also comes before any file is written.
 """
 
 from __future__ import annotations
@@ -49,19 +49,20 @@ def check(
     Args:
         config: The configuration as the user wrote it.
         strategy: The strategy of the run, from this project or from Flower.
-        drafted: What `draft_of` returned for the model of the configuration. The fine-tuning method
-            is attached to it.
-        new_folder: True if the run makes the folder `out`; False if the run is resumed there.
+        drafted: The result of `draft_of` for the model of the configuration. The fine-tuning method
+            is attached to this model.
+        new_folder: True if the run makes the folder `out`; False if the run in this folder is
+            resumed.
         writes_checkpoints: True if the run stores checkpoints. A deployment stores no checkpoints,
             so it accepts strategies whose state no checkpoint can hold.
-        needs_passphrase: True if this process writes or opens shards. If the files of the shards
-            are encrypted with a passphrase, the process then needs this passphrase.
+        needs_passphrase: True if this process writes or opens shards. If the shards are sealed with
+            a passphrase, the process needs the passphrase.
 
     Returns:
         The configuration that the run uses, with the changes that the strategy requires.
 
     Raises:
-        UserError: If the experiment cannot run; the message is one line and names a setting that
+        UserError: If the experiment cannot run. The message is one line and names a setting that
             would work.
     """
     policies.check(config)
@@ -96,7 +97,7 @@ def check_node(config: Config, strategy: AnyStrategy) -> Config:
         The configuration that the node uses, with the changes that the strategy requires.
 
     Raises:
-        UserError: If the experiment cannot run; `check` would give the same message.
+        UserError: If the experiment cannot run. The message is the same as the message of `check`.
     """
     policies.check(config)
     config = policies.for_strategy(config, client_half(strategy))
@@ -107,38 +108,38 @@ def check_node(config: Config, strategy: AnyStrategy) -> Config:
 
 
 def check_measured(config: Config) -> None:
-    """Checks that no differential privacy changes the means that the clients of a method measure.
+    """Checks that differential privacy does not change means that clients measure for a method.
 
     Raises:
-        UserError: If updates are scaled down to a norm, and a part of the method measures means.
+        UserError: If updates are clipped to a norm, and a part of the method measures means.
     """
     measuring = [name for name, part in shelf.method_of(config.finetuning).parts if part.measured]
     if measuring and config.privacy.clipping_norm is not None:
         raise UserError(
             f"privacy.clipping_norm with method {config.finetuning.method}: the part "
-            f"{measuring[0]} measures means, and an update that is scaled down has wrong means; "
-            "remove one of the two"
+            f"{measuring[0]} measures means, and a clipped update has wrong means; remove this "
+            "part or privacy.clipping_norm"
         )
 
 
 def check_patience(config: Config) -> None:
-    """Checks that a run which may end early has images by which it may choose its last round.
+    """Checks that a run with `evaluation.patience` has validation images.
 
     Raises:
-        UserError: If the run has no validation images: the end of a run must not be chosen by the
-            test images.
+        UserError: If the run has no validation images. The test images must not decide in which
+            round a run ends.
     """
     patience = config.evaluation.patience
     if patience is not None and not has_validation(config.data):
         raise UserError(
-            f"evaluation.patience {patience}: expected validation images, because the last round "
-            "must not be chosen by the test images; hold out a share of the training images, for "
-            "example --set data.validation_fraction=0.1"
+            f"evaluation.patience {patience}: expected validation images, because the test images "
+            "must not decide in which round a run ends; hold out a share of the training images, "
+            "for example --set data.validation_fraction=0.1"
         )
 
 
 def check_storage(config: Config) -> None:
-    """Checks that the user gave a passphrase, if the files of shards are encrypted with one.
+    """Checks that the user has given a passphrase, if shards are sealed with a passphrase.
 
     Raises:
         UserError: If the passphrase is missing.
@@ -148,14 +149,13 @@ def check_storage(config: Config) -> None:
 
 
 def draft_of(model: ModelConfig) -> Backbone | None:
-    """Builds a model to look at it, and checks that its weights exist, without loading them.
+    """Builds a model without its weights for checks, and checks that the weights exist.
 
-    A start-up makes this draft once, and hands it to all functions that look at the model. It takes
-    about a second.
+    Building this draft takes about a second. Therefore a run makes the draft only once, and all
+    functions that check the model use the same draft.
 
     Returns:
-        The model without memory for its tensors; None for the bundled models, which are known to
-        work.
+        The model without memory for its tensors; None for the bundled models, which need no checks.
 
     Raises:
         UserError: If the model cannot be built, or the weights cannot be found.
@@ -168,12 +168,12 @@ def draft_of(model: ModelConfig) -> Backbone | None:
 def check_model(config: Config, drafted: Backbone | None) -> None:
     """Checks that the fine-tuning method can train the layers of a model.
 
-    Problems that depend on the weights themselves, and those of methods that read the weights, are
-    found by `preparation.prepare_model`.
+    Two kinds of problems are found only later by `preparation.prepare_model`: problems that depend
+    on the values of the weights, and problems of methods that read the weights.
 
     Args:
         config: The configuration of the run.
-        drafted: What `draft_of` returned for the model. The method is attached to it.
+        drafted: The result of `draft_of` for the model. The method is attached to this model.
 
     Raises:
         UserError: If the method cannot be attached to the model.

@@ -1,4 +1,4 @@
-"""The callbacks and events with which a program follows and stops a run that it has started."""
+"""The callbacks and events with which a program watches and stops a run that it has started."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Watch:
     """The callbacks and events of the program that starts a run.
 
     Attributes:
-        announce: A function that is called at each phase of the preparation, with the phase's name.
-        note: A function that is called with a sentence that the user should know.
+        announce: A function that is called with the name of each phase of the preparation.
+        note: A function that is called with each sentence for the user.
         show_round: A function that is called with each line of `rounds.jsonl`.
         training: An event that the run sets when its first round begins.
-        pause: An event that the program sets to end the run after the current round, so that it can
-            be resumed later.
-        stop: An event that the program sets to finish the run early: the run ends after a round
-            whose model was evaluated, and writes its result.
-        may_stop: True if the program may set `stop`. Then each model is evaluated before the next
-            round begins, so that the program decides in time.
+        pause: An event that the program sets to end the run after the current round. The run can be
+            resumed later.
+        stop: An event that the program sets to finish the run early. The run then ends after a
+            round whose model was evaluated, and writes its result.
+        may_stop: True if the program may set `stop`. If `may_stop` is True, each model is evaluated
+            before the next round begins, so that the program can decide in time.
         tap: A function that is called with every Flower message, for inspection.
         verbose: True if Flower and Ray may write to the console.
     """

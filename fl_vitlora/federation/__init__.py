@@ -1,1 +1,1 @@
-"""The server loop, its data classes and its callbacks; this package does not import Flower."""
+"""The server loop, with its data classes and callbacks; this package does not import Flower."""

@@ -1,15 +1,17 @@
 """The aggregation gap of a fine-tuning method: the error of averaging tensors instead of weights.
 
-A strategy averages the tensors θₖ of the clients. What the model computes depends on the weights
-W'(θ) that the fine-tuning method makes of these tensors (for LoRA, W + BA). If W' is linear in θ,
-the average of the tensors gives the average of the weights. If W' is not linear in θ, there is a
-gap, which is reported as a share of the movement of the average:
+A strategy averages the tensors θₖ of the clients. The outputs of a model depend on the weights
+W'(θ) that the fine-tuning method computes from these tensors (for LoRA, W + B·A). If W' is linear
+in θ, the average of the tensors gives the average of the weights. If W' is not linear in θ, there
+is a gap. The gap is reported as a share of the change of the average weights:
 
     ‖Σ pₖ·W'(θₖ) - W'(θ_new)‖ / ‖Σ pₖ·W'(θₖ) - W'(θ_old)‖,    pₖ the share of client k's images
 
 θ_old and θ_new are the server's tensors before and after the aggregation. All norms are Frobenius
 norms over all adapted slices together. A slice is a part of a linear layer's weight that the method
 changes, for example the query. For LoRA, `lowrank.relative_error` computes the same number.
+
+Letters in shapes: n inputs, m outputs of a slice.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class Place:
     Attributes:
         adapter: A copy of the adapter, the module whose method `adapted` computes W'.
         weight: The frozen weight W of the slice, (m, n).
-        names: A dictionary: for each tensor's name in the adapter, its name in messages.
+        names: A mapping from the name of each tensor in the adapter to its name in messages.
     """
 
     adapter: nn.Module
@@ -44,14 +46,17 @@ class Place:
     names: Mapping[str, str]
 
     def adapted(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Returns the weight W' that the adapter makes of exchanged tensors, (m, n), in float64."""
+        """Returns the weight W' for the given exchanged tensors, (m, n), in float64."""
         own = {f"adapter.{local}": tensors[name].double() for local, name in self.names.items()}
         made: Tensor = functional_call(self.adapter, own, (self.weight,))
         return made
 
 
 class _Adapted(nn.Module):
-    """Makes the function `adapted` of an adapter callable with other tensors."""
+    """A module whose forward pass is the function `adapted` of an adapter.
+
+    With this module, `functional_call` can compute W' for other tensors.
+    """
 
     def __init__(self, adapter: nn.Module) -> None:
         super().__init__()
@@ -63,7 +68,7 @@ class _Adapted(nn.Module):
 
 
 def places_of(model: nn.Module) -> list[Place]:
-    """Returns the adapted slices (parts of weights) of a model; the list may be empty."""
+    """Returns a list of the adapted slices (parts of weights) of a model, which may be empty."""
     preparation = methods.prepared(model)
     names = {} if preparation is None else preparation.names
     exchanged = {id(p): names[n] for n, p in model.named_parameters() if n in names}
@@ -72,7 +77,7 @@ def places_of(model: nn.Module) -> list[Place]:
         if not isinstance(layer, AdaptedLinear):
             continue
         for name, (start, end) in layer.slices.items():
-            tensors = layer.adapters[name].named_parameters()  # layers may share some of them
+            tensors = layer.adapters[name].named_parameters()  # layers may share tensors
             own = {n: exchanged[id(p)] for n, p in tensors if id(p) in exchanged}
             adapter = _Adapted(copy.deepcopy(layer.adapters[name])).double().cpu()
             weight = layer.base.weight.detach()[start:end].double().cpu()
@@ -93,9 +98,9 @@ def aggregation_gap(
         new: The exchanged tensors after the aggregation.
 
     Returns:
-        The gap, as a share of the movement of the average weights, or None if there are no adapted
-        slices, if the server knows only the sum of the updates or lacks personal tensors, or if no
-        weight moved.
+        The gap, as a share of the change of the average weights. The result is None in three cases:
+        if there are no adapted slices, if the server does not know all tensors of each client
+        (because of secure aggregation or personal tensors), or if no weight has changed.
     """
     lacking = any(name not in before for place in places for name in place.names.values())
     if not places or lacking or any(update.members > 1 for update in updates):

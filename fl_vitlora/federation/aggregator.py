@@ -37,7 +37,13 @@ class Aggregator(Protocol):
     def select(
         self, server_round: int, drawn: Sequence[int], clients: Sequence[int]
     ) -> Sequence[int]:
-        """Returns the participants of a round, as many clients as the random draw `drawn` has."""
+        """Returns the participants of a round; their number is the length of `drawn`.
+
+        Args:
+            server_round: The number of the round, from 1.
+            drawn: Clients that were drawn at random.
+            clients: All clients.
+        """
         ...
 
     def instruct(
@@ -57,7 +63,7 @@ class Aggregator(Protocol):
         updates: Sequence[Update],
         failures: Sequence[Failure],
     ) -> GlobalModel:
-        """Returns the next global model, made from at least one update."""
+        """Returns the next global model for at least one update."""
         ...
 
     def metrics(self) -> Metrics:
@@ -70,7 +76,7 @@ class Aggregator(Protocol):
         ...
 
     def should_stop(self, server_round: int, result: RoundResult) -> bool:
-        """Returns True if the strategy ends the run after this round, whose model was evaluated."""
+        """Returns True if the strategy ends the run after a round whose model was evaluated."""
         ...
 
     def evaluated(
@@ -107,8 +113,8 @@ class OwnAggregator:
         """Lets the strategy choose the participants of a round, and checks the result.
 
         Raises:
-            UserError: If the strategy chose an unknown client, chose a client twice, or did not
-                choose as many clients as `drawn` has.
+            UserError: If the strategy chose an unknown client, chose a client twice, or chose
+                another number of clients than the length of `drawn`.
         """
         with blame(self._strategy, server_round):
             chosen = self._strategy.select(server_round, drawn, clients, self._state)
@@ -119,7 +125,7 @@ class OwnAggregator:
             )
         if strangers := set(chosen) - set(clients):
             raise self._refusal(
-                f"select returned client {min(strangers)}, but the run has no such client"
+                f"select returned client {min(strangers)}, but the run has no client of this number"
             )
         return chosen
 
@@ -139,8 +145,8 @@ class OwnAggregator:
         shared = [replace(plan, epochs=None, rate=1.0) for plan in plans.values()]
         if any(plan != shared[0] for plan in shared):
             raise self._refusal(
-                f"round {server_round}: plan returned different plans for clients; expected plans "
-                "that differ only in epochs and rate"
+                f"round {server_round}: plan returned different plans for the clients; expected "
+                "plans that differ only in epochs and rate"
             )
         if broadcast:
             self._check_same("broadcast", model.tensors, broadcast)
@@ -175,7 +181,7 @@ class OwnAggregator:
         updates: Sequence[Update],
         failures: Sequence[Failure],
     ) -> GlobalModel:
-        """Calls the strategy, checks the returned tensors, and keeps the strategy's metrics."""
+        """Calls the strategy, checks the returned tensors, and stores the strategy's metrics."""
         context = RoundContext(
             round=server_round,
             participants=self._participants,
@@ -196,17 +202,17 @@ class OwnAggregator:
         )
 
     def _check_same(self, did: str, model: State, new: State) -> None:
-        """Refuses tensors whose names or shapes differ from those of the model."""
+        """Refuses tensors whose names or shapes differ from the tensors of the model."""
         shapes = [{n: tuple(w.shape) for n, w in tensors.items()} for tensors in (model, new)]
         if shapes[0] != shapes[1]:
             differing = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
             raise UserError(
                 f"strategy {type(self._strategy).__name__} {did} tensors whose names or shapes are "
-                f"not those of the model; these differ: {differing[:5]}"
+                f"not those of the model; these tensors differ: {differing[:5]}"
             )
 
     def _check_merged(self, model: State, merged: State) -> None:
-        """Refuses merged pairs whose name or shapes do not fit a low-rank pair of the model."""
+        """Refuses merged pairs whose names or shapes do not fit a low-rank pair of the model."""
         shapes = {name: tuple(tensor.shape) for name, tensor in merged.items()}
         for path in {name.rpartition(".")[0] for name in merged}:
             rank, inputs = shapes.get(path + MERGED_A, (0, 0))
@@ -242,12 +248,12 @@ class OwnAggregator:
     def evaluated(
         self, server_round: int, model: GlobalModel, answers: Sequence[Answer]
     ) -> Metrics:
-        """Returns no numbers: this project's strategies do not get the clients' evaluations."""
+        """Returns {}, because this project's strategies do not get the clients' evaluations."""
         del server_round, model, answers
         return {}
 
     def privacy(self) -> None:
-        """Returns None: strategies of this project compute no privacy loss."""
+        """Returns None, because strategies of this project compute no privacy loss."""
 
     def snapshot(self) -> tuple[State, dict[str, Any]]:
         """Returns the strategy's state, which consists of tensors only."""
@@ -263,7 +269,7 @@ class OwnAggregator:
 
 
 def plain_metrics(metrics: Mapping[str, Metric]) -> Metrics:
-    """Returns a strategy's metrics as values for JSON: NaN becomes None, and keys become text.
+    """Returns a strategy's metrics as values for JSON; NaN becomes None, and keys become text.
 
     Args:
         metrics: The result of `Strategy.metrics`.
@@ -284,7 +290,7 @@ def plain_metrics(metrics: Mapping[str, Metric]) -> Metrics:
 
 
 def _finite(name: str, value: Any) -> float | None:
-    """Returns a number, or None in place of NaN and infinity."""
+    """Returns a number as it is, and returns None for NaN and infinity."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -293,7 +299,7 @@ def _finite(name: str, value: Any) -> float | None:
 
 
 def _local_work(config: Mapping[str, ConfigValue], plan: ClientPlan) -> Mapping[str, ConfigValue]:
-    """Returns a round's scalars for one client, with the learning rate and epochs of its plan."""
+    """Returns the scalars of a round for one client, with the rate and epochs of the plan."""
     own: dict[str, ConfigValue] = {}
     if plan.epochs is not None:
         own[LOCAL_EPOCHS] = plan.epochs
@@ -306,7 +312,7 @@ def _check_plan(plan: ClientPlan, model: State) -> None:
     """Refuses a plan that no client can follow.
 
     Raises:
-        UserError: If no tensor's name has one of the endings, or epochs or rate are not positive.
+        UserError: If an ending fits no tensor's name, or if `epochs` or `rate` is not positive.
     """
     for rested in ("frozen", "restarted"):
         check_endings(getattr(plan, rested), f"plan.{rested}", model)
@@ -315,14 +321,15 @@ def _check_plan(plan: ClientPlan, model: State) -> None:
         raise UserError(f"plan.epochs must be a whole number from 1, or None; got {epochs!r}")
     if not (isinstance(plan.rate, int | float) and math.isfinite(plan.rate) and plan.rate > 0):
         raise UserError(
-            f"plan.rate must be a positive factor of the learning rate, got {plan.rate!r}"
+            f"plan.rate must be a positive factor for the learning rate, got {plan.rate!r}"
         )
 
 
 def check_endings(endings: tuple[str, ...], where: str, model: State) -> None:
-    """Refuses an ending if no tensor's name ends with it.
+    """Refuses an ending if no tensor's name ends with the ending.
 
-    Without this check, a misspelt ending would freeze no tensor, and nobody would notice.
+    Without this check, a misspelt ending would freeze no tensor, and the user would not notice the
+    mistake.
 
     Args:
         endings: Endings of tensor names, for example ``.lora_A``.
@@ -330,7 +337,7 @@ def check_endings(endings: tuple[str, ...], where: str, model: State) -> None:
         model: The exchanged tensors.
 
     Raises:
-        UserError: If no tensor's name has the ending; the message suggests a similar ending.
+        UserError: If no tensor's name has the ending. The message suggests a similar ending.
     """
     if isinstance(endings, str):
         raise UserError(f"{where} must be a tuple, ({endings!r},), got the text {endings!r}")

@@ -2,10 +2,11 @@
 
 The server does not send tensors that a client already has. A client remembers three things: the
 tensors that were frozen in its last round (`ClientPlan.frozen`); the number of rounds whose merged
-low-rank pairs were added to its frozen weights; and its version of each stream, a series of
-compressed changes (`communication.stream`). A client also knows all initial tensors, because it
-builds the same model. If a client does not answer, the server does not know whether the client has
-read the message. After a missing answer, the server assumes that the client remembers nothing.
+low-rank pairs were added to the client's frozen weights; and the client's version of each stream. A
+stream is a series of compressed changes (`communication.stream`). A client also knows all initial
+tensors, because it builds the same model as the server. If a client does not answer, the server
+does not know whether the client has read the message. Therefore the server then assumes that the
+client remembers nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fl_vitlora.storage.trees import Tree
 from fl_vitlora.strategy import ClientPlan
 
 NOBODY = -1  # the client number of a node before its greeting
-Versions = Mapping[str, tuple[int, int]]  # by stream: its version before and after a message
+Versions = Mapping[str, tuple[int, int]]  # a stream's versions before and after a message, by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +31,13 @@ class Memory:
     """The server's record of the tensors that one client remembers.
 
     Attributes:
-        round: The last round in which the client took part; 0 if there was none.
-        tensors: The tensors that were frozen in that round.
+        round: The last round in which the client took part; 0 if the client took part in no round.
+        tensors: The tensors that were frozen in the round `round`.
         merges: The number of rounds whose merged low-rank pairs the client has received.
-        taken: The round of the client's last update that the server used; 0 if there was none.
-        missed: True if the client was asked after the round `taken` and sent no usable update.
+        taken: The round of the client's last update that the server used; 0 if the server has used
+            no update.
+        missed: True if the server has asked the client after the round `taken`, and the client sent
+            no usable update.
     """
 
     round: int = 0
@@ -58,9 +61,10 @@ class ClientRecord:
         validation_images: The number of validation images that the client stated at its first
             evaluation; None before that evaluation.
         memory: The tensors and the number of merged rounds that the client remembers.
-        followed: For each stream of compressed changes, the version that the client has.
-        offered: For each stream, the version that the client will have if it answers the last
-            message; None if no answer is expected.
+        followed: A mapping from each stream of compressed changes to the version that the client
+            has.
+        offered: A mapping from each stream to the version that the client will have if the client
+            answers the last message; None if no answer is expected.
     """
 
     node: int | None = None
@@ -82,26 +86,26 @@ class ClientRecords:
     def __init__(self, initial: State) -> None:
         self._initial = initial
         self._records: dict[int, ClientRecord] = {}
-        self._clients: dict[int, int] = {}  # the client at each node, by the number of the node
+        self._clients: dict[int, int] = {}  # a mapping from nodes to their clients
 
     def of(self, client: int) -> ClientRecord:
         """Returns the record of a client; an empty record if the client is not known yet."""
         return self._records.get(client, ClientRecord())
 
     def greeted(self, client: int, node: int, images: int) -> None:
-        """Notes the node of a client, and the client's number of training images."""
+        """Records the node of a client, and the client's number of training images."""
         self._change(client, node=node, images=images)
         self._clients[node] = client
 
     def client_at(self, node: int) -> int:
-        """Returns the client number that a node has stated; `NOBODY` before it states one."""
+        """Returns the client number that a node has stated; `NOBODY` before the greeting."""
         return self._clients.get(node, NOBODY)
 
     def node_of(self, client: int) -> int:
         """Returns the number of a client's node.
 
         Raises:
-            KeyError: If the client has not answered the greeting, the server's first question.
+            KeyError: If the client has not answered the greeting (the server's first message).
         """
         node = self.of(client).node
         if node is None:
@@ -109,7 +113,7 @@ class ClientRecords:
         return node
 
     def images_of(self, client: int) -> int:
-        """Returns how many training images a client has stated; 1 before it states a number."""
+        """Returns the number of training images that a client has stated; 1 before the greeting."""
         images = self.of(client).images
         return 1 if images is None else images
 
@@ -118,7 +122,7 @@ class ClientRecords:
         return tuple(sorted(self._clients.values()))
 
     def tested(self, client: int, images: int) -> int:
-        """Notes the number of test images that a client states.
+        """Records the number of test images that a client states.
 
         Returns:
             The number of test images that the client stated at its first evaluation.
@@ -128,7 +132,7 @@ class ClientRecords:
         return images if first is None else first
 
     def validated(self, client: int, images: int) -> int:
-        """Notes the number of validation images of a client; see `tested`."""
+        """Records the number of validation images of a client; see `tested`."""
         first = self.of(client).validation_images
         self._change(client, validation_images=images if first is None else first)
         return images if first is None else first
@@ -136,7 +140,7 @@ class ClientRecords:
     def cached(
         self, client: int, model: State, plan: ClientPlan, measured: tuple[str, ...] = ()
     ) -> frozenset[str]:
-        """Returns the names of the tensors that need not be sent because the client has them.
+        """Returns the names of the tensors that the client already has, so they need not be sent.
 
         Args:
             client: The number of the client.
@@ -155,23 +159,23 @@ class ClientRecords:
         return frozenset(name for name, tensor in model.items() if is_known(name, tensor))
 
     def offer(self, client: int, versions: Versions) -> None:
-        """Notes the versions of the streams that a client will have if it answers a message."""
+        """Records the stream versions that a client will have if the client answers a message."""
         self._change(client, offered={**self.of(client).followed, **versions})
 
     def heard(self, client: int) -> None:
-        """Notes an answer: the client now has the stream versions of the last message to it."""
+        """Records an answer: the client now has the stream versions of the last message."""
         record = self.of(client)
         followed = record.followed if record.offered is None else record.offered
         self._change(client, followed=followed, offered=None)
 
     def lost(self, client: int) -> None:
-        """Notes that the server does not know which version of each stream a client now has."""
+        """Records that the server does not know the versions of the streams that a client has."""
         self._change(client, followed={}, offered=None)
 
     def answered(
         self, client: int, server_round: int, model: GlobalModel, plan: ClientPlan
     ) -> None:
-        """Notes that the server used a client's update.
+        """Records that the server used a client's update.
 
         The client now remembers the tensors that were frozen in the round, and has all merged
         low-rank pairs.
@@ -185,21 +189,21 @@ class ClientRecords:
         self._change(client, memory=memory)
 
     def measured(self, client: int, model: GlobalModel) -> None:
-        """Notes that a client evaluated a model, and so has all merged pairs of this model."""
+        """Records that a client has all merged pairs of a model, because it evaluated the model."""
         self._change(client, memory=replace(self.of(client).memory, merges=model.rounds))
 
     def missed(self, client: int) -> None:
-        """Notes that the server no longer knows which tensors a client remembers.
+        """Records that the server no longer knows which tensors a client remembers.
 
-        The round of the client's last used update stays in the record.
+        The record keeps only the round of the client's last update that the server used.
         """
         self._change(client, memory=Memory(taken=self.of(client).memory.taken, missed=True))
 
     def snapshot(self) -> Tree:
         """Returns the records of the clients' memory, for a checkpoint.
 
-        Node numbers and numbers of images are not included, because every client states them again
-        when the run continues.
+        Node numbers and numbers of images are not included, because every client states these
+        numbers again when the run continues.
         """
         return {
             client: {"memory": dict(vars(record.memory)), "followed": dict(record.followed)}
@@ -220,8 +224,8 @@ def from_registries(memories: Tree, followed: Tree) -> Tree:
     """Returns the tree of `ClientRecords.snapshot` from the two trees of older checkpoints.
 
     Args:
-        memories: For each client, the fields of its `Memory`.
-        followed: For each client, the versions of the streams that it has.
+        memories: A mapping from each client to the fields of its `Memory`.
+        followed: A mapping from each client to the versions of the streams that the client has.
     """
     return {
         client: {

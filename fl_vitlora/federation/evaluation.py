@@ -1,10 +1,11 @@
-"""Evaluation of a global model on encrypted images, centrally or by the clients.
+"""Evaluates a global model on encrypted images, at a central party or at the clients.
 
-There are two kinds of evaluation. Either a central party evaluates the model on common images; if
-all parties have the same key, the central party needs no key. Or each client evaluates the model on
-its own images, encrypted with its own key. Both kinds of evaluation return the accuracy and the
-mean loss over all images, for each view (`data.views`): the test images encrypted, encrypted with a
-wrong key, or decrypted, and the encrypted validation images.
+There are two kinds of evaluation. In central evaluation, one party evaluates the model on common
+images; if all parties share a key, the central party needs no key. In the other kind, each client
+evaluates the model on its own images, which are encrypted with its own key. Each kind of evaluation
+returns the accuracy and the mean loss over all images, for each view (`data.views`). The views are
+the test images encrypted, encrypted with a wrong key, or decrypted, and the encrypted validation
+images.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from fl_vitlora.models.reading import put_reader
 from fl_vitlora.training import local
 from fl_vitlora.training.prediction import PLAIN, Predictor
 
-Reported = dict[str, tuple[float, float]]  # accuracy in [0, 1] and mean cross-entropy, by view
+Reported = dict[str, tuple[float, float]]  # for each view: accuracy in [0, 1], mean cross-entropy
 ALL_VIEWS = (RIGHT_KEY, WRONG_KEY, NO_KEY)
 
 Result_co = TypeVar("Result_co", covariant=True)
@@ -49,13 +50,13 @@ class Score(NamedTuple):
     images: int | None = None
 
 
-Measured = dict[str, Score]  # by view
+Measured = dict[str, Score]  # a mapping from views to results
 
 
 class Measures(Protocol[Result_co]):
-    """Measures the accuracy and the loss of a global model.
+    """An object that measures the accuracy and the loss of a global model.
 
-    An evaluator returns one result for each view; the transport returns the answers of the clients.
+    An evaluator returns one result for each view. The transport returns the answers of the clients.
     """
 
     def measure(
@@ -65,39 +66,38 @@ class Measures(Protocol[Result_co]):
         views: Sequence[str],
         most: int | None = None,
     ) -> Result_co:
-        """Evaluates a model, in the server's form.
+        """Evaluates a model.
 
         Args:
             server_round: The round after which the model is evaluated.
-            model: The model.
+            model: The model with the server's tensors.
             views: The names of the views (`data.views`).
-            most: The number of images of each view, of all clients together, which are the same in
-                every round; None for all images.
+            most: The number of images of each view that all clients together evaluate; None for all
+                images. The images are the same in every round.
         """
         ...
 
 
 class Evaluator(Measures[Measured], Protocol):
-    """Evaluates a global model at a central party or at the clients.
+    """An object that evaluates a global model at a central party or at the clients.
 
-    The method `measure` accepts some of `views`, and `VALIDATION`.
+    The method `measure` accepts names in `views`, and `VALIDATION`.
     """
 
     @property
     def views(self) -> tuple[str, ...]:
         """Returns the names of the possible views (versions) of the test images.
 
-        One of these views is `RIGHT_KEY`: the images are encrypted with the right key.
+        One of these views is `RIGHT_KEY`, in which the images are encrypted with the right key.
         """
         ...
 
 
 def share_of(most: int | None, clients: int) -> int | None:
-    """Returns how many images each client evaluates; None for all its images.
+    """Returns the number of images that each client evaluates; None for all images of the client.
 
     Args:
-        most: The largest number of images that all clients together evaluate; None if they evaluate
-            all their images.
+        most: The number of images that all clients together evaluate; None for all images.
         clients: The number of clients.
 
     Example:
@@ -109,17 +109,17 @@ def share_of(most: int | None, clients: int) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class CentralEvaluator:
-    """Evaluates the model at one party, on common images.
+    """An evaluator at one central party, which evaluates the model on common images.
 
     Attributes:
         backbone: The model with which the party computes.
         shard: The encrypted test images.
-        validation: The encrypted validation images; None if there are none.
+        validation: The encrypted validation images; None if there are no validation images.
         coordinates: The maps between the server's tensors and the party's tensors, which differ if
             the party has its own key.
-        holder: The object that encrypts with the party's key; None if the party has no key.
+        holder: The key holder of the party; None if the party has no key.
         precision: The floating-point format of activations.
-        predictor: Computes the model's predictions for a batch of images.
+        predictor: The object that computes the model's predictions for a batch of images.
     """
 
     backbone: Backbone
@@ -134,7 +134,7 @@ class CentralEvaluator:
     def views(self) -> tuple[str, ...]:
         """Returns the names of the views (versions) of the test images.
 
-        Without a key there is only one view, the encrypted images.
+        Without a key there is only one view of the test images: the encrypted images.
         """
         keyed = self.holder is not None and self.holder.cipher.steps
         return ALL_VIEWS if keyed else (RIGHT_KEY,)
@@ -166,7 +166,7 @@ class Answer(NamedTuple):
     Attributes:
         client: The number of the client.
         images: The number of the client's test images.
-        measured: A dictionary: for each view, the accuracy and the loss.
+        measured: A mapping from each view to the accuracy and the loss.
         validation_images: The number of the client's validation images; 0 if the client was not
             asked for this number.
     """
@@ -177,15 +177,15 @@ class Answer(NamedTuple):
     validation_images: int = 0
 
     def weight(self, view: str) -> int:
-        """Returns how many validation images (for `VALIDATION`) or test images the client has."""
+        """Returns the number of the client's test images, or of its validation images."""
         return self.validation_images if view == VALIDATION else self.images
 
 
 def as_chosen_by(answers: Sequence[Answer]) -> Sequence[Answer]:
-    """Returns the answers that a strategy gets: on validation images if clients have any.
+    """Returns the answers that a strategy gets.
 
-    A strategy may choose a model by these answers, so results on test images must not be among
-    them.
+    A strategy may choose a model by these answers. Therefore the answers have only the results on
+    validation images, if the clients have validation images.
     """
     return [
         Answer(a.client, a.validation_images, {RIGHT_KEY: a.measured[VALIDATION]})
@@ -197,7 +197,7 @@ def as_chosen_by(answers: Sequence[Answer]) -> Sequence[Answer]:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientsEvaluator:
-    """Evaluates the model at the clients, each on its own images.
+    """An evaluator that lets each client evaluate the model on its own images.
 
     Attributes:
         transport: The object that sends the model to the clients and receives their results.
@@ -216,9 +216,10 @@ class ClientsEvaluator:
         views: Sequence[str],
         most: int | None = None,
     ) -> Measured:
-        """Asks the clients, and averages their results over the images of all clients.
+        """Asks the clients, and returns the weighted mean of their results.
 
-        A client weighs as much as all its images, even if it has evaluated only some of them.
+        The weight of a client is the number of all its images, even if the client has evaluated
+        only some of its images.
         """
         answers = self.transport.measure(server_round, model, views, most)
         self.show(server_round, model, answers)

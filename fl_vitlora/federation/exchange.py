@@ -1,4 +1,4 @@
-"""The result of one exchange of messages: the updates and the failures of the participants."""
+"""The result of the exchange of messages in a round: the participants' updates and failures."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class Exchange:
     """The updates and the failures of the clients in one round.
 
     Attributes:
-        updates: The usable updates, sorted by client. Secure aggregation yields one update: the
-            mean of all clients that did not fail.
+        updates: The usable updates, sorted by client. With secure aggregation there is only one
+            update: the mean over all clients that did not fail.
         failures: The clients that sent no usable update, sorted by client.
-        taken_apart: The clients that trained alone because the workers failed on the batch of
-            several clients; their updates may be rounded differently from updates that are computed
-            in a batch.
+        taken_apart: The clients that were trained one by one because the workers failed on the
+            batch of several clients. Updates of clients that are trained one by one may be rounded
+            differently.
         clipped: The number of scalars that were clipped to the range of the secure sum; None
             without secure aggregation.
     """

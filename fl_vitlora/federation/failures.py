@@ -2,8 +2,8 @@
 
 The server gets an exception of a client as text, in one of three forms. The workers of a simulation
 send a traceback. Flower's nodes send `<class 'X'>:<'...'>`, where the dots are the message of the
-exception; or they send the message of a `ClientAppException`, which contains the message of the
-exception.
+exception. Or Flower's nodes send the message of a `ClientAppException`, which contains the message
+of the exception.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LONGEST = 300  # the most characters of a reason
-MOST_NAMED = 3  # the most clients whose reasons are in the error message of a round
+LONGEST = 300  # the largest number of characters of a reason
+MOST_NAMED = 3  # the largest number of clients whose reasons are in the error message of a round
 FRAME = re.compile(r"^\s+File .*$", re.MULTILINE)  # a frame of a traceback
-WRAPPED = re.compile(r"(\s*Exception \w+ occurred\. Message:)+")  # each sender adds one of these
+WRAPPED = re.compile(r"(\s*Exception \w+ occurred\. Message:)+")  # each sender adds one such text
 QUOTED = re.compile(r"\s*<class '([^']*)'>:<'(.*)'>\s*", re.DOTALL)
 SELF_EVIDENT = re.compile(r"([\w.]+\.)?(UserError|ValueError|RuntimeError|WorkerLostError): ")
 
@@ -28,7 +28,7 @@ class Failure:
         round: The number of the round, from 1.
         client: The number of the client.
         reason: The reason of the failure in one line.
-        trace: The error reports of all attempts, with their tracebacks if the client sent
+        trace: The error reports of all attempts, including tracebacks if the client sent
             tracebacks.
     """
 
@@ -39,9 +39,9 @@ class Failure:
 
     @classmethod
     def of(cls, server_round: int, client: int, *reports: str) -> Failure:
-        """Makes a failure from a client's error reports, one for each time the client was asked.
+        """Makes a failure from a client's error reports, one report for each attempt.
 
-        The reason is taken from the first report, because a second failure may result from the
+        The reason is in the first report, because a second failure may be a consequence of the
         first failure.
         """
         traces = dict.fromkeys(map(unwrapped, reports))
@@ -60,8 +60,8 @@ def first_line(report: str) -> str:
         report: The text: a traceback, Flower's text of an exception, or any other text.
 
     Returns:
-        The first line of the exception's message. The line begins with the exception's type if the
-        message is not clear without the type.
+        The first line of the exception's message. If the message is not clear without the type of
+        the exception, the line begins with the type.
 
     Example:
         >>> first_line("Traceback (most recent call last):\n  File ...\nKeyError: 'head'\n")
@@ -89,7 +89,7 @@ def unwrapped(report: str) -> str:
 
 
 def first_reasons(failures: Sequence[Failure]) -> str:
-    """Returns why the first clients failed, and how many more clients failed.
+    """Returns a text with the reasons of the first clients' failures, and the number of others.
 
     Example:
         >>> first_reasons([Failure.of(1, client, "late") for client in range(5)])

@@ -1,11 +1,11 @@
 """The server's model: the exchanged tensors, and the sums that were added to frozen weights.
 
-A strategy may merge a low-rank pair: its product is added to the frozen weight that the pair adapts
-(`Strategy.aggregate`). The server and every client must add every merged pair exactly once. The
-server keeps the pairs of each round for clients that missed some rounds. The server also keeps the
-sum of all products, for evaluation and for clients that missed too many rounds.
+A strategy may merge a low-rank pair, which means that the product of the pair is added to a frozen
+weight (`Strategy.aggregate`). The server and every client must add every merged pair exactly once.
+The server stores the pairs of each round for clients that missed some rounds. The server also
+stores the sum of all products, for evaluation and for clients that missed too many rounds.
 
-R is the rank of a merged pair; m and n are the numbers of outputs and inputs of the weight.
+Letters in shapes: R rank of a merged pair, m outputs and n inputs of the weight.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ class GlobalModel:
 
     Attributes:
         tensors: The exchanged tensors, by name.
-        increments: For the path of each frozen weight, the sum of the products of all merged pairs,
-            Σ merged_B·merged_A (m, n).
-        merges: The pairs of the last rounds, ``PATH.merged_A`` (R, n) and ``PATH.merged_B`` (m, R),
-            as many as are together smaller than `increments`.
-        rounds: The number of all rounds that merged pairs, including rounds whose pairs are no
-            longer kept.
+        increments: A mapping from the path of each frozen weight to the sum of the products of all
+            merged pairs, Σ merged_B·merged_A, (m, n).
+        merges: The pairs of the last rounds, ``PATH.merged_A``, (R, n), and ``PATH.merged_B``,
+            (m, R). Old pairs are removed when all pairs together have more numbers than
+            `increments`.
+        rounds: The number of all rounds in which pairs were merged, including rounds whose pairs
+            are no longer stored.
         memory: The tensors that the fine-tuning method keeps at the server from round to round
             (`Part.decide`) and never sends.
     """
@@ -65,8 +66,7 @@ class GlobalModel:
 
         Returns:
             The pairs of each missed round. The result is None if some of the missed pairs are no
-            longer kept, because the pairs have more numbers than the increments; the client then
-            needs the increments.
+            longer stored; the client then needs the increments.
         """
         missed = self.rounds - rounds
         return None if missed > len(self.merges) else self.merges[len(self.merges) - missed :]
@@ -77,7 +77,7 @@ class GlobalModel:
         return not same or self.rounds != other.rounds
 
     def snapshot(self) -> Tree:
-        """Returns the whole model, for a checkpoint."""
+        """Returns the whole model as a tree of values for a checkpoint."""
         return dict(vars(self))
 
     @classmethod
@@ -94,8 +94,8 @@ class GlobalModel:
     def of_stored(cls, state: State) -> Self:
         """Returns a model for evaluation from the tensors that `stored` returned.
 
-        Such a model cannot be trained further, because the merged pairs and the method's memory are
-        missing.
+        The returned model cannot be trained further, because the merged pairs and the method's
+        memory are missing.
         """
         grown = {n.removesuffix(INCREMENT): t for n, t in state.items() if n.endswith(INCREMENT)}
         tensors = {n: t for n, t in state.items() if not n.endswith(INCREMENT)}
@@ -109,11 +109,11 @@ def split(tensors: State) -> tuple[State, State]:
 
 
 def without_zeros(merged: State) -> State:
-    """Returns the merged pairs without those of which one factor is zero.
+    """Returns the merged pairs without pairs in which one matrix is zero.
 
-    Such a pair adds nothing to the frozen weight, so nobody needs it. If a low-rank pair rests in a
-    round, a strategy may still return a merged pair for it, for example the sum of products of a
-    matrix B that is still zero.
+    If one matrix is zero, the pair does not change the frozen weight, so no client needs the pair.
+    If a low-rank pair rests in a round, a strategy may still return a merged pair whose matrix B is
+    zero.
 
     Example:
         >>> one = {"p.merged_A": torch.ones(1, 3), "p.merged_B": torch.zeros(2, 1)}
@@ -125,7 +125,7 @@ def without_zeros(merged: State) -> State:
 
 
 def join(merges: Sequence[State]) -> State:
-    """Joins the low-rank pairs B·A of several rounds: stacks the rows of A and the columns of B.
+    """Joins the low-rank pairs of several rounds by stacking the rows of A and the columns of B.
 
     Example:
         >>> one = {"p.merged_A": torch.ones(1, 3), "p.merged_B": torch.ones(2, 1)}
@@ -143,7 +143,7 @@ def join(merges: Sequence[State]) -> State:
 
 
 def added(increments: Mapping[str, torch.Tensor], merged: State) -> State:
-    """Adds the products of merged pairs to increments (sums for frozen weights), in float64."""
+    """Returns increments to which the products of merged pairs are added in float64."""
     new = dict(increments)
     for name in merged:
         if name.endswith(MERGED_A):

@@ -1,4 +1,7 @@
-"""The callbacks (hooks) of the server loop, `federation.loop`: a run adds its own actions."""
+"""The callbacks (hooks) with which a run adds its own actions to the server loop.
+
+The server loop is in the module `federation.loop`.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from fl_vitlora.federation.observer import Sight
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Update
 
-# The metrics of a strategy, by name. For strategies of Flower, they are numbers and lists. For
-# strategies of this project, they are numbers, or mappings from clients to numbers; None replaces a
-# number that is not finite.
+# A mapping from the names of a strategy's metrics to their values. For strategies of Flower, the
+# values are numbers and lists. For strategies of this project, the values are numbers, or mappings
+# from clients to numbers; None replaces a number that is not finite.
 Metrics = dict[str, int | float | list[int] | list[float] | dict[str, float | None] | None]
 
 
@@ -24,20 +27,21 @@ class RoundReport:
 
     Attributes:
         round: The number of the round, from 1.
-        accuracy: The accuracy of the new global model in [0, 1], on the validation images if the
-            run has some, else on the test images. The accuracy is None if the model was not
-            evaluated.
-        loss: The mean cross-entropy of the new global model on the same images, or None.
+        accuracy: The accuracy of the new global model in [0, 1]; None if the model was not
+            evaluated. If the run has validation images, this is the accuracy on the validation
+            images, otherwise on the test images.
+        loss: The mean cross-entropy of the new global model on the same images; None if the model
+            was not evaluated.
         train_loss: The mean training loss of the participants, weighted by images.
         participants: The clients whose updates were aggregated.
         frozen: The endings of the names of tensors that were frozen in this round.
         failures: The clients that sent no usable update, and the reasons.
-        taken_apart: The participants that trained alone because the workers failed on the batch of
-            several clients.
+        taken_apart: The participants that were trained one by one because the workers failed on the
+            batch of several clients.
         aggregation_error: The distance of the new weights from the average of the clients' weights,
-            as a share of the change of this average in the round. The error is None if the method
-            has no adapted weights to compare. The modules `aggregation_gap` and, for LoRA,
-            `lowrank` compute the aggregation error.
+            as a share of the change of this average in the round; None if the method has no adapted
+            weights to compare. The module `aggregation_gap` computes this error, and for LoRA the
+            module `lowrank`.
         moved: True if the round changed the model.
         metrics: The numbers that the strategy computed in this round.
         clipped: The number of scalars that were clipped to the range of a secure sum; None without
@@ -63,9 +67,9 @@ class RoundReport:
 
 
 def write_nothing() -> None:
-    """Does nothing, in place of a function that saves the state.
+    """Does nothing.
 
-    By default, `RoundHooks.keep` returns this function, so no state is saved.
+    By default, `RoundHooks.keep` returns this function, so that no state is saved.
     """
 
 
@@ -81,10 +85,10 @@ class RoundHooks(Protocol):
     """True if a model may be evaluated in another thread while the next round runs."""
 
     may_give_up: bool = False
-    """True if `gives_up` can return True. Then each model is evaluated before the next round."""
+    """True if `gives_up` can return True; each model is then evaluated before the next round."""
 
     def evaluate(self, server_round: int, model: GlobalModel) -> tuple[float, float] | None:
-        """Returns the accuracy and the loss of the model after a round; None to skip the round."""
+        """Returns the accuracy and the loss of a round's model; None if it is not evaluated."""
         ...
 
     def report(self, report: RoundReport, model: GlobalModel) -> None:
@@ -96,12 +100,12 @@ class RoundHooks(Protocol):
         return False
 
     def affords(self, server_round: int) -> bool:
-        """Returns True if the byte budget allows the round; otherwise the run ends before it."""
+        """Returns True if the byte budget allows the round; otherwise the run ends."""
         del server_round
         return True
 
     def gives_up(self, server_round: int) -> bool:
-        """Returns True if the run must end because the accuracy did not rise for too long.
+        """Returns True if the run must end because the accuracy has not risen for many rounds.
 
         The loop calls this method only after a round whose model was evaluated.
         """
@@ -113,7 +117,7 @@ class RoundHooks(Protocol):
 
         Args:
             server_round: The number of the last round.
-            reason: "strategy" if the strategy ends the run, "patience" if `gives_up` returned True.
+            reason: "strategy" if the strategy ends the run; "patience" if `gives_up` returned True.
         """
         del server_round, reason
 
@@ -128,7 +132,7 @@ class RoundHooks(Protocol):
     def release(
         self, server_round: int, updates: Sequence[Update], cohort: int
     ) -> Sequence[Update]:
-        """Returns the updates that the strategy gets, for example only their mean, with noise.
+        """Returns the updates that the strategy gets, for example only their mean with noise.
 
         Args:
             server_round: The number of the round, from 1.
@@ -153,7 +157,7 @@ class RoundHooks(Protocol):
         """Copies the state after a round, at a time when no other thread changes the state.
 
         Returns:
-            A function that saves the copy; the loop calls it after `report`.
+            A function that saves the copy. The loop calls this function after `report`.
         """
         del server_round, model
         return write_nothing

@@ -32,10 +32,10 @@ class Instruction:
         config: The scalars and lists of the round, by name.
         plan: The strategy's plan for the client in this round: for example, the tensors that are
             frozen, and the weight of the proximal penalty.
-        broadcast: The tensors that the strategy sends in addition to the model. Those of frozen
-            tensors are not sent.
-        measured: Endings of the names of tensors that clients do not train but measure. A client
-            knows their initial values, so these are not sent.
+        broadcast: The tensors that the strategy sends in addition to the model. If a tensor is
+            frozen, its broadcast is not sent.
+        measured: Endings of the names of tensors that clients measure instead of training. These
+            tensors are not sent, because the clients know their initial values.
     """
 
     client: int

@@ -1,7 +1,7 @@
-"""Checks after the first rounds whether a run learns, and warns early if the run does not learn.
+"""Checks in the first rounds whether a run learns, and warns the user if it does not learn.
 
-K is the number of classes. A model that always predicts the frequency of each class has a
-cross-entropy of H, the entropy of these frequencies. H is log K if all classes are equally
+K is the number of classes. A model that always predicts the frequencies of the classes has the
+cross-entropy H, which is the entropy of these frequencies. H is log K if all classes are equally
 frequent. If a model always predicts the most frequent class, its accuracy is the share of this
 class.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from fl_vitlora.config import Config
 from fl_vitlora.config.rates import rates_of
 
-ROUNDS = 3  # the number of rounds that are checked together, as single early rounds may be bad
+ROUNDS = 3  # the number of rounds that are checked together, because one early round may be bad
 NEAR = 0.99  # a loss above this share of the loss of guessing means that the run does not learn
 LEARNT = 0.25  # a run learns if its accuracy is this share of the way from guessing to perfect
 CLEARLY_ABOVE = 1.05  # a loss above 1.05 · log K means that the learning rate is too high
@@ -27,17 +27,17 @@ CLEARLY_ABOVE = 1.05  # a loss above 1.05 · log K means that the learning rate 
 def guesses(rounds: Sequence[tuple[float | None, float]], shares: Sequence[float]) -> bool:
     """Returns True if the last rounds are no better than guessing.
 
-    The function looks at the last three rounds. Rounds are no better than guessing in two cases: if
-    the loss of each round is about log K or higher, or if each loss is about H or higher and the
+    The function uses the last three rounds. These rounds are no better than guessing in two cases:
+    if the loss of each round is about log K or higher, or if each loss is about H or higher and the
     losses do not fall. K is the number of classes, and H is the entropy of their shares. A loss of
-    NaN counts as infinite. If the accuracy is clearly above guessing, the run learns, whatever the
-    loss is. If the loss is unknown, only the accuracy is used.
+    NaN counts as infinite. If the accuracy is clearly higher than the accuracy of guessing, the
+    result is always False. If the loss is unknown, only the accuracy is used.
 
     Args:
         rounds: The loss and the accuracy of every round so far that was evaluated. An unknown loss
             is None.
-        shares: The share of each of the K classes in the images of the evaluation; 1 / K if it is
-            unknown.
+        shares: The share of each of the K classes in the images of the evaluation; 1 / K if the
+            share is unknown.
 
     Example:
         >>> guesses([(2.4, 0.1), (2.35, 0.12), (2.31, 0.1)], [0.1] * 10)
@@ -69,11 +69,11 @@ def warning(
     Args:
         lines: The lines of `rounds.jsonl` so far, one for each round.
         config: The configuration of the experiment.
-        shares: The share of each of the K classes in the images of the evaluation; 1 / K if it is
-            unknown.
+        shares: The share of each of the K classes in the images of the evaluation; 1 / K if the
+            share is unknown.
 
     Returns:
-        The warning; None if the run learns or already got the warning.
+        The warning; None if the run learns, or if the run has already got the warning.
     """
     rounds = [(line["loss"], line["accuracy"]) for line in lines if line["accuracy"] is not None]
     if any(line.get("warnings") for line in lines) or not guesses(rounds, shares):
@@ -93,14 +93,14 @@ def warning(
 
 
 def _advice(loss: float | None, config: Config, classes: int) -> str:
-    """Returns advice on the learning rate."""
+    """Returns the end of the warning, with advice about the learning rate."""
     rate, default = config.training.learning_rate, rates_of(config.model.name).learning_rate
     if rate != default:
         return f"this model's default rate: --set training.learning_rate={default:g}"
     lower = f"a lower rate: --set training.learning_rate={rate / 10:g}"
     if loss is None or not loss <= CLEARLY_ABOVE * math.log(classes):
         return lower
-    return f"{lower}, a higher one, or more local steps: --set training.epochs=2"
+    return f"{lower}, a higher rate, or more local steps: --set training.epochs=2"
 
 
 def class_shares(labels: Tensor | None, classes: int) -> list[float]:

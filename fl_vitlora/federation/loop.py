@@ -1,7 +1,7 @@
-"""The server loop: in every round train, evaluate, report and save the global model.
+"""The server loop, which trains, evaluates, reports and saves the global model in every round.
 
 The loop is the same for a simulation and a deployment, and for the strategies of this project and
-of Flower. The module `federation.training_round` trains.
+of Flower. The module `federation.training_round` does the training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fl_vitlora.strategy import RoundResult
 
 
 class PausedError(Exception):
-    """An error that pauses the run on the user's request; the message says after which round."""
+    """An error that ends the run when the user asks for a pause; the message states the round."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Federation:
             model: The initial model, or the model of a checkpoint.
             done: The number of rounds that were run before; 0 for the initial model.
             last: The result of round `done`; None before the first round, or if the model of
-                that round was not evaluated.
+                round `done` was not evaluated.
 
         Returns:
             The final model.
 
         Raises:
             RoundFailedError: If a round has fewer updates than the quorum, or no usable model.
-            PausedError: If the user asked for a pause; the state is stored before the error is
+            PausedError: If the user asked for a pause. The state is saved before the error is
                 raised.
         """
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="measuring") as other:
@@ -83,7 +83,7 @@ class Federation:
         return model
 
     def _stops(self, done: int, last: RoundResult, model: GlobalModel) -> bool:
-        """Returns True if the run ends early after round `done`; then the state is saved."""
+        """Returns True if the run ends early after round `done`; saves the state in this case."""
         aggregator = self.each_round.aggregator
         if aggregator.may_stop and aggregator.should_stop(done, last):
             reason = "strategy"
@@ -113,7 +113,7 @@ class Federation:
         Args:
             unmeasured: The report of the round, without accuracy and loss.
             model: The model after the round.
-            write: A function that saves the state; None if the state was not copied yet.
+            write: A function that saves a copy of the state; None if there is no copy yet.
 
         Returns:
             The result of the round; None if the model was not evaluated.

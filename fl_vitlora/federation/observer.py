@@ -1,11 +1,11 @@
-"""The contract of an observer: an object that sees the same data as the server in each round.
+"""The contract of an observer, an object that sees the same data as the server in each round.
 
 An observer gets the model that the server sent and the updates as the server has decoded them.
 Under secure aggregation, the server sees only the mean of the updates, and the observer gets only
 the mean. An attack by a curious server is a function of the data that an observer recorded
 (`experiment.recorded_updates`).
 
-This complete observer stores how far each client moved the model:
+This complete observer stores the length of each client's update:
 
     >>> import torch
     >>> from fl_vitlora.state import l2_norm
@@ -41,11 +41,11 @@ class Sight:
 
     Attributes:
         round: The number of the round, from 1.
-        model: The exchanged tensors at the beginning of the round, as the server sent them. Clients
-            with a rank below the rank of the run got smaller matrices.
+        model: The exchanged tensors at the beginning of the round, as the server sent them. If a
+            client has a lower rank than the run, the client got smaller matrices.
         updates: The usable updates, decoded and ordered by client, before the server adds noise.
-            Under secure aggregation there is only one update, the mean of all clients' updates (its
-            client is `strategy.SEVERAL`).
+            With secure aggregation there is only one update, the mean of all clients' updates. The
+            client number of this mean is `strategy.SEVERAL`.
     """
 
     round: int
@@ -54,15 +54,18 @@ class Sight:
 
 
 class Observer(Protocol):
-    """Receives the data that the server sees; the module's docstring has an example."""
+    """An object that receives the data that the server sees.
+
+    The docstring of this module has an example.
+    """
 
     def observe(self, sight: Sight) -> None:
         """Receives the data of one round.
 
-        An observer must not change the data. The observer gets copies of the data, which it may
-        keep. The copies protect the server and other observers from mistakes of this observer. If a
-        round is repeated after an interruption, this method is called again. A round may have no
-        usable update.
+        The observer gets copies of the data, and may keep the copies. The copies protect the server
+        and other observers from mistakes of this observer; still, an observer must not change the
+        data. If a round is repeated after an interruption, this method is called again. A round may
+        have no usable update.
 
         Args:
             sight: The data that the server sees in this round.

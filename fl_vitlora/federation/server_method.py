@@ -1,10 +1,9 @@
-"""The server's half of a fine-tuning method: freezes tensors by round, and decides changes.
+"""Applies a fine-tuning method at the server: freezes tensors before a round, changes them after.
 
 A strategy does not know the fine-tuning method. Therefore the server loop does three things for the
 method. Before a round, the loop adds the tensors that the method freezes to the strategy's plan.
-After a round, the loop moves the aggregated model back onto the manifold that the method needs (for
-example orthogonal factors). Finally, the method decides which tensors of the model change for the
-next rounds.
+After a round, the loop restores properties of tensors that were lost by averaging, for example the
+orthogonality of factors. Finally, the loop lets the method change tensors for the next rounds.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ from fl_vitlora.state import State
 
 
 def check_method_fits(method: Method, aggregator: Aggregator) -> None:
-    """Refuses the combination of a method that freezes tensors by round and a Flower strategy.
+    """Refuses a Flower strategy if the method freezes tensors in some rounds.
 
     Args:
         method: The fine-tuning method of the run.
         aggregator: The aggregator of the strategy.
 
     Raises:
-        UserError: If the method freezes tensors in some rounds and the strategy is one of Flower's,
+        UserError: If the method freezes tensors in some rounds and the strategy belongs to Flower,
             because Flower's strategies average every tensor in every round.
     """
     if method.has_rests and not isinstance(aggregator, OwnAggregator):
         raise UserError(
             f"method {method.name} freezes some tensors in some rounds, but Flower's strategies "
-            "average every tensor in every round; take a strategy of this project, for example "
+            "average every tensor in every round; choose a strategy of this project, for example "
             "--strategy fedavg"
         )
 
@@ -43,9 +42,9 @@ def check_method_fits(method: Method, aggregator: Aggregator) -> None:
 def with_method(
     method: Method, server_round: int, instructions: Sequence[Instruction]
 ) -> list[Instruction]:
-    """Adds to every instruction which tensors a method freezes in a round, and which it measures.
+    """Adds the frozen and the measured tensors of a method to every instruction of a round.
 
-    The frozen tensors are added to the plan of the instruction.
+    The endings of the frozen tensors are added to the plan of the instruction.
 
     Args:
         method: The fine-tuning method of the run.
@@ -53,7 +52,7 @@ def with_method(
         instructions: The instructions of the strategy.
 
     Raises:
-        UserError: If the method returns an ending, but no exchanged tensor's name ends with it.
+        UserError: If the method returns an ending that fits the name of no exchanged tensor.
     """
     told = [replace(one, measured=method.measured) for one in instructions]
     if not (method.has_rests and told):
@@ -73,15 +72,15 @@ def check_not_clipped(method: Method, frozen: Sequence[str], clipped: int | None
     Args:
         method: The fine-tuning method of the run.
         frozen: The endings of the names of tensors that were frozen in the round.
-        clipped: How many numbers of all clients were clipped; None without secure aggregation.
+        clipped: The number of clipped numbers of all clients; None without secure aggregation.
 
     Raises:
-        UserError: If the method measured means in this round, and numbers were clipped.
+        UserError: If clients measured means in this round, and numbers were clipped.
     """
     if clipped and not set(method.measured) <= set(frozen):
         raise UserError(
             f"method {method.name} with privacy.secure_aggregation: {clipped} numbers were larger "
-            "than privacy.range and were clipped, so the measured means are wrong; give a larger "
+            "than privacy.range and were clipped, so the measured means are wrong; set a larger "
             "range, for example --set privacy.range=64"
         )
 
@@ -96,7 +95,7 @@ def after_round(
     loss: float = 0.0,
     seed: int = 0,
 ) -> GlobalModel:
-    """Returns the model of the next round: the aggregated model, changed as the method requires.
+    """Returns the model of the next round: the aggregated model with the method's changes.
 
     Tensors that only the server changes (`Method.control`) keep exactly the values that they had
     before the aggregation.
@@ -111,7 +110,7 @@ def after_round(
         seed: The seed for random choices of the server.
 
     Raises:
-        UserError: If the method returns a tensor with a name or shape that the model does not have.
+        UserError: If the method returns a tensor whose name or shape does not fit the model.
     """
     tensors = dict(aggregated.tensors)
     if method.control:
@@ -134,7 +133,7 @@ def after_round(
 
 
 def _replaced(method: Method, function: str, tensors: State, new: State) -> State:
-    """Returns `tensors`, some of them replaced by tensors that a method's function returned."""
+    """Returns `tensors`, in which the tensors of `new` replace tensors of the same name."""
     for name, tensor in new.items():
         if name not in tensors or tensor.shape != tensors[name].shape:
             raise UserError(
@@ -145,7 +144,7 @@ def _replaced(method: Method, function: str, tensors: State, new: State) -> Stat
 
 
 def joined(planned: tuple[str, ...], resting: tuple[str, ...]) -> tuple[str, ...]:
-    """Joins the name endings in a plan and the name endings of a method, without duplicates.
+    """Returns the endings of a plan and the endings of a method, without duplicates.
 
     Example:
         >>> joined((".lora_A",), (".lora_A", ".gain"))

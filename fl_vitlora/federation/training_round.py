@@ -1,7 +1,7 @@
-"""The training of one round: choose participants, instruct, exchange, aggregate.
+"""Trains one round: chooses and instructs the participants, gets updates, and aggregates them.
 
 The round is the same for a simulation and a deployment, and for the strategies of this project and
-of Flower. The server loop (`federation.loop`) evaluates the model of a round and reports it.
+of Flower. The server loop (`federation.loop`) evaluates the model of a round and reports the round.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fl_vitlora.training.local import scheduled_rate
 
 
 class Wire(Protocol):
-    """Sends the instructions of a round to clients, and receives their updates."""
+    """An object that sends the instructions of a round to clients, and receives their updates."""
 
     def exchange(self, server_round: int, instructions: Sequence[Instruction]) -> Exchange:
         """Sends the instructions of a round, and returns the clients' updates and failures."""
@@ -37,7 +37,7 @@ class Wire(Protocol):
 
 
 class RoundFailedError(RuntimeError):
-    """An error that ends the run: too few usable updates in a round, or an invalid model."""
+    """An error that ends the run, because a round has too few usable updates or no usable model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +45,18 @@ class TrainingRound:
     """The objects and settings that train the global model, which are the same in every round.
 
     Attributes:
-        transport: Sends and receives messages. When the loop starts, all clients are connected.
+        transport: The object that sends and receives messages. All clients must be connected to it
+            before the loop starts.
         aggregator: The aggregator, which runs the aggregation strategy.
         method: The fine-tuning method.
         clients: The numbers of all clients.
         rounds: The number of rounds to run.
-        fraction: The share of all clients that take part in a round; at least one client does.
+        fraction: The share of all clients that take part in a round; at least one client takes
+            part.
         quorum: The smallest number of usable updates with which a round succeeds. Each client in a
             secure sum counts as one update.
         seed: The seed of the run.
-        training: The settings of local training; the loop uses only the learning rate schedule.
+        training: The settings of local training. Only the schedule of the learning rate is used.
         hooks: The callbacks of the run, which evaluate models, report rounds and save the state.
     """
 
@@ -70,7 +72,7 @@ class TrainingRound:
     hooks: RoundHooks
 
     def run(self, server_round: int, model: GlobalModel) -> tuple[GlobalModel, RoundReport]:
-        """Runs a round.
+        """Runs the training of a round.
 
         Args:
             server_round: The number of the round, from 1.
@@ -100,7 +102,7 @@ class TrainingRound:
         )
         if not is_finite(new.stored()):
             raise RoundFailedError(
-                f"round {server_round}: the aggregated model holds NaN or infinity"
+                f"round {server_round}: the aggregated model contains NaN or infinity"
             )
         failed = {failure.client for failure in failures}
         answered = tuple(i.client for i in instructions if i.client not in failed)
@@ -121,7 +123,7 @@ class TrainingRound:
     def _exchange(
         self, server_round: int, model: GlobalModel, instructions: Sequence[Instruction]
     ) -> Exchange:
-        """Exchanges instructions for updates, shows the updates to the hooks, and checks them.
+        """Sends instructions, receives updates, shows the updates to the hooks, and checks them.
 
         Raises:
             RoundFailedError: If the round has fewer updates than the quorum.
@@ -163,7 +165,8 @@ class TrainingRound:
         """Ends the run if a round has too few usable updates.
 
         Raises:
-            RoundFailedError: If updates are too few; the message gives the reasons of some clients.
+            RoundFailedError: If there are too few updates. The message states the reasons of the
+                first failures.
         """
         usable = sum(update.members for update in exchange.updates)
         if usable < self.quorum:

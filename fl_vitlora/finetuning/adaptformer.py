@@ -2,20 +2,20 @@
 
     y = MLP(x) + s · (U·relu(A·x + a) + u),    x the normalised input of the MLP
 
-The outputs of both branches are added to the residual stream. At the start the last matrix U and
-the last shift u are zero, so that the model has the same outputs as the pre-trained model. The
-branch is nonlinear, so it cannot be merged into the MLP. For each block, a client sends 2·D·h + h +
-D numbers.
+The outputs of the MLP and of the bottleneck are added to the residual stream. At the start the last
+matrix U and the last shift u are zero, so that the model has the same outputs as the pre-trained
+model. The bottleneck is nonlinear, so it cannot be merged into the MLP. For each block, a client
+sends 2·D·h + h + D numbers.
 
-The mean of the clients' tensors does not give the mean of their outputs, because the outputs are
-not linear in the tensors that clients send.
+The mean of the clients' tensors does not give the mean of the outputs of the clients' models,
+because the outputs are not linear in the tensors that clients send.
 
-Source: Chen et al., arXiv 2205.13535. The equation, the start and s = 0.1 are the paper's. The
-paper uses h = 64 for a model of width 768, which is a twelfth; for the bundled model of width 96,
-the same share is h = 8. In this module the branch reads the normalised tokens, as the equation
-says.
+Source: Chen et al., arXiv 2205.13535. The equation, the start and s = 0.1 come from the paper. The
+paper uses h = 64 for a model of width 768, which is a twelfth of the width; for the bundled model
+of width 96, a twelfth is h = 8. In this module the bottleneck reads the normalised tokens, as the
+equation says.
 
-Letters in shapes: D width, h numbers inside the bottleneck.
+Letters in shapes: D width, h channels inside the bottleneck.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class AdaptFormer(ModulePart):
     """The part of a fine-tuning method that adds a bottleneck beside every MLP.
 
     Attributes:
-        bottleneck: The number h of numbers inside the bottleneck.
-        scale: The factor s of the branch.
+        bottleneck: The number h of channels inside the bottleneck.
+        scale: The factor s of the bottleneck's output.
     """
 
     cannot_merge = "its bottleneck beside the MLP is not linear"
 
     bottleneck: int = setting(8, "Number of channels inside a bottleneck.", "[1, inf)")
-    scale: float = setting(0.1, "Factor of the added branch.", "(0, inf)")
+    scale: float = setting(0.1, "Factor of the bottleneck's output.", "(0, inf)")
 
     def attach(self, model: nn.Module) -> None:
         """Adds a bottleneck beside the MLP of every block."""

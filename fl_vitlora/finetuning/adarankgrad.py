@@ -1,32 +1,33 @@
 """AdaRankGrad with common subspaces: all clients train coordinates in one low-dimensional subspace.
 
-AdaRankGrad takes steps of Adam in the span of the leading singular vectors of a gradient, and the
-rank falls during the training. In this module all clients share a subspace, and send coordinates in
-this subspace:
+The method AdaRankGrad takes steps of Adam in the span of the leading singular vectors of a
+gradient, and uses fewer singular vectors as training goes on. In this module all clients share a
+subspace, and send coordinates in this subspace:
 
     subspaces 0, 2, 4, ...:  ΔW = Qᵀ·C,   Q (r, m),   C (r, n)
     subspaces 1, 3, 5, ...:  ΔW = Cᵀ·Q,   Q (r, n),   C (r, m)
     W' = W + the sum of ΔW over all subspaces
 
-Q has orthonormal rows. The first Q is random, from the seed. Every later Q holds the leading right
-singular vectors of C of the subspace before, which is the last aggregated change of this matrix.
-One subspace is trained at a time, and the earlier terms stay in W'. A new subspace begins when the
-aggregated steps no longer become shorter, and at the latest after `gap` rounds. The rank of the new
-subspace is the smallest one that keeps the last change up to the relative error ξ; further rows of
-C stay frozen at zero.
+Q has orthonormal rows. The first Q is random and drawn with the seed of the run. Every later Q
+holds the leading right singular vectors of the matrix C of the preceding subspace. Only one
+subspace is trained at a time, and the terms ΔW of earlier subspaces stay in W'. A new subspace
+begins when the aggregated steps no longer become shorter, and at the latest after `gap` rounds. The
+rank of the new subspace is the smallest rank that keeps the matrix C of the preceding subspace up
+to the relative error ξ; the other rows of the new C stay frozen at zero.
 
 The mean of the clients' tensors gives exactly the mean of their weights: ΔW is linear in C, because
-Q and all earlier C are the same for all clients. The rows of C that are trained are sent, at most
-r·n or r·m numbers for each slice. Q is never sent, because server and clients compute Q from
-tensors that they have. The server decides from the sums of the clients' tensors alone, so secure
-aggregation works.
+Q and all earlier C are the same for all clients. A client sends the rows of C that are trained,
+which are at most r·n or r·m numbers for each slice. Q is never sent, because the server and the
+clients compute Q from tensors that they already have. The server needs only sums of the clients'
+tensors to begin a new subspace, so secure aggregation works.
 
-Source: Refael et al., arXiv 2410.17881: the adaptive rank, and new subspaces upon convergence. Our
-interpretation: the form of both criteria; the fixed number of subspaces; the common subspace. The
-aggregated change lies in the span of Q, so its left singular vectors would give the same Q again,
-but its right singular vectors depend on the gradient. Therefore the subspaces alternate between the
-two sides of the weight, like the iterations of a randomised SVD. The optimiser is new in each
-round, so no moments are carried over.
+Source: Refael et al., arXiv 2410.17881. The adaptive rank and the new subspaces upon convergence
+come from the paper. Our own choices are the formulas for the rank and for convergence, the fixed
+number of subspaces, and the common subspace. The aggregated change lies in the span of Q, so its
+left singular vectors would give the same Q again, but its right singular vectors depend on the
+gradient. Therefore the subspaces alternate between the two sides of the weight, like the iterations
+of a randomised SVD. Every round begins with a new optimiser, so Adam's moments are not carried from
+one subspace to the next.
 
 Letters in shapes: n inputs, m outputs of a slice, r rank.
 """
@@ -46,7 +47,7 @@ from fl_vitlora.finetuning.singular_vectors import smallest_rank
 from fl_vitlora.finetuning.slices import SlicePart
 from fl_vitlora.state import State
 
-SUBSPACE, AGE, STEP = "subspace", "age", "step"  # the names of the memory, beside ranks of slices
+SUBSPACE, AGE, STEP = "subspace", "age", "step"  # keys of the memory; other keys are slices' paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,26 +59,28 @@ class AdaRankGrad(SlicePart):
     Attributes:
         rank: The largest rank r of a subspace.
         subspaces: The number of subspaces of a run.
-        gap: The largest number of rounds in a subspace; the last subspace has no limit.
-        error: The relative error ξ with which a subspace keeps the last change.
+        gap: The largest number of rounds for one subspace; the last subspace has no limit.
+        error: The relative error ξ with which a new subspace keeps C of the preceding subspace.
         targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
     rank: int = setting(4, "Largest rank r of the subspaces.", "[1, inf)")
     subspaces: int = setting(4, "Number of subspaces of a run.", "[1, inf)")
-    gap: int = setting(5, "Largest number of rounds in a subspace.", "[1, inf)")
-    error: float = setting(0.2, "Relative error of the last change in a new subspace.", "[0, 1)")
+    gap: int = setting(5, "Largest number of rounds for one subspace.", "[1, inf)")
+    error: float = setting(
+        0.2, "Relative error with which a new subspace keeps the change of the last.", "[0, 1)"
+    )
 
     def adapter(self, weight: Tensor) -> CommonSubspaces:
         """Returns the coordinates of one slice (an adapted part of a layer), all zero."""
         return CommonSubspaces(weight, self.rank, self.subspaces)
 
     def averages_exactly(self) -> bool:
-        """Returns True: W' is linear in the coordinates."""
+        """Returns True, because W' is linear in the coordinates C."""
         return True
 
     def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Returns the rows of all other subspaces, and the rows beyond the ranks of the slices."""
+        """Returns the rows of C that rest: those of other subspaces, and those beyond the rank."""
         del server_round
         present = int(memory.get(SUBSPACE, torch.tensor(0)))
         others = [k for k in range(self.subspaces) if k != present]
@@ -90,7 +93,7 @@ class AdaRankGrad(SlicePart):
         return (*(_ending(k, row) for k in others for row in range(self.rank)), *beyond)
 
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
-        """Decides whether a new subspace begins, and with which rank in each slice."""
+        """Decides whether a new subspace begins, and which rank it has in each slice."""
         present = int(memory.get(SUBSPACE, torch.tensor(0)))
         age = int(memory.get(AGE, torch.tensor(0))) + 1
         after, before = (self._matrices(t, present) for t in (known.after, known.before))
@@ -103,7 +106,7 @@ class AdaRankGrad(SlicePart):
         return {}, {**memory, **_remembered(present, age, step)}
 
     def _matrices(self, tensors: Mapping[str, Tensor], index: int) -> State:
-        """Returns C of a subspace by the paths of the slices."""
+        """Returns the matrix C of one subspace for each slice, under the path of the slice."""
         first = _ending(index, 0)
         paths = [name.removesuffix(first) for name in tensors if name.endswith(first)]
         rows = range(self.rank)
@@ -111,7 +114,7 @@ class AdaRankGrad(SlicePart):
 
 
 def _ending(index: int, row: int) -> str:
-    """Returns the ending of the names of a row of C of a subspace."""
+    """Returns the ending that the name of one row of C in one subspace has in every slice."""
     return f".subspaces.{index}.{row}"
 
 

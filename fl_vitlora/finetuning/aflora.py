@@ -1,4 +1,4 @@
-"""AFLoRA: low-rank adapters whose matrices freeze one after another, while two vectors train on.
+"""AFLoRA: the matrices of low-rank adapters freeze one by one, while two vectors stay trained.
 
     W' = W + diag(s_u)·B·diag(s_d)·A
 
@@ -10,18 +10,18 @@ trained, entry by entry, after each round:
     I = |change of the entry in the round|
     Ī ← 0.85·Ī + 0.15·I,    U ← 0.95·U + 0.05·|I - Ī|,    score = Ī·U
 
-A schedule gives the share of the entries that remain, which falls with the third power of the time.
-This share gives a threshold among all scores, and every matrix whose mean score is below the
-threshold is frozen and no longer sent. So the messages become shorter during the run.
+A cubic schedule gives the share of all entries that may remain trained. This share gives a
+threshold for the scores. The server freezes every matrix whose mean score is below the threshold,
+and clients no longer send a frozen matrix. Therefore the messages become shorter during the run.
 
 Source: Liu et al., arXiv 2403.13269. In the paper one trainer scores gradients in windows of ten
 steps. In this module the server scores the aggregated changes of a round, so that all clients
-freeze the same matrices; the times of the schedule are shares of the rounds. These scores and times
-are our own choices for federated training.
+freeze the same matrices; the times of the schedule are shares of the rounds. The scores of changes
+and the times in rounds are our own choices for federated training.
 
 The mean of the clients' tensors does not give the mean of their weights W', because W' contains
 products of trained tensors. With ``exact=true`` only s_u is trained; then W' is linear in s_u, and
-the mean is exact.
+the mean of the clients' vectors s_u gives exactly the mean of their weights.
 
 Letters in shapes: n inputs, m outputs of a slice, r rank. For each slice (an adapted part of a
 layer), a client sends r + m numbers, and r·(n + m) more until A and B are frozen.
@@ -44,8 +44,8 @@ from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
 from fl_vitlora.state import State
 
 MATRICES = (".lora_A", ".lora_B")
-MEAN, SPREAD = "mean of ", "spread of "  # stand before the names of tensors in the memory
-FIRST = 0.1  # s_d at the start
+MEAN, SPREAD = "mean of ", "spread of "  # prefixes of tensors' names in the memory
+FIRST = 0.1  # the value of every entry of s_d at the start
 
 
 class AFLoRAAdapter(SliceAdapter):
@@ -57,9 +57,9 @@ class AFLoRAAdapter(SliceAdapter):
         exact: True if only s_u is trained.
 
     Attributes:
-        lora_A: The matrix A, (r, n), and lora_B the matrix B, (m, r), both drawn from the
-            Kaiming-uniform distribution. A and B are parameters if the server may freeze them
-            later, and buffers if they are frozen from the start.
+        lora_A: The matrix A, (r, n). The attribute `lora_B` is the matrix B, (m, r). A and B are
+            drawn from the Kaiming-uniform distribution. A and B are parameters if the server may
+            freeze them later, and buffers if they are frozen from the start.
         low: The vector s_d, (r,).
         up: The vector s_u, (m,).
     """
@@ -92,8 +92,8 @@ class AFLoRAAdapter(SliceAdapter):
 class AFLoRA(SlicePart):
     """The part of a fine-tuning method that adds AFLoRA to every block.
 
-    The paper adapts all six matrices of a block: ``finetuning.targets=[q,k,v,proj,fc1,fc2]``. Only
-    fc1 and fc2 have matrices that are trained at first.
+    The paper adapts all six matrices of a block: ``finetuning.targets=[q,k,v,proj,fc1,fc2]``. With
+    these targets, only the matrices A and B of fc1 and fc2 are trained at the start.
 
     Attributes:
         rank: The rank r of the matrices.
@@ -110,7 +110,7 @@ class AFLoRA(SlicePart):
         "exactly the mean of their weights.",
     )
     begin: float = setting(0.05, "Share of the rounds before a matrix may freeze.", "[0, 1)")
-    end: float = setting(0.5, "Share of the rounds after which all are frozen.", "(0, 1]")
+    end: float = setting(0.5, "Share of the rounds after which all matrices are frozen.", "(0, 1]")
 
     def adapter(self, weight: Tensor) -> AFLoRAAdapter:
         """Returns the matrices and vectors for one slice (an adapted part of a layer)."""
@@ -126,7 +126,7 @@ class AFLoRA(SlicePart):
         return frozen_names.names_of(memory)
 
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
-        """Scores the matrices that are still trained, and freezes those below the threshold."""
+        """Scores the trained matrices, and freezes each matrix whose score is too low."""
         frozen = frozen_names.names_of(memory)
         active = [n for n in known.after if n.endswith(MATRICES) and n not in frozen]
         kept, scores = State(), State()
@@ -142,5 +142,5 @@ class AFLoRA(SlicePart):
         return {}, {**kept, **frozen_names.frozen([*frozen, *freezing])}
 
     def remaining(self, server_round: int, rounds: int) -> float:
-        """Returns the share of entries that the schedule leaves after a round, in [0, 1]."""
+        """Returns the share of entries that stay trained after a round, in [0, 1]."""
         return cubic_share(server_round, self.begin * rounds, max(self.end, self.begin) * rounds)

@@ -4,14 +4,15 @@ The trained biases are those of the transformer blocks and of the last normalisa
 part leaves out the biases of the patch embedding, which the part ``patch_embed`` trains, and the
 biases of the classifier (head), which every method trains.
 
-If all layers are chosen, a block of width D trains 11·D numbers, which is 0.69 of LoRA with rank 4
-on q and v. The paper finds that the biases of the query and of the first MLP layer are enough for
-most tasks. ``finetuning.parameters.layers=[qkv,fc1]`` is close to the paper's choice: 7·D numbers,
-0.44 of LoRA. In this project query, key and value are one layer. The mean of the clients' tensors
-gives exactly the mean model, because biases are weights of the model.
+If all layers are chosen, a block of width D trains 11·D numbers, which is 0.69 times the number for
+LoRA with rank 4 on q and v. The paper finds that the biases of the query and of the first MLP layer
+are enough for most tasks. In this project the query, the key and the value are one layer, `qkv`, so
+the closest choice is ``finetuning.parameters.layers=[qkv,fc1]``. With `qkv` and `fc1`, a block
+trains 7·D numbers, which is 0.44 times the number for LoRA. The mean of the clients' tensors gives
+exactly the mean of the clients' models, because biases are weights of the model.
 
 Source: Ben Zaken, Ravfogel, Goldberg, arXiv 2106.10199. The paper trains all bias terms of a
-language model, and its task head.
+language model, and also the classifier for the task.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Bias(Part):
     layers: tuple[str, ...] = ()
 
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of the chosen biases; those of head and patch embedding are left out.
+        """Returns the names of the chosen biases, without those of the head and patch embedding.
 
         Raises:
             UserError: If no layer of the body with a bias has a chosen name.

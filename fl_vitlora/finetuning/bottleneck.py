@@ -1,17 +1,18 @@
-"""A bottleneck: a small network that narrows tokens to h numbers and widens them again.
+"""A bottleneck: a small network that maps each token to h channels and back to D channels.
 
     f(x) = s · (U·σ(A·x + a) + u)
 
-The methods differ in where the bottleneck stands and in the nonlinearity σ. A part of a method adds
-the bottleneck to a module of a block with one of three hooks. With the hook `before`, the module's
-input x becomes x + f(x). With `after`, the module's output y becomes y + f(y). With `beside`, the
-output y for the input x becomes y + f(x). Hooks leave the names of all pre-trained tensors as they
-are, so parts of a sum do not disturb each other.
+Fine-tuning methods differ in the place of the bottleneck and in the nonlinearity σ. A part of a
+method adds the bottleneck to a module of a block with one of three hooks. With the hook `before`,
+the module's input x becomes x + f(x). With `after`, the module's output y becomes y + f(y). With
+`beside`, the output y for the input x becomes y + f(x). Hooks do not change the names of the
+pre-trained tensors, so the parts of a method, such as `lora+adaptformer`, do not disturb each
+other.
 
-If U has g groups, then each of g equal pieces of the h numbers makes one of g equal pieces of the
-output. With g groups, U has D·h/g numbers and is block-diagonal.
+If U has g groups, the h channels are divided into g equal pieces, and so is the output. Each piece
+of the channels computes one piece of the output. U is then block-diagonal and has D·h/g numbers.
 
-Letters in shapes: B batch, T tokens, D width, h numbers inside the bottleneck, g groups.
+Letters in shapes: B batch, T tokens, D width, h channels inside the bottleneck, g groups.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Bottleneck(OwnModule):
     Args:
         owner: The part that adds the bottleneck.
         width: The number D of inputs and of outputs.
-        hidden: The number h of numbers inside the bottleneck.
-        activation: The nonlinearity σ, entry by entry; None for a linear bottleneck.
+        hidden: The number h of channels inside the bottleneck.
+        activation: The nonlinearity σ, which acts on each entry; None for a linear bottleneck.
         scale: The factor s of the bottleneck's output.
         groups: The number g of groups of U.
 
@@ -48,7 +49,7 @@ class Bottleneck(OwnModule):
         up_shift: The shift u, (D,), zero.
 
     Raises:
-        UserError: If h is larger than D, or the groups do not divide h and D.
+        UserError: If h is larger than D, or if h or D is not a multiple of g.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class Bottleneck(OwnModule):
         super().__init__(owner)
         if hidden > width or hidden % groups or width % groups:
             raise UserError(
-                f"finetuning.parameters.bottleneck {hidden} in {groups} groups: expected at most "
-                f"{width}, the width of the model, and groups that divide both numbers"
+                f"finetuning.parameters.bottleneck is {hidden}, with {groups} groups; expected at "
+                f"most {width}, the width of the model, and multiples of the number of groups for "
+                "the bottleneck and the width"
             )
         self.activation, self.scale, self.groups = activation, scale, groups
         self.down = nn.Parameter(torch.empty(hidden, width))

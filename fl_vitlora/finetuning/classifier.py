@@ -1,7 +1,7 @@
 """Finds and replaces the classifier of a timm model.
 
 A classifier consists of one or more heads. For example, a distilled DeiT has two heads and averages
-their outputs. If only one of several heads were trained, the others would stay random, and the
+their outputs. If only one of two heads were trained, the other head would stay random, and the
 predictions would be wrong.
 """
 
@@ -40,7 +40,8 @@ def replace_heads(model: nn.Module, classes: int) -> None:
     """Replaces the heads by heads of zeros, so that all classes are equally likely before training.
 
     The new heads compute in float32, even if the rest of the model computes in half precision. A
-    logit is a sum of large terms that cancel, so bfloat16 can change the predicted class.
+    logit is a sum of large terms that cancel each other. Therefore the rounding of bfloat16 can
+    change the predicted class.
 
     Args:
         model: A timm model, which is changed in place.
@@ -69,9 +70,9 @@ def replace_heads(model: nn.Module, classes: int) -> None:
 
 
 def plain_heads(model: nn.Module) -> None:
-    """Gives the heads of a model timm's own function `forward` back, in place.
+    """Removes the function `forward` that `replace_heads` has given to the heads, in place.
 
-    Heads without it can be copied and stored by libraries that know plain modules only.
+    Without this function, a head is a plain module, which other libraries can copy and store.
     """
     for head in heads_of(model):
         vars(head).pop("forward", None)
@@ -86,7 +87,7 @@ def _in_own_precision(head: nn.Module, x: Tensor) -> Tensor:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Returns a context in which nothing is converted to half precision."""
+    """Returns a context in which PyTorch converts no tensor to half precision."""
     if not torch.amp.is_autocast_available(device.type):  # for example the device meta
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -4,9 +4,10 @@
     subspaces 1, 3, 5, ...:  ΔW = Cᵀ·Q,   Q (r, n),   C (r, m)
     W' = W + the sum of ΔW over all subspaces
 
-Q has orthonormal rows. The first Q is random, from the seed. Every later Q holds the leading right
-singular vectors of C of the subspace before. So server and clients compute the same Q from tensors
-that they have, and W' is linear in the C that is trained at present.
+Q has orthonormal rows. The first Q is random and drawn with the seed of the run. Every later Q
+holds the leading right singular vectors of the matrix C of the preceding subspace. Therefore the
+server and the clients compute the same Q from tensors that they already have. W' is linear in the
+matrix C of the subspace that is trained at present.
 
 Letters in shapes: n inputs, m outputs of a slice, r rank.
 """
@@ -46,15 +47,18 @@ class CommonSubspaces(SliceAdapter):
             for length in ((inputs, outputs)[index % 2] for index in range(count))
         )
         self.register_buffer("first", leading_directions(torch.randn(rank, outputs)).to(weight))
-        self._bases: dict[int, tuple[Tensor, Tensor]] = {}  # the last C and the Q of C, by subspace
+        self._bases: dict[int, tuple[Tensor, Tensor]] = {}  # for each subspace: last C and its Q
 
     def coordinates(self, index: int) -> Tensor:
-        """Returns C of a subspace, (r, n) or (r, m)."""
+        """Returns the matrix C of one subspace, (r, n) or (r, m)."""
         rows: tuple[Tensor, ...] = tuple(self.subspaces[index].parameters())
         return torch.stack(rows, dim=-2)
 
     def basis(self, index: int) -> Tensor:
-        """Returns Q of a subspace, (r, m) or (r, n); computes it only if a tensor has changed."""
+        """Returns the matrix Q of one subspace, (r, m) or (r, n).
+
+        This method computes Q again only if the matrix C of the preceding subspace has changed.
+        """
         if not index:
             return self.first
         before = self.coordinates(index - 1).detach()
@@ -64,7 +68,7 @@ class CommonSubspaces(SliceAdapter):
         return known[1]
 
     def adapted(self, weight: Tensor) -> Tensor:
-        """Returns W' = W + ΣQᵀ·C + ΣCᵀ·Q; a term that is frozen at zero is left out."""
+        """Returns W' = W + ΣQᵀ·C + ΣCᵀ·Q, without the terms whose C is frozen at zero."""
         for index in range(len(self.subspaces)):
             coordinates = self.coordinates(index)
             if coordinates.requires_grad or coordinates.any():

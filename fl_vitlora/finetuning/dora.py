@@ -1,17 +1,18 @@
-"""DoRA: splits each row of a weight into its length and its direction.
+"""DoRA: each row of a weight is split into its length and its direction.
 
-The lengths are trained directly, and LoRA changes the directions:
+Training changes the lengths directly, and a low-rank pair (LoRA) changes the directions:
 
     W' = m · (W + s·B·A) / ‖W + s·B·A‖,    m = ‖W‖ at the start,    s = α / r
 
-The norm is computed for each row of the matrix; a row belongs to one output. When gradients are
-computed, the norm counts as a constant, as in section 4.3 of the paper, which saves memory. At the
-start B = 0 and m = ‖W‖, so that W' = W.
+The norm ‖·‖ is computed for each row of the matrix; each row belongs to one output of the layer.
+When gradients are computed, the norm counts as a constant, which saves memory (section 4.3 of the
+paper). At the start B = 0 and m = ‖W‖, so that W' = W.
 
 Source: Liu et al., arXiv 2402.09353. In this module each slice of a layer (for example the query)
 has its own lengths m.
 
-Letters in shapes: n inputs, m outputs of a slice, r rank.
+Letters in shapes: n inputs, m outputs of a slice, r rank. In the equation, m is the vector of
+lengths.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class DoRAAdapter(SliceAdapter):
     Attributes:
         lora_A: The matrix A, (r, n), drawn as in LoRA.
         lora_B: The matrix B, (m, r), zero.
-        magnitude: The lengths of the rows, (m,).
+        magnitude: The trained lengths of the rows of W', (m,).
     """
 
     def __init__(self, weight: Tensor, rank: int, scale: float) -> None:
@@ -58,17 +59,19 @@ class DoRAAdapter(SliceAdapter):
 class DoRA(SlicePart):
     """The part of a fine-tuning method that adds DoRA to every block.
 
-    The attribute `low_rank` of this part is False, because the product of a pair is not simply
-    added to the weight. Strategies that merge or factor such products would give wrong results.
+    The attribute `low_rank` of this part is False, because DoRA does not simply add the product B·A
+    to the weight. A strategy that merges or factors products B·A would give wrong results.
 
     Attributes:
         rank: The rank r of the pairs.
-        alpha: The scale α; the product is multiplied by α / r.
+        alpha: The scale α; the product B·A is multiplied by α / r.
         targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
     rank: int = setting(4, "Rank r of the low-rank matrices.", "[1, inf)")
-    alpha: float = setting(8.0, "Scale of the low-rank matrices.", "(0, inf)")
+    alpha: float = setting(
+        8.0, "Scale of LoRA. The product B·A is multiplied by alpha / r.", "(0, inf)"
+    )
 
     def adapter(self, weight: Tensor) -> DoRAAdapter:
         """Returns a low-rank pair and the lengths m for one slice (a part of a layer)."""

@@ -1,13 +1,13 @@
-"""Dual ascent: prices of constraints that rise while the constraints are violated.
+"""Dual ascent: the dual of a constraint rises while the constraint is violated.
 
 For constraints c ≤ 0 and duals λ ≥ 0, a step of size η is
 
     λ ← min(λ_max, [λ + η·(c - λ / ρ)]₊)
 
-The amount λ / ρ is the slack of a "resilient" constraint: the higher the price λ, the further the
+The amount λ / ρ is the slack of a "resilient" constraint: the larger the dual λ, the further the
 constraint may be violated.
 
-Source: the resilient form is that of Hounie, Ribeiro and Chamon, arXiv 2306.02426.
+Source: The resilient form comes from Hounie, Ribeiro and Chamon, arXiv 2306.02426.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 def ascended(
     duals: Tensor, violations: Tensor, rate: float, resilience: float, limit: float
 ) -> Tensor:
-    """Returns the duals after a step.
+    """Returns the duals after one step of dual ascent.
 
     Args:
         duals: The duals λ, (L,).

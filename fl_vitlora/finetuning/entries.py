@@ -1,6 +1,7 @@
-"""Single entries of a matrix: those with the largest or the smallest magnitudes, and new values.
+"""Functions that find the largest or smallest entries of a matrix, or replace entries of a matrix.
 
-If entries have the same magnitude, the first ones are chosen, so that all machines agree.
+If several entries have the same magnitude, these functions choose the first entries, so that all
+machines choose the same.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from torch import Tensor
 
 
 def largest(change: Tensor, chosen: int) -> Tensor:
-    """Returns the places of the entries with the largest magnitude, in ascending order.
+    """Returns the places of the entries with the largest magnitudes, in ascending order.
+
+    A place is the index of an entry in the flattened tensor.
 
     Args:
         change: A tensor of any shape.
@@ -25,16 +28,16 @@ def largest(change: Tensor, chosen: int) -> Tensor:
 
 
 def smallest(weight: Tensor, chosen: int) -> tuple[Tensor, Tensor]:
-    """Returns the places of the entries with the smallest magnitude, and the next magnitude.
+    """Returns the places of the entries with the smallest magnitudes, and the next magnitude.
 
     Args:
         weight: A tensor of any shape.
         chosen: The number of entries to find.
 
     Returns:
-        A pair: the places in the flattened tensor, (chosen,), in ascending order, and a scalar, the
-        smallest magnitude at the other places. If there are no other places, the scalar is the
-        largest magnitude.
+        A pair. The first is the places in the flattened tensor, (chosen,), in ascending order. The
+        second is a scalar, the smallest magnitude of the entries that are not chosen; if all
+        entries are chosen, the scalar is the largest magnitude.
 
     Example:
         >>> import torch
@@ -50,7 +53,7 @@ def scattered(whole: Tensor, places: Tensor, values: Tensor) -> Tensor:
 
     Args:
         whole: The matrix before its values are replaced, (m, n).
-        places: The places in the flattened matrix, (k,) or (..., k), whole numbers.
+        places: The indices in the flattened matrix, (k,) or (..., k), as whole numbers.
         values: The new values, (..., k).
 
     Example:

@@ -5,17 +5,18 @@ size (4·D, D), such as `fc1`, has four pieces. The increment of piece i is
 
     ΔWᵢ = s·V·Cᵢ·U,    V (D, r), Cᵢ (r, r), U (r, D)
 
-U and V are shared by all pieces of all layers; each piece has only its own core Cᵢ. So a client
-sends 2·D·r numbers for the whole model, and r² for each piece. After training, each increment is
-added to its weight.
+All pieces of all layers share U and V, but each piece has its own core Cᵢ. Therefore a client sends
+2·D·r numbers for the whole model, and r² further numbers for each piece. After training, each
+increment is added to the weight of its layer.
 
 The mean of the clients' tensors does not give the mean of their weights, because U, V and C are
 multiplied.
 
-Source: Jie and Deng, arXiv 2212.03145 (FacT-TT). The equation is the paper's. The start is that of
-the authors' experiments: V is zero, and U and C are drawn like the weights of linear layers. The
-paper adapts q, k, v, proj, fc1 and fc2; in this module the setting `finetuning.targets` chooses.
-The paper searches s for each data set; the default of this module is s = 1.
+Source: Jie and Deng, arXiv 2212.03145 (FacT-TT). The equation comes from the paper. The start is
+the one of the authors' experiments: V is zero, and U and C are drawn like the weights of linear
+layers. The paper adapts q, k, v, proj, fc1 and fc2; in this module the setting `finetuning.targets`
+chooses the layers. The paper searches for the best s for each data set; the default of this module
+is s = 1.
 
 Letters in shapes: n inputs, m outputs of a slice, D width, r rank.
 """
@@ -35,7 +36,7 @@ from fl_vitlora.finetuning.slices import AdaptedLinear, SliceAdapter, SlicePart
 
 
 class SharedFactors(nn.Module):
-    """The factors that all layers share.
+    """The matrices U and V, which all layers of the model share.
 
     Args:
         width: The width D.
@@ -55,7 +56,7 @@ class SharedFactors(nn.Module):
 
 
 class FacTAdapter(SliceAdapter):
-    """The cores of one slice (an adapted part of a layer), and the shared factors.
+    """The cores of one slice (an adapted part of a layer), and the matrices U and V.
 
     Args:
         weight: The pre-trained weight W of the slice, (m, n). One of m and n is a multiple of the
@@ -65,7 +66,7 @@ class FacTAdapter(SliceAdapter):
 
     Attributes:
         core: The cores Cᵢ, (pieces, r, r), drawn from the Kaiming-uniform distribution.
-        shared: The factors U and V. `FacT.attach` makes all adapters use the same factors.
+        shared: The matrices U and V. `FacT.attach` makes all adapters use the same U and V.
 
     Raises:
         UserError: If the weight does not consist of square pieces.
@@ -76,8 +77,8 @@ class FacTAdapter(SliceAdapter):
         long, width = max(weight.shape), min(weight.shape)
         if long % width:
             raise UserError(
-                f"fact divides weights into square pieces, but this weight is {weight.shape[0]} by "
-                f"{weight.shape[1]}; choose other finetuning.targets"
+                f"method fact divides weights into square pieces, but a weight has the shape "
+                f"{weight.shape[0]} x {weight.shape[1]}; choose other finetuning.targets"
             )
         self.scale = scale
         self.shared = SharedFactors(width, rank)
@@ -85,7 +86,7 @@ class FacTAdapter(SliceAdapter):
         nn.init.uniform_(self.core, -1 / math.sqrt(rank), 1 / math.sqrt(rank))
 
     def adapted(self, weight: Tensor) -> Tensor:
-        """Returns W' = W + ΔW, where ΔW consists of square pieces below or beside each other."""
+        """Returns W' = W + ΔW; the square pieces of ΔW stand below or beside each other."""
         inner, outer = self.shared.inner.unsqueeze(-3), self.shared.outer.unsqueeze(-3)
         pieces = outer @ self.core @ inner  # (..., pieces, D, D)
         if weight.shape[0] < weight.shape[1]:
@@ -99,7 +100,7 @@ class FacT(SlicePart):
     """The part of a fine-tuning method that adds factorised increments to every block.
 
     Attributes:
-        rank: The rank r of the factors.
+        rank: The rank r of the matrices U, V and Cᵢ.
         scale: The factor s of the increments.
         targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
@@ -112,7 +113,7 @@ class FacT(SlicePart):
         return FacTAdapter(weight, self.rank, self.scale)
 
     def attach(self, model: nn.Module) -> None:
-        """Adds cores to each target slice of every block; all share the first one's U and V.
+        """Adds cores to each target slice of every block; all slices share one pair U and V.
 
         Raises:
             UserError: If the slices have pieces of different sizes.
@@ -124,8 +125,9 @@ class FacT(SlicePart):
         shapes = {tuple(adapter.shared.inner.shape) for adapter in own}
         if len(shapes) > 1:
             raise UserError(
-                "fact shares its factors between all layers, but the layers have the widths "
-                f"{sorted(width for _, width in shapes)}; choose other finetuning.targets"
+                "method fact shares its matrices between all layers, but the layers have the "
+                f"widths {sorted(width for _, width in shapes)}; choose finetuning.targets of one "
+                "width"
             )
         for adapter in own:
             adapter.shared = own[0].shared

@@ -1,22 +1,23 @@
-"""Statistics of features: the clients measure the means of features and of their squares.
+"""Statistics of features: the clients measure the means of features and of squared features.
 
-While a client trains, this part watches the outputs z of one block, and measures over all patch
-tokens of the round's images, for each channel,
+While a client trains, this part watches the outputs z of one block. For each channel, this part
+measures two means over all patch tokens of the round's images:
 
     mean = Σz / count,    square = Σz² / count
 
-The server averages these two tensors with the numbers of images as weights, like all tensors. So
-the aggregated tensors are the mean and the mean square over the images of all clients, exactly, and
-secure sums suffice. A client sends 2·D numbers in each round. This part trains nothing besides the
-head, so it is added to another part: ``lora+feature_statistics``.
+The server averages these two tensors with the numbers of images as weights, like all tensors.
+Therefore the aggregated tensors are exactly the mean and the mean square over the images of all
+clients. The server needs only sums over clients, so secure aggregation works. A client sends 2·D
+numbers in each round. This part trains only the head, so it is used together with another part:
+``lora+feature_statistics``.
 
-The statistics are those of the features while the client trains. The predictor `bein` pulls the
-features of test images towards these statistics.
+The features are measured during training, so the model changes between the first and the last image
+of a round. The predictor `bein` pulls the features of test images towards these statistics.
 
-Source: BESTTA, arXiv 2311.18270, needs statistics of the training images (the source); the paper
-does not say how clients measure them, so that is our own choice.
+Source: BESTTA, arXiv 2311.18270, needs statistics of the training images. The paper does not say
+how clients measure the statistics; the way described above is our own choice.
 
-B batch, T tokens, of which the first P are no patches, D width.
+Letters in shapes: B batch, T tokens, P tokens at the beginning that are not patches, D width.
 """
 
 from __future__ import annotations
@@ -71,12 +72,14 @@ class FeatureStatistics(Part):
     """The part of a fine-tuning method that measures statistics of features.
 
     Attributes:
-        depth: The share of the blocks through which the measured features have passed.
+        depth: The share of the blocks that an image passes before its features are measured.
     """
 
     measured = (f".{PLACE}.mean", f".{PLACE}.square")
 
-    depth: float = setting(0.5, "Share of the blocks before the measured features.", "(0, 1]")
+    depth: float = setting(
+        0.5, "Share of the blocks that an image passes before its features are measured.", "(0, 1]"
+    )
 
     def attach(self, model: nn.Module) -> None:
         """Adds the statistics to the chosen block."""
@@ -86,7 +89,7 @@ class FeatureStatistics(Part):
         block.add_module(PLACE, Statistics(whole.embed_dim))
 
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of the two statistics."""
+        """Returns the names of the two tensors of statistics."""
         return [name for name, _ in model.named_parameters() if name.endswith(self.measured)]
 
     def group(self, name: str) -> str:
@@ -96,7 +99,7 @@ class FeatureStatistics(Part):
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[BatchTerm]:
-        """Measures the statistics over all patch tokens of the round; adds no term to the loss."""
+        """Measures the statistics of all patch tokens in the round; does not change the loss."""
         block, statistics = watched(model)
         mean, square = RoundMean(statistics.mean), RoundMean(statistics.square)
 
@@ -146,5 +149,5 @@ def watched(model: nn.Module) -> tuple[nn.Module, Statistics]:
 
 
 def patch_tokens(model: Any, tokens: Tensor) -> Tensor:
-    """Returns the tokens of patches, (B, T - P, D); the class token and registers are left out."""
+    """Returns the tokens of patches, (B, T - P, D), without the class token and the registers."""
     return tokens[:, model.num_prefix_tokens :]

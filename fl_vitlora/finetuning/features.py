@@ -1,16 +1,16 @@
-"""Features: the numbers that a method computes once for an image, if the backbone never changes.
+"""Features: the outputs of a frozen backbone, which a client computes only once for each image.
 
-Most methods train tensors inside the backbone, so each step computes the whole model. Some methods
-train only tensors after the backbone, or beside it. With such a method, the outputs of the backbone
-for an image are the same in all steps and rounds. These outputs are called the features of the
-image. A client can compute the features once and keep them. Two functions of a part describe how
-the features are computed and used:
+Most fine-tuning methods train tensors inside the backbone, so each step computes the whole model.
+Some methods train only tensors after the backbone or beside the backbone. With these methods, the
+outputs of the backbone for an image are the same in all steps and rounds. These outputs are called
+the features of the image. A client can compute the features once and keep them. Two functions of a
+part describe how the features are computed and used:
 
     logits = part.from_features(model, part.features(model, images))
 
-A method has features if all its parts declare `Part.frozen_backbone`. At most one part may replace
-the two functions; the other parts then train only the classifier. The features are always computed
-in evaluation mode and without gradients.
+A method has features if `frozen_backbone` is True for all parts of the method. At most one part may
+replace the two functions `features` and `from_features`; the other parts then train only the
+classifier. The features are always computed in evaluation mode and without gradients.
 
 Letters in shapes: B images, C channels, H and W height and width.
 """
@@ -30,11 +30,11 @@ from fl_vitlora.finetuning.part import Part
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenBackbone:
-    """A model in two halves: a backbone that never changes, and the rest, which is trained.
+    """A model in two pieces: a backbone that never changes, and the trained rest of the model.
 
     Attributes:
         model: A prepared model.
-        part: The part of the method that defines the halves.
+        part: The part of the method that computes the features, and the logits from the features.
     """
 
     model: nn.Module
@@ -59,7 +59,7 @@ class FrozenBackbone:
 
 
 def frozen_backbone(model: nn.Module, method: Method) -> FrozenBackbone | None:
-    """Returns the two halves of a prepared model, or None if each step computes the whole model.
+    """Returns a prepared model in two pieces, or None if each step must compute the whole model.
 
     Args:
         model: A prepared model. The classifier of the model must be one linear layer, `head`;
@@ -77,18 +77,18 @@ def frozen_backbone(model: nn.Module, method: Method) -> FrozenBackbone | None:
 
 
 def check_features(method: Method) -> None:
-    """Refuses a sum of parts that cannot compute from the features of one frozen backbone.
+    """Refuses a method whose parts cannot all use the features of one frozen backbone.
 
     Raises:
-        UserError: If a part computes from features of its own, and another part changes the
-            backbone or computes from other features.
+        UserError: If a part defines its own features, and another part changes the backbone or
+            defines other features.
     """
     for name, part in _readers(method):
         for other, beside in method.parts:
             if other != name and not beside.frozen_backbone:
                 raise UserError(
-                    f"method {method.name}: {name} reads the outputs of a frozen backbone, and "
-                    f"{other} changes them; choose --method {name}"
+                    f"method {method.name}: {name} needs a frozen backbone, but {other} changes "
+                    f"the outputs of the backbone; choose --method {name}"
                 )
             if beside is not part and _reads(beside):
                 raise UserError(
@@ -98,7 +98,7 @@ def check_features(method: Method) -> None:
 
 
 def _readers(method: Method) -> list[tuple[str, Part]]:
-    """Returns the parts of a method that define features of their own, with their names."""
+    """Returns the parts of a method that define their own features, each with its name."""
     return [(name, part) for name, part in method.parts if _reads(part)]
 
 

@@ -1,11 +1,12 @@
 """Groups of tensors, for example the head. A tensor's group decides its learning rate and codec.
 
-A codec compresses a tensor for sending. The results of a run also show the bytes of each group. A
-tensor's group follows from the name that it has in messages. For most tensors this is the name in
-the model: ``patch_embed.proj.weight`` belongs to the patch embedding, and ``….lora_A`` is a
-low-rank matrix. A part of a fine-tuning method may add tensors with other names. In messages, the
-name of a tensor that a part has added begins with its group, for example
-``lora:blocks.0.attn.gate``. So client and server find the same group from the name alone.
+A codec compresses a tensor for sending. The results of a run also show the bytes of each group. The
+group of a tensor follows from the name of the tensor in messages. For most tensors the name in
+messages is the name in the model: ``patch_embed.proj.weight`` belongs to the patch embedding, and
+``….lora_A`` is a low-rank matrix. A part of a fine-tuning method may add tensors whose names in the
+model do not show the group. The name of such a tensor in messages then begins with the group, for
+example ``lora:blocks.0.attn.gate``. Therefore client and server find the same group from the name
+alone.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def exact_group_of(name: str) -> str:
 
 
 def group_of(name: str) -> str:
-    """Returns the part of a model to which a tensor belongs: lora, patch_embed, head or body.
+    """Returns the group of a tensor, where `lora_A` and `lora_B` both count as `lora`.
 
     Example:
         >>> group_of("blocks.0.attn.qkv.adapters.q.lora_A"), group_of("patch_embed.proj.weight")
@@ -81,7 +82,7 @@ def exchanged_name(path: str, group: str) -> str:
 
 
 def path_of(name: str) -> str:
-    """Returns the name that a tensor has in the model, for the `name` that it has in messages.
+    """Returns the name of a tensor in the model, for the `name` of the tensor in messages.
 
     Example:
         >>> path_of("lora:blocks.0.gate"), path_of("head.weight")

@@ -1,7 +1,8 @@
 """Linear probing: only the classifier is trained.
 
-Every fine-tuning method trains the classifier. So ``head+bias`` is the same as ``bias``. The
-backbone does not change, so clients can keep the features of their images (`features`).
+Every fine-tuning method trains the classifier. Therefore ``head+bias`` is the same as ``bias``.
+With this method the backbone does not change, so clients can keep the features of their images (see
+the module `features`).
 """
 
 from __future__ import annotations

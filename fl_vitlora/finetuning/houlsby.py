@@ -6,16 +6,16 @@ The new output y' is then added to the residual stream. At the start the last ma
 shift u are zero, so that y' = y. The bottleneck is nonlinear, so it cannot be merged into the
 layers. For each block, a client sends 2·(2·D·h + h + D) numbers.
 
-The mean of the clients' tensors does not give the mean of their outputs, because the outputs are
-not linear in the tensors that clients send.
+The mean of the clients' tensors does not give the mean of the outputs of the clients' models,
+because the outputs are not linear in the tensors that clients send.
 
-Source: Houlsby et al., arXiv 1902.00751. The equation and the places of the bottlenecks are the
-paper's. The paper draws U and A from a normal distribution with a standard deviation of 0.01, so
-that training starts near y' = y. In this module U is zero and A is as large as in a linear layer,
-so that y' = y holds exactly. The paper also trains the normalisation layers; ``houlsby+norm`` does
-that.
+Source: Houlsby et al., arXiv 1902.00751. The equation and the places of the bottlenecks come from
+the paper. The paper draws U and A from a normal distribution with a standard deviation of 0.01, so
+that training starts near y' = y. In this module U is zero, and A is drawn like the weight of a
+linear layer, so that y' = y holds exactly. The paper also trains the normalisation layers; the
+method ``houlsby+norm`` trains them too.
 
-Letters in shapes: D width, h numbers inside the bottleneck.
+Letters in shapes: D width, h channels inside the bottleneck.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Houlsby(ModulePart):
     """The part of a fine-tuning method that adds two serial bottlenecks to every block.
 
     Attributes:
-        bottleneck: The number h of numbers inside a bottleneck.
+        bottleneck: The number h of channels inside a bottleneck.
     """
 
     cannot_merge = "its bottlenecks after attention and MLP are not linear"

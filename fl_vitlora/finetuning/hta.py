@@ -2,22 +2,23 @@
 
     W' = W + H(a)·diag(d)·H(b) + u·wᵀ,    H(v) = I - 2·v·vᵀ / ‖v‖²
 
-The first term has the form of a singular value decomposition, whose two orthogonal factors are
-single reflections. The first term can have full rank, although three vectors describe it. The
-second term is a pair of rank 1. If the slice is not square, then diag(d) has zero rows or columns.
-At the start d = 0 and u = 0, so that W' = W exactly; a, b and w are random.
+The term H(a)·diag(d)·H(b) has the form of a singular value decomposition, in which each of the two
+orthogonal factors is one reflection. This term can have full rank, although only the three vectors
+a, d and b describe it. The term u·wᵀ is a low-rank pair of rank 1. If the slice is not square, then
+diag(d) has zero rows or columns. At the start d = 0 and u = 0, so that W' = W exactly; a, b and w
+are random.
 
 A client sends all five vectors, which is 2m + 2n + min(m, n) numbers for a slice (an adapted part
 of a layer). The mean of the clients' vectors does not give the mean of their weights W', because W'
 contains products of trained vectors. With ``finetuning.parameters.exact=true``, the vectors a, b
-and w are drawn from the seed and are never trained or sent. With this setting a client sends only d
-and u, which is m + min(m, n) numbers, and the mean of the clients' vectors gives exactly the mean
-of their weights, because W' is linear in d and u.
+and w are drawn with the seed of the run, and are never trained or sent. With this setting a client
+sends only d and u, which is m + min(m, n) numbers, and the mean of the clients' vectors gives
+exactly the mean of their weights, because W' is linear in d and u.
 
 Source: Dong et al., "Efficient Adaptation of Pre-trained Vision Transformer via Householder
-Transformation", arXiv 2410.22952: the equation and the rank 1 of the pair. The division by ‖v‖²,
-the start at W' = W and the exact variant are our own choices. The paper adapts q, k, v and proj:
-``--set 'finetuning.targets=[q,k,v,proj]'``.
+Transformation", arXiv 2410.22952. The equation and the rank 1 of the pair come from the paper. The
+division by ‖v‖², the start at W' = W and the exact variant are our own choices. The paper adapts q,
+k, v and proj: ``--set 'finetuning.targets=[q,k,v,proj]'``.
 
 Letters in shapes: n inputs, m outputs of a slice, K clients that share a batch.
 """
@@ -36,11 +37,11 @@ from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
 
 
 def householder_increment(left: Tensor, diagonal: Tensor, right: Tensor) -> Tensor:
-    """Returns H(a)·diag(d)·H(b), (..., m, n).
+    """Returns the product H(a)·diag(d)·H(b), (..., m, n).
 
     The singular values of this product are the absolute values of d.
 
-    With D = diag(d), and a and b of length 1, the product is D plus a matrix of rank 2:
+    If D = diag(d), and a and b have the length 1, the product is D plus a matrix of rank 2:
 
         D + (4·(aᵀ·D·b)·a - 2·D·b)·bᵀ - 2·a·(Dᵀ·a)ᵀ
 
@@ -113,13 +114,13 @@ class HTA(SlicePart):
     """The part of a fine-tuning method that adds HTA to every block.
 
     Attributes:
-        exact: True if only d and u are trained and sent, so that the mean of the clients' vectors
-            gives exactly the mean of their weights.
+        exact: True if only d and u are trained and sent. If `exact` is True, the mean of the
+            clients' vectors gives exactly the mean of their weights.
         targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
     exact: bool = setting(
-        default=False, explanation="Train only vectors in which the weight is linear."
+        default=False, explanation="True to train only vectors in which the weight is linear."
     )
 
     def averages_exactly(self) -> bool:

@@ -1,14 +1,15 @@
-"""The importance of tensors, and a schedule that says how many of them remain trained.
+"""The importance of the entries of tensors, and a schedule for the share of entries that is kept.
 
-The importance of an entry is its sensitivity Ī, a running mean of sizes I of steps or gradients,
-times the uncertainty U of this mean:
+The importance of an entry is the product of its sensitivity Ī and its uncertainty U. The
+sensitivity is a running mean of the sizes I of steps or gradients. The uncertainty is a running
+mean of the distance between I and Ī:
 
     Ī ← 0.85·Ī + 0.15·I,    U ← 0.95·U + 0.05·|I - Ī|,    score = Ī·U
 
-The cubic schedule gives the share of the entries that remain, from 1 to 0.
+The cubic schedule gives the share of the entries that is kept; the share falls from 1 to 0.
 
-Source: the scores are those of PLATON, Zhang et al., arXiv 2206.12562; the schedule is that of
-Zhu and Gupta, arXiv 1710.01878.
+Source: The scores come from PLATON, Zhang et al., arXiv 2206.12562. The schedule comes from Zhu and
+Gupta, arXiv 1710.01878.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-KEEP_MEAN, KEEP_SPREAD = 0.85, 0.95  # how much of Ī and of U remains
+KEEP_MEAN, KEEP_SPREAD = 0.85, 0.95  # the weights of the old Ī and the old U
 
 
 def smoothed(size: Tensor, mean: Tensor | float, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the new Ī and the new U.
+    """Returns the sensitivity Ī and the uncertainty U after one step.
 
     Args:
         size: The sizes I of the entries.
@@ -35,7 +36,7 @@ def smoothed(size: Tensor, mean: Tensor | float, spread: Tensor) -> tuple[Tensor
 
 
 def cubic_share(time: float, begin: float, end: float) -> float:
-    """Returns the share of the entries that remains: 1 before `begin`, 0 from `end` on.
+    """Returns the share of the entries that is kept: 1 before `begin`, 0 from `end` on.
 
     Example:
         >>> [cubic_share(time, 2.0, 6.0) for time in (1, 2, 4, 6, 7)]
@@ -47,11 +48,12 @@ def cubic_share(time: float, begin: float, end: float) -> float:
 
 
 def below(scores: Mapping[str, Tensor], remaining: float) -> list[str]:
-    """Returns the names of the matrices whose mean score is below the threshold.
+    """Returns the names of the matrices whose mean score is below a threshold.
 
     Args:
         scores: The scores of the entries of each matrix.
-        remaining: The share of all entries that is above the threshold.
+        remaining: The share of all entries whose score is above the threshold. This share
+            determines the threshold.
 
     Example:
         >>> scores = {name: torch.full((2,), s) for name, s in [("a", 1.0), ("b", 2.0), ("c", 9.0)]}

@@ -1,8 +1,8 @@
 """Makes the layers of a model compute faster for inference, when nothing is trained.
 
-A LoRA layer normally computes three products, with W, A and B. In this module a LoRA layer computes
-one product, with the merged weight W + s·B·A, which is computed once for all batches. The product
-is computed by the fastest library (`finetuning.products`).
+A LoRA layer normally multiplies its input with three matrices: W, A and B. Inside `quick_layers` a
+LoRA layer multiplies its input with one matrix, the merged weight W + s·B·A, which is computed once
+for all batches. The module `finetuning.products` chooses the fastest library for the product.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def quick_layers(model: nn.Module) -> Iterator[None]:
     """Makes a model compute faster inside a `with` block; its outputs change only by rounding.
 
     The code in the block must not need gradients. Inside the block, the layers have another method
-    `forward`. The tensors of the model do not change. So code in the block that reads the weight of
-    a layer gets the same weight as code outside the block.
+    `forward`. The tensors of the model do not change. Therefore code in the block that reads the
+    weight of a layer gets the same weight as code outside the block.
 
     Args:
         model: A model in float32, with or without adapters. The trained tensors of this model must

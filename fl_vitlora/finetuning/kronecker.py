@@ -1,17 +1,18 @@
 """Matrices made of small cores: Kronecker products, and tensor rings, which are more general.
 
-A size n is written as a product of small factors, n = n₁·n₂·n₃, and an index i as its digits
-(i₁, i₂, i₃) to these bases. A tensor ring has a core Aᵈ of shape (n_d, n_d, R, R) for each factor,
-and stands for the matrix
+A size n is written as a product of small factors, n = n₁·n₂·n₃. An index i is then written as the
+digits (i₁, i₂, i₃) in a number system with the bases n₁, n₂ and n₃. A tensor ring has a core Aᵈ of
+shape (n_d, n_d, R, R) for each factor, and represents the matrix
 
     T[i, j] = trace(A¹[i₁, j₁] · A²[i₂, j₂] · A³[i₃, j₃])
 
-If R = 1, then T is the Kronecker product of the cores. The functions do not form T,
-which has n² entries: they multiply with the last core first, and then with all other cores.
+If R = 1, then T is the Kronecker product of the cores. The functions of this module do not compute
+T, which has n² entries. Instead they multiply with the last core first, and then with all other
+cores.
 
 Source: Zhao et al., tensor ring decomposition, arXiv 1606.05535.
 
-m rows of X, n columns, R ring rank.
+Letters in shapes: m rows of X, n columns of X, R ring rank.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ FACTORS = 3  # the usual number of factors of a size
 
 
 def balanced_factors(size: int, count: int = FACTORS) -> tuple[int, ...]:
-    """Returns factors of a size that are as equal as possible, which means: with the smallest sum.
+    """Returns the factors of a size whose sum is the smallest, so that they are nearly equal.
 
     Args:
         size: The number n that is written as a product.
         count: The largest number of factors.
 
     Returns:
-        The factors in ascending order, each at least 2.
+        The factors in ascending order. Each factor is at least 2.
 
     Raises:
         UserError: If the size is a prime number, or smaller than 4.
@@ -48,7 +49,7 @@ def balanced_factors(size: int, count: int = FACTORS) -> tuple[int, ...]:
     found = _smallest_sum(size, count)
     if len(found) < 2:
         raise UserError(
-            f"a layer of {size} inputs has no Kronecker factors, because {size} is not a product "
+            f"a layer with {size} inputs has no Kronecker factors, because {size} is not a product "
             "of smaller numbers; choose other finetuning.targets, or --method hta"
         )
     return found
@@ -57,7 +58,7 @@ def balanced_factors(size: int, count: int = FACTORS) -> tuple[int, ...]:
 def _smallest_sum(size: int, count: int) -> tuple[int, ...]:
     """Returns at most `count` factors of a size, in ascending order, with the smallest sum.
 
-    If two sums are equal, the longer list of factors is returned: for 4 it is 2·2.
+    If two lists of factors have the same sum, the longer list is returned: 2·2 for the size 4.
     """
     best: tuple[int, ...] = (size,)
     if count == 1:
@@ -74,8 +75,8 @@ def times_ring(rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
 
     Args:
         rows: The matrix X, (..., m, n).
-        cores: The cores of T, each (..., n_d, n_d, R, R); at least two.
-            The product of all n_d is n.
+        cores: The cores of T, each (..., n_d, n_d, R, R). There are at least two cores, and the
+            product of all n_d is n.
 
     Returns:
         The product, (..., m, n). The leading dimensions of the arguments are broadcast.
@@ -87,7 +88,7 @@ def times_ring(rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
     """
     *first, last = cores
     front = functools.reduce(_joined, first)
-    # p, q the digits of a column of X, u, v those of a column of the product, r, s ring indices
+    # p and q: digits of a column of X; u and v: digits of a column of the product; r, s: ring
     digits = rows.reshape(*rows.shape[:-1], front.shape[-3], last.shape[-3])
     done = torch.einsum("...mpq,...qvsr->...mpvsr", digits, last)
     return torch.einsum("...mpvsr,...purs->...muv", done, front).flatten(-2)

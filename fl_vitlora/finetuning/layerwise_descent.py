@@ -1,35 +1,36 @@
-"""Layer-wise descent: the loss that is read after each block must fall by a rate.
+"""Layer-wise descent: each block must reduce the loss by at least a given share.
 
-The outputs of every block are read by the last normalisation and the head of the model. f_l is the
-cross-entropy of this readout after block l, and f_0 belongs to the input of the first block. The
-constraint is f_l ≤ (1 - α)·f_{l-1} for the means over all images. The constraint adds to a client's
-loss
+After every block, the last normalisation and the head of the model compute logits from the outputs
+of the block. f_l is the cross-entropy of the logits after block l, and f_0 is the cross-entropy for
+the input of the first block. The constraint is f_l ≤ (1 - α)·f_{l-1} for the means over all images.
+The constraints add this sum to a client's loss:
 
     Σ λ_l · (f_l - (1 - α)·f_{l-1}),    l = 1, ..., L
 
-Clients measure the means of f_l over the images of their steps. The server averages the means, and
-changes the duals λ, from zero, once in a round:
+Clients measure the means of f_l over the images of their steps. The duals λ are zero at the start.
+The server averages the means, and changes the duals once in a round:
 
     λ_l ← min(λ_max, [λ_l + η·(f_l - (1 - α)·f_{l-1} - λ_l / ρ)]₊)
 
 The amount λ_l / ρ is the slack of the constraint: the larger λ_l, the further the constraint may be
-violated. In the first rounds the duals stay zero, because a new head reads nothing. With η = 0,
-training is the same as without this part, bit by bit.
+violated. In the first rounds the duals stay zero, because the logits of a new head mean nothing.
+With η = 0, training is bit for bit the same as without this part.
 
 Whether the mean of the clients' tensors gives the mean of their weights depends on the other parts
 of the method. A client sends L + 1 means, and receives the L duals if they have changed. The server
-needs only means over clients, so secure aggregation works. This part trains nothing besides the
-head, so it is added to another part: ``lora+descent``. In a batch of several clients, every client
-would need readouts by its own head, so clients are trained one by one.
+needs only means over clients, so secure aggregation works. This part trains only the head, so it is
+used together with another part: ``lora+descent``. Clients cannot share a batch, because every
+client would need logits of its own head after each block. Therefore clients are trained one by one.
 
-The weight of f_l in the sum is λ_l - (1 - α)·λ_{l+1}. If this weight is negative, training meets a
-constraint by making an earlier loss larger (measured: f_0 from 2.6 to 80 with all duals at 1).
-Therefore the loss f_{l-1} before block l gets no gradient from the constraint by default. With
-`hold_earlier=false`, f_{l-1} gets the gradient, as in the paper.
+The weight of f_l in the sum is λ_l - (1 - α)·λ_{l+1}. If this weight is negative, training can meet
+a constraint by making an earlier loss larger. In one measurement with all duals at 1, f_0 rose from
+2.6 to 80. Therefore, by default, the loss f_{l-1} before block l gets no gradient from the
+constraint. With `hold_earlier=false`, f_{l-1} gets the gradient, as in the paper.
 
-Source: arXiv 2601.17257, "A Constrained Optimization Perspective of Unrolled Transformers": descent
-in expectation at a geometric rate, primal-dual. Our own choices: the form with the slack, the
-readout by the shared head, the change of the duals once in a round, and all values.
+Source: arXiv 2601.17257, "A Constrained Optimization Perspective of Unrolled Transformers". The
+constraint (descent in expectation at a geometric rate) and the training of weights and duals come
+from the paper. Our own choices are the slack, the logits of the shared head, the change of the
+duals once in a round, and all default values.
 
 Letters in shapes: B images of a batch, L blocks.
 """
@@ -58,14 +59,14 @@ DUALS, READOUTS = f"{PLACE}.duals", f"{PLACE}.readouts"
 
 
 class Constraints(nn.Module):
-    """The numbers of the constraints; the model never calls this module.
+    """The duals and the measured losses of the constraints; the model never calls this module.
 
     Args:
         blocks: The number of blocks L.
 
     Attributes:
         duals: The duals λ_1 ... λ_L, (L,).
-        readouts: The means of f_0 ... f_L, (L + 1,); zero before the first round.
+        readouts: The means of the losses f_0 ... f_L, (L + 1,); zero before the first round.
     """
 
     def __init__(self, blocks: int) -> None:
@@ -80,7 +81,7 @@ class LayerwiseDescent(Part):
 
     Attributes:
         fall: The share α by which the loss must fall in each block.
-        dual_rate: The step η of the duals.
+        dual_rate: The size η of a step of the duals.
         resilience: The weight ρ of the slacks; large values make the constraints hard.
         limit: The largest dual λ_max.
         warm_up: The number of rounds after which the duals first change.
@@ -91,14 +92,14 @@ class LayerwiseDescent(Part):
     measured = (READOUTS,)
 
     fall: float = setting(0.05, "Share by which the loss must fall in each block.", "[0, 1)")
-    dual_rate: float = setting(0.01, "Step of the duals in each round.", "[0, inf)")
+    dual_rate: float = setting(0.01, "Size of the duals' step in each round.", "[0, inf)")
     resilience: float = setting(10.0, "Weight of the slacks of the constraints.", "(0, inf)")
     limit: float = setting(10.0, "Largest dual.", "(0, inf)")
-    warm_up: int = setting(2, "Rounds after which the duals first change.", "[1, inf)")
+    warm_up: int = setting(2, "Number of rounds after which the duals first change.", "[1, inf)")
     hold_earlier: bool = setting(True, "True if a constraint must not make an earlier loss larger.")
 
     def attach(self, model: nn.Module) -> None:
-        """Adds the duals and the means to the model.
+        """Adds the duals and the means of the losses to the model.
 
         Raises:
             UserError: If the model has no blocks, or no normalisation and head after them.
@@ -107,7 +108,7 @@ class LayerwiseDescent(Part):
         model.add_module(PLACE, Constraints(len(blocks_of(model))))
 
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of the duals and of the means."""
+        """Returns the names of the duals and of the means of the losses."""
         del model
         return (DUALS, READOUTS)
 

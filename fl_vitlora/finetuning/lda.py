@@ -1,18 +1,18 @@
-"""A head from linear discriminant analysis, which the clients' sums give before training begins.
+"""Computes a first head by linear discriminant analysis from statistics of the clients' images.
 
-A head that starts at zero needs many rounds before the gradients of the body point anywhere. This
-part replaces the start of the head. In round 1 nothing is trained: the clients pass their images
-through the pre-trained model and measure, over their N images with features z (the inputs of the
-head) and z̃ = [z, 1],
+A head that starts at zero needs many rounds before the gradients of the body become useful. This
+part computes a better first head. In round 1 nothing is trained. Each client passes its N images
+through the pre-trained model. With the features z (the inputs of the head) and z̃ = [z, 1], the
+client measures two statistics:
 
-    S   = Σ z̃ z̃ᵀ / N                     all images
-    M_c = Σ z̃ / N                        images of class c
+    S   = Σ z̃ z̃ᵀ / N                     the sum is over all images
+    M_c = Σ z̃ / N                        the sum is over the images of class c
 
-The server averages S and M with the numbers of images as weights, like all tensors. So the averages
-are exactly the sums over the images of all clients, divided by their number. Secure aggregation
-works if no number is above the setting ``privacy.range``; otherwise the run stops, because clipped
-statistics are wrong. From the statistics follow the share π_c and the mean μ_c of each class, and
-the common covariance Σ of the features around the mean of their class:
+The server averages S and M with the numbers of images as weights, like all tensors. Therefore the
+averages are exactly the sums over the images of all clients, divided by the number of these images.
+Secure aggregation works if no number is above the setting ``privacy.range``; otherwise the run
+stops, because clipped statistics are wrong. The statistics give the share π_c and the mean μ_c of
+each class, and the common covariance Σ of the features around the mean of their class:
 
     π_c = M_c[D],  μ_c = M_c[:D] / π_c,  Σ = S[:D, :D] - Σ_c π_c μ_c μ_cᵀ
 
@@ -21,17 +21,18 @@ bias b_c:
 
     w_c = Σ_γ⁻¹ μ_c,  b_c = -½ μ_cᵀ w_c + ln π_c,  Σ_γ = (1 - γ) Σ + γ · (tr Σ / D) · I
 
-From round 2 on the head is trained like any other, and the statistics are neither measured nor
-sent. In round 1 a client sends (D+1)·(D+2)/2 + C·(D+1) numbers; of S, only the upper triangle is
-sent. The server sends no statistics in any round. The statistics say exactly how many images of
-each class a client has (the attack `label_counts`). The second moments of a client's features say
-more about its images than a gradient of the head does; no attack on them was tried. With secure
-aggregation the server sees only the sum of all clients' statistics.
+From round 2 on the head is trained like any other head, and the clients neither measure nor send
+statistics. In round 1 a client sends (D+1)·(D+2)/2 + C·(D+1) numbers, because only the upper
+triangle of S is sent. The server sends no statistics in any round. The statistics show exactly how
+many images of each class a client has (see the attack `label_counts`). The second moments S of a
+client's features tell more about the client's images than a gradient of the head does; we tried no
+attack on S. With secure aggregation the server sees only the sum of all clients' statistics.
 
-Sources: linear discriminant analysis is Fisher's (1936), its shrinkage Friedman's regularised
-discriminant analysis (1989). Fed3R (Fanì et al., 2024) sums S and M over clients for a ridge
-regression. We solve for the discriminant because its logits are log-probabilities under the
-model, so that cross-entropy can go on from them without a temperature.
+Sources: Linear discriminant analysis comes from Fisher (1936), and its shrinkage from Friedman's
+regularised discriminant analysis (1989). Fed3R (Fanì et al., 2024) sums S and M over clients for a
+ridge regression. We use the discriminant analysis instead, because its logits are log-probabilities
+under its model of the features. Therefore training with cross-entropy can continue from this head
+without a temperature.
 
 Letters in shapes: B batch, D width, C classes.
 """
@@ -55,7 +56,7 @@ from fl_vitlora.state import State
 
 PLACE = "class_statistics"  # the name of the module in the model
 MOMENTS, MEANS = f"{PLACE}.moments", f"{PLACE}.means"
-ROUNDING = 1e-2  # how far the shares of all classes may be from 1; codecs round them
+ROUNDING = 1e-2  # how far the sum of all classes' shares may be from 1, because codecs round
 
 
 class Statistics(nn.Module):
@@ -78,19 +79,19 @@ class Statistics(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class LDA(Part):
-    """The part of a fine-tuning method that starts the head with a discriminant analysis.
+    """The part of a fine-tuning method that computes the first head by discriminant analysis.
 
     Attributes:
-        shrinkage: The weight γ of the spherical covariance.
+        shrinkage: The weight γ of the spherical covariance, which is a multiple of the identity.
     """
 
-    stackable = True  # no client measures and trains in the same round
+    stackable = True  # no client both measures statistics and trains in one round
     measured = (MOMENTS, MEANS)
 
-    shrinkage: float = setting(0.1, "Weight of the spherical covariance.", "[0, 1]")
+    shrinkage: float = setting(0.1, "Weight of the spherical covariance matrix.", "[0, 1]")
 
     def note(self) -> str:
-        """Returns a sentence that says what round 1 is for."""
+        """Returns a sentence for the user that says what happens in round 1."""
         return (
             "the head starts from a linear discriminant analysis: in round 1 nothing is trained, "
             "and the clients send means of their images' features (finetuning.head_start=zero "
@@ -104,7 +105,7 @@ class LDA(Part):
         model.add_module(PLACE, statistics.to(head.weight))
 
     def trained(self, model: nn.Module) -> Collection[str]:
-        """Returns the names of the two statistics."""
+        """Returns the names of the tensors S and M."""
         return [name for name, _ in model.named_parameters() if name.endswith(self.measured)]
 
     def group(self, name: str) -> str:
@@ -113,15 +114,18 @@ class LDA(Part):
         return LORA
 
     def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Returns what does not change: in round 1 all but the statistics, later the statistics."""
+        """Returns the tensors that are not trained: all in round 1, later the statistics.
+
+        In round 1 the clients do not train the statistics, but measure them.
+        """
         del memory
         return EVERYTHING if server_round == 1 else self.measured
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[BatchTerm]:
-        """Measures the statistics of the round's images in round 1; adds no term to the loss."""
+        """Measures the statistics of the images in round 1; does not change the loss."""
         statistics: Any = model.get_submodule(PLACE)
-        if not statistics.moments.requires_grad:  # this is a later round, in which they rest
+        if not statistics.moments.requires_grad:  # in later rounds the statistics rest
             yield lambda labels: 0.0
             return
         classes, size = statistics.means.shape
@@ -150,12 +154,12 @@ class LDA(Part):
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
         """Replaces the head after round 1 by the head of the discriminant analysis.
 
-        The statistics, which nobody needs any more, become zero again. Every client knows that
-        value, so that the server need not send them.
+        After round 1 the statistics are not needed, so they become zero again. Every client knows
+        that the statistics are zero, so the server need not send the statistics.
 
         Raises:
-            UserError: If the strategy or noise has changed the statistics so that they are no means
-                over images.
+            UserError: If the strategy or noise has changed the statistics, so that they are no
+                longer means over images.
         """
         if known.round > 1:
             return {}, dict(memory)
@@ -174,8 +178,8 @@ class LDA(Part):
 def discriminant(moments: Tensor, means: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
     """Computes the head of the linear discriminant analysis with equal covariances.
 
-    A class without images gets the row zero, and the bias of a class with the share 1/2000 of the
-    images.
+    A class without images gets the weight zero. Its bias is the bias of a class that has 1/2000 of
+    all images.
 
     Args:
         moments: The upper triangle of S, ((D+1)·(D+2)/2,).
@@ -183,7 +187,7 @@ def discriminant(moments: Tensor, means: Tensor, shrinkage: float) -> tuple[Tens
         shrinkage: The weight γ of the spherical covariance, in [0, 1].
 
     Returns:
-        A pair: the weight (C, D) and the bias (C,) of the head.
+        A pair of the weight, (C, D), and the bias, (C,), of the head.
     """
     width = means.shape[1] - 1
     share = means[:, -1]
@@ -223,7 +227,7 @@ def from_upper_triangle(entries: Tensor, size: int) -> Tensor:
 
 
 def has_one_head(model: nn.Module) -> bool:
-    """Returns True if a model has one classifier, and it is a linear layer."""
+    """Returns True if a model has exactly one classifier, and the classifier is a linear layer."""
     return isinstance(getattr(model, "head", None), nn.Linear) and not hasattr(model, "head_dist")
 
 
@@ -231,7 +235,7 @@ def _head_of(model: nn.Module) -> nn.Linear:
     """Returns the classifier of a model.
 
     Raises:
-        UserError: If the model has no classifier, or two of them.
+        UserError: If the model does not have exactly one linear classifier.
     """
     if not has_one_head(model):
         raise UserError(
@@ -243,11 +247,11 @@ def _head_of(model: nn.Module) -> nn.Linear:
 
 
 def _expect_means(moments: Tensor, means: Tensor) -> None:
-    """Checks that statistics are means over images: the shares of the classes add up to one."""
+    """Checks that the shares of all classes add up to one, so that statistics are means."""
     shares = float(means[:, -1].sum())
     if abs(shares - 1) > ROUNDING or abs(float(moments[-1]) - 1) > ROUNDING:
         raise UserError(
-            f"method lda: the statistics of round 1 are no means over images: the shares of the "
-            f"classes add up to {shares:.3g}, not 1; take a strategy that averages the updates, "
-            "for example --strategy fedavg, and no noise, or remove lda"
+            f"method lda: the statistics of round 1 are not means over images, because the shares "
+            f"of the classes add up to {shares:.3g}, not 1; choose a strategy that averages the "
+            "updates, for example --strategy fedavg, without noise, or remove lda"
         )

@@ -1,11 +1,15 @@
-"""LoRA: a frozen linear layer plus a trained low-rank product, W + s·B·A, s = α / r.
+"""LoRA: a frozen linear layer plus a trained low-rank product.
 
-timm computes query, key and value in one layer `qkv` with 3D outputs; D is the width of the model.
-A slice is a range of a layer's outputs. The first third of the outputs of `qkv` is the query, the
-second the key, and the last the value. An adapter is a pair of matrices B and A, whose product is
-added to the weight of one slice. In other layers the slice contains all outputs.
+    W' = W + s·B·A,    s = α / r
 
-Source: Hu et al., arXiv 2106.09685; on q and v of a ViT with r = 4, α = 8: MeLo, arXiv 2311.08236.
+timm computes query, key and value in one layer `qkv` with 3·D outputs; D is the width of the model.
+A slice is a range of a layer's outputs. In the layer `qkv`, the first third of the outputs is the
+query, the second third is the key, and the last third is the value. In all other layers, the slice
+contains all outputs. An adapter is a pair of matrices B and A, whose product is added to the weight
+of one slice.
+
+Source: LoRA comes from Hu et al., arXiv 2106.09685. MeLo, arXiv 2311.08236, adapts q and v of a ViT
+with r = 4 and α = 8.
 
 Letters in shapes: B batch, T tokens, n inputs, m outputs of a slice, r rank.
 """
@@ -38,8 +42,8 @@ class Adapter(nn.Module):
 
     Attributes:
         lora_A: The matrix A, (r, n), drawn from the Kaiming-uniform distribution.
-        lora_B: The matrix B, (m, r), which starts at zero, so that before training the adapted
-            layer has the same outputs as the pre-trained layer.
+        lora_B: The matrix B, (m, r). B starts at zero, so that before training the adapted layer
+            has the same outputs as the pre-trained layer.
     """
 
     def __init__(self, inputs: int, outputs: int, rank: int) -> None:
@@ -76,19 +80,18 @@ class Adapter(nn.Module):
 class LoRAXS(Adapter):
     """The matrices of LoRA-XS for one slice: a pair B, A and a small square matrix R between them.
 
-    The product B·R·A is added to the weight. Of the three matrices B, R and A, only R should be
-    trained.
+    The product B·R·A is added to the weight. Only R should be trained, not B and A.
 
-    A and B are the singular vectors of the pre-trained weight W ≈ B·S·A with the largest singular
-    values (LoRA-XS, arXiv 2405.17604), and R is zero.
+    At the start A and B are singular vectors of the pre-trained weight W ≈ B·S·A, where S contains
+    the largest singular values (LoRA-XS, arXiv 2405.17604). R is zero at the start.
 
     Args:
         weight: The pre-trained weight W of the slice, (m, n).
         rank: The rank r of the low-rank matrices.
 
     Attributes:
-        lora_A: The matrix A, (r, n), with orthonormal rows. The largest entry of each row is
-            positive, which makes the decomposition the same on every machine.
+        lora_A: The matrix A, (r, n), with orthonormal rows. The entry of each row with the largest
+            magnitude is positive, so that the decomposition is the same on every machine.
         lora_B: The matrix B, (m, r), with orthonormal columns.
         lora_R: The matrix R, (r, r), which starts at zero.
     """
@@ -117,23 +120,24 @@ class LoRAXS(Adapter):
 class LoRALinear(nn.Module):
     """A frozen linear layer with adapters on slices of its outputs.
 
-    This class has no attribute ``weight``. A model that reads the weight of a layer directly, as
-    timm's BEiT does, would ignore the adapters. Because the attribute ``weight`` is missing, such a
-    model raises an error.
+    A model that reads the attribute ``weight`` of a layer directly, as timm's BEiT does, would
+    ignore the adapters. This class has no attribute ``weight``, so that such a model raises an
+    error.
 
     Args:
         base: The pre-trained linear layer, whose weight stays frozen.
-        slices: For the name of each adapter, the index of its first output and the index after its
-            last output. The slices of one layer must not overlap.
+        slices: A mapping from the name of each adapter to its slice. A slice is a pair: the index
+            of the first output, and the index after the last output. The slices of one layer must
+            not overlap.
         rank: The rank r of every adapter.
-        alpha: The scale α of LoRA. Products are multiplied by s = α / r.
+        alpha: The scale α of LoRA. The product B·A is multiplied by s = α / r.
         pair: A function that makes the matrices of a slice from the weight of the slice and the
             rank. By default, `pair` makes the matrices B and A of LoRA.
 
     Attributes:
         multiply: A function that applies a low-rank matrix to a tensor (B, T, n). When several
-            clients are trained in one batch, `multiply` is replaced by a function that applies each
-            client's own matrix (`training.stacking`).
+            clients are trained in one batch, the module `training.stacking` replaces `multiply` by
+            a function that applies the own matrix of each client.
     """
 
     def __init__(
@@ -154,7 +158,7 @@ class LoRALinear(nn.Module):
         )
         self.multiply: Multiply = F.linear
         self._cuts, self._places = cuts_of(base.out_features, list(self.slices.values()))
-        self._pretrained: Tensor | None = None  # the weight without increments
+        self._pretrained: Tensor | None = None  # the base's weight without increments
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the outputs, (B, T, outputs of the layer), for the inputs x, (B, T, n)."""
@@ -171,8 +175,8 @@ class LoRALinear(nn.Module):
         """Sets the frozen weight to the pre-trained weight plus s·increment, in place.
 
         Args:
-            increments: The increments, (m, n), by the names of adapters. If a slice has no
-                increment, its weight becomes the pre-trained weight.
+            increments: A mapping from names of adapters to increments, (m, n). If an adapter is not
+                in the mapping, the weight of its slice becomes the pre-trained weight.
         """
         if self._pretrained is None and not increments:
             return
@@ -205,9 +209,10 @@ class LoRALinear(nn.Module):
 
 
 def signed_svd(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns U, S and Vᵀ with W = U·diag(S)·Vᵀ, in float64 on the CPU.
+    """Returns the singular value decomposition W = U·diag(S)·Vᵀ, in float64 on the CPU.
 
-    The largest entry of each row of Vᵀ is positive, which fixes the signs of singular vectors.
+    The signs of singular vectors are arbitrary. This function chooses the signs so that the entry
+    with the largest magnitude in each row of Vᵀ is positive.
 
     Args:
         weight: The matrix W, (m, n).
@@ -232,7 +237,7 @@ def check_rank(rank: int, inputs: int, outputs: int, name: str = "finetuning.ran
         rank: The rank r of low-rank matrices.
         inputs: The number of inputs n.
         outputs: The number of outputs m.
-        name: The setting of the rank.
+        name: The name of the setting that has the rank, for the message.
 
     Raises:
         UserError: If the rank is too large.
@@ -240,12 +245,12 @@ def check_rank(rank: int, inputs: int, outputs: int, name: str = "finetuning.ran
     if rank > min(inputs, outputs):
         raise UserError(
             f"{name} {rank}: a layer with {inputs} inputs and {outputs} outputs allows a rank of "
-            f"no more than {min(inputs, outputs)}"
+            f"at most {min(inputs, outputs)}"
         )
 
 
 def cuts_of(outputs: int, slices: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Divides the outputs of a layer into pieces: the slices, and the ranges between slices.
+    """Divides the outputs of a layer into pieces: the slices, and the ranges outside of slices.
 
     Args:
         outputs: The number of outputs of the layer.

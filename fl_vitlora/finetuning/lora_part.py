@@ -26,7 +26,7 @@ class LoRA(Part):
 
     Attributes:
         rank: The rank r of the pairs.
-        alpha: The scale α; the product is multiplied by α / r.
+        alpha: The scale α; the product B·A is multiplied by α / r.
         targets: The names of the layers in each block that get a pair, from `targets.LAYERS`.
     """
 
@@ -36,13 +36,13 @@ class LoRA(Part):
     rank: int = setting(4, "The rank r of the low-rank matrices.", "[1, inf)")
     alpha: float = setting(
         8.0,
-        "The scale of the low-rank matrices. Their product is multiplied by alpha / r.",
+        "The scale of LoRA. The product of the low-rank matrices is multiplied by alpha / r.",
         "(0, inf)",
     )
     targets: tuple[str, ...] = ("q", "v")
 
     def attach(self, model: nn.Module) -> None:
-        """Adds a low-rank pair to each target layer; A starts at random and B at zero."""
+        """Adds a low-rank pair to each target layer, with random matrices A and zero matrices B."""
         layer = partial(LoRALinear, rank=self.rank, alpha=self.alpha)
         targets.attach(model, self.targets, layer)
 

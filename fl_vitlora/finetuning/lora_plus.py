@@ -1,15 +1,17 @@
 """LoRA+: LoRA whose matrices B have a larger learning rate than the matrices A.
 
-The learning rate of B is `ratio` times the learning rate of A. With equal rates, and many inputs n,
-the steps of A change the outputs far less than the steps of B should (sections 3 and 4 of the
-paper). Weights, messages and merging are those of LoRA, so every strategy for LoRA works.
+The learning rate of B is `ratio` times the learning rate of A. With equal learning rates and many
+inputs, training does not learn features efficiently, because the steps of B are too short compared
+to the steps of A (sections 3 and 4 of the paper). The weights, the messages and the merging are the
+same as for LoRA, so every strategy for LoRA works.
 
-As for LoRA, the mean of the clients' B and A does not give the mean of their products B·A.
+As for LoRA, the mean of the clients' matrices B and A does not give the mean of their products B·A.
 
-Source: Hayou, Ghosh, Yu, arXiv 2402.12354. The paper advises a ratio of about 16, and searches the
-rate of A. In this module B has √ratio times the setting `learning_rate`, and A has the setting
-divided by √ratio, so that a rate that suits LoRA suits LoRA+ as well. This choice is ours: on the
-bundled model with its default rate, a rate of B that is 16 times larger does not converge.
+Source: Hayou, Ghosh, Yu, arXiv 2402.12354. The paper advises a ratio of about 16, and searches for
+the best learning rate of A. In this module the rate of B is the setting `learning_rate` times
+√ratio, and the rate of A is the setting divided by √ratio. Therefore a setting that works for LoRA
+also works for LoRA+. This is our own choice: on the bundled model, training does not converge if A
+has the default rate and B has 16 times the default rate.
 """
 
 from __future__ import annotations
@@ -24,13 +26,15 @@ from fl_vitlora.finetuning.lora_part import LoRA
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAPlus(LoRA):
-    """The part of a fine-tuning method that adds LoRA, with another learning rate for B.
+    """The part of a fine-tuning method that adds LoRA with a larger learning rate for B.
 
     Attributes:
         ratio: The learning rate of B divided by the learning rate of A.
     """
 
-    ratio: float = setting(16.0, "Learning rate of B, divided by that of A.", "(0, inf)")
+    ratio: float = setting(
+        16.0, "Learning rate of B divided by the learning rate of A.", "(0, inf)"
+    )
 
     def rate(self, name: str) -> float:
         """Returns √ratio for a matrix B, and 1/√ratio for a matrix A.

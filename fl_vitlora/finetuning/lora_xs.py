@@ -1,10 +1,11 @@
-"""LoRA-XS: a small matrix R is trained; it lies between frozen singular vectors B and A.
+"""LoRA-XS: a small trained matrix R stands between frozen matrices B and A of singular vectors.
 
-    W + s·B·R·A
+    W' = W + s·B·R·A
 
 W is the pre-trained weight, and s = α / r is the scale. A and B are the singular vectors of W with
-the largest singular values. R is r × r and starts at zero. Only R is trained and sent, which is r²
-numbers for each adapted weight. The class `lora.LoRAXS` has the three matrices of one weight.
+the largest singular values. R is an r × r matrix and starts at zero. Only R is trained and sent,
+which is r² numbers for each adapted weight. The class `lora.LoRAXS` has the three matrices of one
+weight.
 
 Source: Bałazy et al., arXiv 2405.17604.
 """
@@ -29,17 +30,17 @@ class LoRAXS(Part):
 
     Attributes:
         rank: The rank r of the matrices.
-        alpha: The scale α; the product is multiplied by α / r.
+        alpha: The scale α; the product B·R·A is multiplied by α / r.
         targets: The names of the layers in each block that get the matrices, from `targets.LAYERS`.
     """
 
     stackable = True
-    reads_weights = True  # their singular vectors
+    reads_weights = True  # `attach` computes the singular vectors of the weights
 
     rank: int = setting(4, "The rank r of the low-rank matrices.", "[1, inf)")
     alpha: float = setting(
         8.0,
-        "The scale of the low-rank matrices. Their product is multiplied by alpha / r.",
+        "The scale of LoRA-XS. The product of the three matrices is multiplied by alpha / r.",
         "(0, inf)",
     )
     targets: tuple[str, ...] = ("q", "v")
@@ -54,7 +55,7 @@ class LoRAXS(Part):
         return [name for name, _ in model.named_parameters() if name.endswith(".lora_R")]
 
     def averages_exactly(self) -> bool:
-        """Returns True: s·B·R·A is linear in R."""
+        """Returns True, because s·B·R·A is linear in R."""
         return True
 
     def merge(self, model: nn.Module) -> None:
@@ -66,7 +67,7 @@ class LoRAXS(Part):
 class PlannedLoRAXS(LoRAXS):
     """The variant of LoRA-XS for strategies with ``adapter = "lora_xs"``.
 
-    In this variant A and B can be trained, too. The strategy decides in which rounds A and B are
+    In this variant A and B can also be trained. The strategy decides in which rounds A and B are
     frozen.
     """
 
@@ -77,5 +78,5 @@ class PlannedLoRAXS(LoRAXS):
         return [name for name, _ in model.named_parameters() if group_of(name) == LORA]
 
     def averages_exactly(self) -> bool:
-        """Returns False: the product of B, R and A is not linear in all three."""
+        """Returns False, because B·R·A is a product of three trained matrices."""
         return False

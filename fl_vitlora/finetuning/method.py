@@ -1,6 +1,7 @@
 """A fine-tuning method, which is a sum of parts such as ``lora+patch_embed``.
 
-The module `part` has the rules for a part. A method asks its parts, and joins their answers.
+The module `part` has the rules for a part. A function of a method calls the same function of all
+parts, and combines the results.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from fl_vitlora.finetuning.part import EVERYTHING, Aggregated, BatchTerm, Part
 from fl_vitlora.state import State
 
-OF_PART = "/"  # separates the name of a part from the name of a tensor in the memory of all parts
+OF_PART = "/"  # stands between the name of a part and the name of a tensor in the common memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Method:
 
     Attributes:
         name: The name of the method, such as ``lora+patch_embed``.
-        parts: The parts in the order of the sum, each as a pair of its name and the part.
+        parts: Pairs of a name and a part, in the order of the sum.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Method:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Returns the sentences of all parts that the user is shown when a run begins."""
+        """Returns the sentences of all parts that are shown to the user when a run begins."""
         return tuple(note for _, part in self.parts if (note := part.note()))
 
     @property
@@ -66,10 +67,11 @@ class Method:
         return tuple(ending for _, part in self.parts for ending in part.measured)
 
     def only_measures(self, names: Collection[str]) -> bool:
-        """Returns True if clients train none of the given tensors, but measure all of them.
+        """Returns True if clients measure all of the given tensors, and train none of the tensors.
 
         Args:
-            names: The names of the exchanged tensors that do not rest in a round; at least one.
+            names: At least one name. The names are those of all exchanged tensors that do not rest
+                in a round.
         """
         return all(name.endswith(self.measured) for name in names)
 
@@ -81,7 +83,7 @@ class Method:
             yield tuple(stack.enter_context(part.watch(model)) for part in watching)
 
     def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Returns endings of names of tensors that are not trained in a round; see `Part.rests`.
+        """Returns endings of names of tensors that rest in a round; see `Part.rests`.
 
         Args:
             server_round: The number of the round, from 1.
@@ -95,7 +97,7 @@ class Method:
     def resting(
         self, server_round: int, memory: Mapping[str, Tensor], names: Iterable[str]
     ) -> tuple[str, ...]:
-        """Returns the endings of `rests`, with the names of tensors in place of `EVERYTHING`.
+        """Returns the endings of `rests`, in which `EVERYTHING` is replaced by names of tensors.
 
         Args:
             server_round: The number of the round, from 1.
@@ -108,7 +110,7 @@ class Method:
         return tuple(name for name in names if not name.endswith(self.measured))
 
     def resting_at_first(self, names: Collection[str]) -> tuple[str, ...]:
-        """Returns what `resting` returns for the first round in which clients train a tensor."""
+        """Returns the result of `resting` for the first round in which clients train a tensor."""
         trained = [name for name in names if not name.endswith(self.measured)]
         rests = (self.resting(number, {}, names) for number in itertools.count(1))
         return next(r for r in rests if not all(name.endswith(r) for name in trained))
@@ -116,7 +118,7 @@ class Method:
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
         """Returns the tensors that the parts change, and the new memory of all parts.
 
-        The method `Part.decide` says what a part can decide.
+        The docstring of `Part.decide` explains what a part can decide.
         """
         changed, kept = State(), State()
         for name, part in self.parts:
@@ -126,14 +128,14 @@ class Method:
         return changed, kept
 
     def retract(self, tensors: State) -> State:
-        """Returns aggregated tensors after all parts have changed them; see `Part.retract`."""
+        """Applies `Part.retract` of all parts to aggregated tensors, and returns all tensors."""
         for _, part in self.parts:
             tensors = {**tensors, **part.retract(tensors)}
         return tensors
 
     @property
     def penalising(self) -> tuple[Part, ...]:
-        """Returns the parts that add a term to the local loss."""
+        """Returns the parts that add a term to a client's loss."""
         return tuple(part for _, part in self.parts if type(part).penalty is not Part.penalty)
 
     @property
@@ -143,28 +145,28 @@ class Method:
 
     @property
     def averages_exactly(self) -> bool:
-        """Returns True if averaging is exact for all parts, also when they are combined.
+        """Returns True if averaging is exact for the combination of all parts.
 
-        `Part.averages_exactly` is the answer of one part. If a method has several parts, none may
-        multiply weights that another part trains.
+        `Part.averages_exactly` says whether averaging is exact for one part. For several parts,
+        averaging is exact only if no part multiplies weights that another part trains.
         """
         alone = len(self.parts) == 1 or not any(part.multiplies for _, part in self.parts)
         return alone and all(part.averages_exactly() for _, part in self.parts)
 
     @property
     def decides(self) -> bool:
-        """Returns True if a part defines `decide`, and so may decide after an aggregation."""
+        """Returns True if a part defines `decide`, so that it may act after an aggregation."""
         return any(type(part).decide is not Part.decide for _, part in self.parts)
 
     @property
     def has_rests(self) -> bool:
-        """Returns True if rounds are possible in which clients do not train some tensors."""
+        """Returns True if there may be rounds in which some tensors rest."""
         return bool(self.control) or any(
             type(part).rests is not Part.rests for _, part in self.parts
         )
 
 
 def _own(memory: Mapping[str, Tensor], part: str) -> State:
-    """Returns the tensors of one part from the memory of all parts, by the part's own names."""
+    """Returns the tensors of one part from the common memory, without the prefix of the part."""
     start = f"{part}{OF_PART}"
     return {n.removeprefix(start): t for n, t in memory.items() if n.startswith(start)}

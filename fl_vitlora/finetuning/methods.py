@@ -2,12 +2,12 @@
 
 The method of the paper (Lin, Imaizumi, Kiya, arXiv 2507.11943) is ``lora+patch_embed``, which
 trains LoRA in every block, the patch embedding and the head. The patch embedding is trained so that
-it learns to read encrypted images. A method is a sum of parts: the module `method` has the rules
-for a part, and the module `shelf` makes the parts that a configuration names.
+it learns to read encrypted images. A method is a sum of parts. The module `part` has the rules for
+a part, and the module `shelf` makes the parts that a configuration names.
 
-A prepared model is a model to which a method is attached. A prepared model stores a description
-(`Prepared`): the method, the names that its tensors have in messages, and the names of the tensors
-that the method added.
+A prepared model is a model to which a method is attached. A prepared model has a description
+(`Prepared`) with the method, the names that the trained tensors have in messages, and the names of
+the tensors that the method added.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fl_vitlora.state import State
 __all__ = ["BODY", "HEAD", "HEADS", "LORA", "PATCH_EMBEDDING", "group_of"]
 
 METHODS = USUAL  # the methods that most tests and benchmarks use
-PREPARED = "fine_tuning"  # the attribute of a model that has its description `Prepared`
+PREPARED = "fine_tuning"  # the attribute of a model in which its `Prepared` is stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,10 @@ class Prepared:
 
     Attributes:
         method: The fine-tuning method.
-        names: For the name of each trained tensor in the model, its name in messages.
+        names: A mapping from the name of each trained tensor in the model to its name in messages.
         added: The names, in the model, of the tensors that the method added.
-        rates: The factors of the learning rates of trained tensors, by the names that the tensors
-            have in messages. Tensors with the factor 1 are left out.
+        rates: A mapping from names of trained tensors in messages to the factors of their learning
+            rates. Tensors with the factor 1 are left out.
     """
 
     method: Method
@@ -97,10 +97,10 @@ def attach(model: nn.Module, method: Method, seed: int) -> None:
 
 
 def _trained_names(model: nn.Module, method: Method) -> dict[str, str]:
-    """Returns a dictionary: for the name of each trained tensor in the model, its name in messages.
+    """Returns a dictionary from the names of trained tensors in the model to those in messages.
 
     Raises:
-        UserError: If a part finds nothing to train, or names a tensor that the model does not have.
+        UserError: If a part finds no tensor to train, or names a tensor that the model lacks.
     """
     own = [name for name, _ in model.named_parameters()]
     heads = {name: name for name in own if group_of(name) == HEAD}
@@ -113,8 +113,8 @@ def _trained_names(model: nn.Module, method: Method) -> dict[str, str]:
             raise _nothing(method, name, model)
         if strange := sorted(set(trained) - set(own)):
             raise UserError(
-                f"method {method.name}: the part {name} trains {strange[0]}, an unknown tensor; it "
-                "may name only tensors of the model"
+                f"method {method.name}: the part {name} trains {strange[0]}, an unknown tensor; a "
+                "part may name only tensors of the model"
             )
         for path in trained:
             try:
@@ -126,7 +126,7 @@ def _trained_names(model: nn.Module, method: Method) -> dict[str, str]:
 
 
 def _rates(model: nn.Module, method: Method, names: Mapping[str, str]) -> dict[str, float]:
-    """Returns the factors of learning rates that are not 1, by the tensors' names in messages.
+    """Returns the factors of learning rates that are not 1; see `Prepared.rates`.
 
     Raises:
         UserError: If a factor is not a positive number.
@@ -138,14 +138,14 @@ def _rates(model: nn.Module, method: Method, names: Mapping[str, str]) -> dict[s
             if not 0 < factor < float("inf"):
                 raise UserError(
                     f"method {method.name}: the part {part_name} returns the rate {factor!r} for "
-                    f"{path}; expected a positive factor of the learning rate"
+                    f"{path}; expected a positive factor for the learning rate"
                 )
             found[names[path]] = factor
     return {name: factor for name, factor in found.items() if factor != 1}
 
 
 def _nothing(method: Method, part: str, model: nn.Module) -> UserError:
-    """Returns the error that a model has no tensors that a part could train."""
+    """Returns the error for a model without tensors that a part could train."""
     return UserError(
         f"method {method.name} finds no {part} in {type(model).__name__}; choose another method, "
         "for example --method full"
@@ -158,10 +158,10 @@ def prepared(model: nn.Module) -> Prepared | None:
 
 
 def _check_heads(model: nn.Module) -> None:
-    """Checks that the tensors of the classifier, and no others, have names of the group `head`.
+    """Checks that exactly the tensors of the classifier have names of the group `head`.
 
-    The name of a tensor decides its group. If the classifier had another name, its tensors would
-    get the learning rate of the body.
+    The name of a tensor decides its group. If the classifier had a name of the body, its tensors
+    would get the learning rate of the body.
 
     Raises:
         UserError: If a tensor of the classifier has a name of another group, or if a tensor outside
@@ -171,14 +171,14 @@ def _check_heads(model: nn.Module) -> None:
     called = {name for name, _ in model.named_parameters() if group_of(name) == HEAD}
     if differing := sorted(heads ^ called):
         raise UserError(
-            f"{type(model).__name__} has a classifier whose names look like those of its body "
-            f"({', '.join(differing[:3])}), but they must begin with 'head.'; use a plain ViT, for "
-            "example vit_base_patch16_224"
+            f"{type(model).__name__} has a classifier whose tensors have names like tensors of the "
+            f"body ({', '.join(differing[:3])}); the names must begin with 'head.', so use a plain "
+            "ViT, for example vit_base_patch16_224"
         )
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Returns a dictionary: the trained parameters of a model, by their names in messages.
+    """Returns a dictionary from names in messages to the trained parameters of a model.
 
     The parameters are in the order of the model. The module `groups` explains the names.
     """
@@ -190,8 +190,8 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def backpropagated(model: nn.Module) -> dict[str, nn.Parameter]:
     """Returns the exchanged parameters that clients train with gradients.
 
-    The result has all exchanged tensors except those that only the server changes (`Part.control`)
-    and those that clients measure (`Part.measured`).
+    The result has all exchanged tensors, except tensors that only the server changes
+    (`Part.control`) and tensors that clients measure (`Part.measured`).
     """
     preparation = prepared(model)
     others = () if preparation is None else preparation.method.control + preparation.method.measured
@@ -200,7 +200,7 @@ def backpropagated(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def watch(model: nn.Module) -> Iterator[tuple[BatchTerm, ...]]:
-    """Lets the method of a model watch it during the steps of a round; see `Part.watch`."""
+    """Lets a model's method watch the model during the steps of a round; see `Part.watch`."""
     preparation = prepared(model)
     with nullcontext(()) if preparation is None else preparation.method.watch(model) as terms:
         yield terms
@@ -213,7 +213,7 @@ def rates(model: nn.Module) -> Mapping[str, float]:
 
 
 def plain_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the parameters of a model, on the CPU, without those that its method added."""
+    """Returns the parameters of a model on the CPU, without parameters that its method added."""
     preparation = prepared(model)
     added = frozenset[str]() if preparation is None else preparation.added
     return {n: p.detach().cpu() for n, p in model.named_parameters() if n not in added}
@@ -225,7 +225,7 @@ def export_state(model: nn.Module) -> State:
 
 
 def copied_out(parameters: Mapping[str, Tensor]) -> State:
-    """Returns copies of parameters on the CPU: float64 stays float64, all others become float32.
+    """Returns copies of parameters on the CPU; float64 is kept, and other types become float32.
 
     Example:
         >>> whole = {"w": nn.Parameter(torch.ones(1, dtype=torch.float64))}
@@ -244,10 +244,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     Args:
         model: A prepared model.
-        state: The new values, by the names that the tensors have in messages.
+        state: The new values, under the names that the tensors have in messages.
 
     Raises:
-        ValueError: If the names or shapes differ from those of the model.
+        ValueError: If the names or shapes differ from the names or shapes of the model's tensors.
     """
     copy_in(trainable(model), state)
 
@@ -257,17 +257,17 @@ def copy_in(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor])
     """Copies tensors into parameters, in place.
 
     Args:
-        parameters: The parameters by name.
-        state: The new values by name.
+        parameters: A mapping from names to parameters.
+        state: A mapping from the same names to the new values.
 
     Raises:
-        ValueError: If the names or shapes of the new values differ from those of the parameters.
+        ValueError: If names or shapes differ between `state` and `parameters`.
     """
     if parameters.keys() != state.keys():
         differing = sorted(parameters.keys() ^ state.keys())
         raise ValueError(
-            "expected the names of the model's trained tensors; missing or unknown names differ: "
-            f"{differing}"
+            "expected the names of the model's trained tensors; these names are missing or "
+            f"unknown: {differing}"
         )
     for name, parameter in parameters.items():
         if parameter.shape != state[name].shape:
@@ -299,11 +299,11 @@ def merge(model: nn.Module) -> None:
 def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
     """Computes one gradient and checks that every trained tensor gets a gradient.
 
-    Some timm models (BEiT, EVA, SwinV2) read the weight of the layer `qkv` directly. If LoRA is
-    added to the layer `qkv`, a model of these kinds does not use LoRA.
+    Some timm models (BEiT, EVA, SwinV2) read the weight of the layer `qkv` directly. If a method
+    adds LoRA to the layer `qkv` of these models, the models do not use LoRA.
 
     Args:
-        model: A prepared model. The parameters of this model do not change.
+        model: A prepared model, whose parameters do not change.
         image_shape: The shape of an image, (C, H, W).
 
     Raises:
@@ -314,8 +314,8 @@ def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None
         model(probe.reshape(2, *image_shape)).square().sum().backward()
     except AttributeError as error:
         raise UserError(
-            f"{type(model).__name__} reads the weights of its layers directly, so that it would "
-            f"bypass LoRA ({error}); use a plain ViT, or --method full"
+            f"{type(model).__name__} reads the weights of its layers directly and would ignore "
+            f"LoRA ({error}); use a plain ViT, or --method full"
         ) from None
     trained = backpropagated(model)
     reached = {name for name, p in trained.items() if p.grad is not None}
@@ -323,6 +323,6 @@ def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None
     bypassed = sorted(trained.keys() - reached)
     if bypassed:
         raise UserError(
-            f"{type(model).__name__} never uses {len(bypassed)} trained tensors, first "
-            f"{bypassed[0]}, so they would not learn; use a plain ViT, or another --method"
+            f"{type(model).__name__} never uses {len(bypassed)} trained tensors, for example "
+            f"{bypassed[0]}, so these tensors would not learn; use a plain ViT, or another --method"
         )

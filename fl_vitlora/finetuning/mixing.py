@@ -1,15 +1,16 @@
-"""The computation of a network of low-rank mixers, with its gradient.
+"""Computes the outputs of a network of low-rank mixers, and the gradients of the mixers' tensors.
 
-A mixer multiplies its matrices with columns X, (K, n, m). The columns of a mixer of tokens are the
-tokens of each channel and image, n = T. The columns of a mixer of channels are the channels of each
-token and image, n = D. With y = 0 before the first block, and the output b of the present block:
+A mixer multiplies its matrices with columns X, (K, n, m). A token mixer has one column for each
+channel of each image; the column contains that channel of all tokens, n = T. A channel mixer has
+one column for each token of each image; the column contains all channels of that token, n = D. With
+y = 0 before the first block, and the output b of the present block, a mixer computes
 
     h = b + y,   X = columns of h,   z = W_down · X + c,   a = gelu(z),   y ← y + W_up · a + d
 
-The tokens come before the images, (K, T, b, D). In this order, both kinds of columns are views of
-h, and every product is one call for all clients. The gradient is written by hand. Automatic
-differentiation multiplies the matrices in an order that takes up to four times as long if the rank
-is small. With the columns G of ∂loss/∂y:
+In memory the tokens come before the images, (K, T, b, D). In this order, the columns of both kinds
+of mixers are views of h, and every product is one call for all clients. The gradient is written by
+hand, because automatic differentiation multiplies the matrices in another order. If the rank is
+small, that order takes up to four times as long. With the columns G of ∂loss/∂y, the gradients are
 
     ∂W_up = G · aᵀ,   ∂d = G · 1,   ∂z = gelu'(z) ∘ (W_upᵀ · G),   ∂W_down = ∂z · Xᵀ,   ∂c = ∂z · 1
     ∂h = W_downᵀ · ∂z,   ∂loss/∂y ← ∂loss/∂y + ∂h
@@ -30,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 TENSORS = 4  # the number of trained tensors of a mixer
-gelu_backward = torch.ops.aten.gelu_backward  # the name is PyTorch's
+gelu_backward = torch.ops.aten.gelu_backward  # PyTorch's name for the derivative of gelu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +41,10 @@ class Mixing:
     Attributes:
         down: The matrices W_down, (K, r, n).
         down_bias: The vectors c, (K, r).
-        up: The matrices W_up, (K, n, r). After the last block, a mixer of tokens needs only the
-            first S rows, because the result has S tokens.
-        up_bias: The vectors d, (K, n), or (K, S) after the last block.
-        tokens: True if the mixer works on tokens.
+        up: The matrices W_up, (K, n, r). A token mixer after the last block has only the first S
+            rows, because the result has only S tokens.
+        up_bias: The vectors d, (K, n), or (K, S) for a token mixer after the last block.
+        tokens: True for a token mixer, False for a channel mixer.
     """
 
     down: Tensor
@@ -58,18 +59,19 @@ class Mixing:
         return self.down, self.down_bias, self.up, self.up_bias
 
     def columns(self, x: Tensor) -> Tensor:
-        """Returns the columns of a tensor (K, T, b, D), which are a view of it, (K, n, m)."""
+        """Returns the columns, (K, n, m), of a tensor (K, T, b, D), as a view of this tensor."""
         clients, first, _, width = x.shape
         return x.view(clients, first, -1) if self.tokens else x.view(clients, -1, width).mT
 
 
 class Step(NamedTuple):
-    """The intermediate results of a mixer from which its gradient is computed.
+    """The intermediate results of one mixer, from which the mixer's gradients are computed.
 
     Attributes:
-        x: The columns X of the tokens on which the result depends, (K, n, m).
-        z: The numbers before the activation function, (K, r, m).
-        a: The numbers after the activation function, (K, r, m).
+        x: The columns X, (K, n, m). A channel mixer after the last block has only the columns of
+            the first S tokens.
+        z: The numbers z before the activation function, (K, r, m).
+        a: The numbers a after the activation function, (K, r, m).
     """
 
     x: Tensor
@@ -94,7 +96,7 @@ def refine(blocks: Tensor, mixings: Sequence[Mixing], read: int) -> Tensor:
 
 
 def _refined(blocks: Tensor, mixings: Sequence[Mixing], read: int) -> tuple[Tensor, list[Step]]:
-    """Returns the result of `refine`, and the steps from which the gradient is computed."""
+    """Returns the result of `refine`, and the intermediate results of each mixer."""
     refined = torch.zeros_like(blocks[0])
     steps = []
     for number, (mixing, block) in enumerate(zip(mixings, blocks.unbind(), strict=True)):
@@ -112,10 +114,10 @@ def _refined(blocks: Tensor, mixings: Sequence[Mixing], read: int) -> tuple[Tens
 
 
 def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
-    """Adds products of matrices in place, in the order in which the sums lie in memory.
+    """Adds products of matrices to a tensor in place, in the memory order of this tensor.
 
     Args:
-        sums: The tensor that is changed, (K, n, m).
+        sums: The tensor that changes, (K, n, m).
         left: The left factors, (K, n, r).
         right: The right factors, (K, r, m).
     """
@@ -131,7 +133,7 @@ def _gradients(mixing: Mixing, step: Step, out: Tensor) -> tuple[list[Tensor], T
     Args:
         mixing: The mixer whose gradients are computed.
         step: The intermediate results that `_refined` returned for this mixer.
-        out: The columns G of the gradient of the result, (K, n, m).
+        out: The columns G of the gradient ∂loss/∂y, (K, n, m).
     """
     dz = gelu_backward(torch.bmm(mixing.up.mT, out), step.z)
     down, up = torch.bmm(dz, step.x.mT), torch.bmm(step.a, out.mT).mT
@@ -139,7 +141,7 @@ def _gradients(mixing: Mixing, step: Step, out: Tensor) -> tuple[list[Tensor], T
 
 
 class _Refine(torch.autograd.Function):
-    """The function `refine` with its gradient, which cannot be differentiated again."""
+    """The function `refine` with a gradient that cannot be differentiated a second time."""
 
     @staticmethod
     def forward(
@@ -177,7 +179,7 @@ class _Refine(torch.autograd.Function):
 
 
 def _mixings(kinds: Sequence[bool], tensors: Sequence[Tensor]) -> list[Mixing]:
-    """Returns the mixers with the given kinds and tensors; a kind is True for tokens."""
+    """Returns mixers with the given kinds and tensors; a kind is True for a token mixer."""
     return [
         Mixing(down=down, down_bias=down_bias, up=up, up_bias=up_bias, tokens=kind)
         for kind, (down, down_bias, up, up_bias) in zip(

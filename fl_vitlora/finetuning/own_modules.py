@@ -1,9 +1,9 @@
-"""The base of parts that add small modules of their own to a ViT and train nothing else.
+"""Base classes for parts that add their own small modules to a ViT and train only these modules.
 
-Examples of such modules are adapters, prompts, and scales and shifts. Each module knows the part
-that owns it, so that two parts of one kind can be told apart. The modules of this base can train
-several clients in one batch: then every trained tensor has a first dimension K, and `OwnModule`
-applies to each image the tensors of the client that the image belongs to.
+Examples of these modules are adapters, prompts, and scales with shifts. Each module has an
+attribute with its part, so that the modules of two parts of the same class can be distinguished.
+The modules can train several clients in one batch. In such a batch every trained tensor has a first
+dimension K, and `OwnModule` applies to each image the tensors of the image's client.
 
 Letters in shapes: K clients that share a batch, B images in a batch, T tokens, n inputs, m outputs.
 """
@@ -32,8 +32,8 @@ class OwnModule(nn.Module):
 
     Attributes:
         multiply: A function that applies a matrix to a tensor (B, T, n). When several clients are
-            trained in one batch, `multiply` is replaced by a function that applies each client's
-            own matrix (`training.stacking`).
+            trained in one batch, the module `training.stacking` replaces `multiply` by a function
+            that applies the own matrix of each client.
     """
 
     def __init__(self, owner: Part) -> None:
@@ -42,14 +42,14 @@ class OwnModule(nn.Module):
         self.multiply: Multiply = F.linear
 
     def for_each_image(self, vector: Tensor, images: int) -> Tensor:
-        """Returns a trained vector in a shape that fits the tokens of a batch, (B, T, n).
+        """Returns a trained vector in a shape that broadcasts with the tokens, (B, T, n).
 
         Args:
             vector: The vector, (n,), or (K, n) if K clients share the batch.
             images: The number B of images in the batch.
 
         Returns:
-            The vector itself, or the vector of each image's client, (B, 1, n).
+            The vector itself, (n,), or the vector of each image's client, (B, 1, n).
         """
         if vector.ndim == 1:
             return vector
@@ -77,7 +77,7 @@ class ModulePart(Part):
         return [m for m in every if isinstance(m, OwnModule) and m.owner == self]
 
     def group(self, name: str) -> str:
-        """Returns the group `lora`, whose tensors have the setting `learning_rate` unchanged."""
+        """Returns the group `lora`, whose learning rate is the setting `learning_rate` itself."""
         del name
         return LORA
 
@@ -86,7 +86,7 @@ def parts_of_block(block: nn.Module, *paths: str) -> list[Any]:
     """Returns modules of a block by their dotted names.
 
     Raises:
-        UserError: If the block lacks one of these modules.
+        UserError: If the block has no module with one of the names.
     """
     found = []
     for path in paths:
@@ -94,8 +94,8 @@ def parts_of_block(block: nn.Module, *paths: str) -> list[Any]:
             found.append(block.get_submodule(path))
         except AttributeError:
             raise UserError(
-                f"the method finds no {path!r} in {type(block).__name__}; use a plain ViT, or "
-                "--method full"
+                f"the method needs a module {path!r}, which {type(block).__name__} lacks; use a "
+                "plain ViT, or --method full"
             ) from None
     return found
 
@@ -109,19 +109,19 @@ def pretrained(layer: nn.Module) -> Any:
 
 
 def plain(layer: Any) -> Any:
-    """Returns a layer without adapters; if a method has replaced the layer, the merged layer."""
+    """Returns the merged layer if a method has replaced the layer, otherwise the layer itself."""
     return layer.merged() if hasattr(layer, "merged") else layer
 
 
 def put_plain(root: nn.Module, path: str) -> Any:
-    """Replaces the layer at a dotted path by its merged layer, in place, and returns that layer."""
+    """Replaces the layer at a dotted path by its merged layer, and returns the merged layer."""
     layer = plain(root.get_submodule(path))
     targets.put_module(root, path, layer)
     return layer
 
 
 def check_bias(layer: nn.Module, path: str) -> None:
-    """Refuses a layer without bias, because a trained shift could not be merged into it.
+    """Refuses a layer without bias, because a trained shift could not be merged into the layer.
 
     Args:
         layer: The layer, with or without adapters.

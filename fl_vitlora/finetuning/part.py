@@ -6,9 +6,9 @@ keyword-only dataclass, whose fields are its hyper-parameters. The fields `rank`
 ``finetuning.targets``. Any other field of a part is set by the setting
 ``finetuning.parameters.NAME``. Every method also trains the head.
 
-A part must define only the method `trained`, which names the tensors that the part trains. The part
-in this example adds trained gains, which multiply outputs in every block. At the start all gains
-are one, so the outputs of the model do not change:
+A part must define only the method `trained`, which returns the names of the tensors that the part
+trains. The part in this example adds trained gains, which multiply the outputs of the MLP in every
+block. At the start all gains are one, so the outputs of the model do not change:
 
     >>> import torch
     >>> class Gain(nn.Module):
@@ -19,7 +19,7 @@ are one, so the outputs of the model do not change:
     ...         return x * self.gain
     >>> @dataclass(frozen=True, kw_only=True)
     ... class Gains(Part):
-    ...     cannot_merge = "its gains are layers of their own"
+    ...     cannot_merge = "its gains are separate layers"
     ...     def attach(self, model):
     ...         for block in model.blocks:
     ...             block.mlp.add_module("drop2", Gain(block.mlp.fc2.out_features))
@@ -33,29 +33,29 @@ are one, so the outputs of the model do not change:
 This table says when each method of a part is called:
 
     once     attach(model), trained(model), group(name),
-             rate(name)                                   at server and clients, with one seed
+             rate(name)                                   at server and clients, with the same seed
     server   rests(server_round, memory)                  before each round
     client   penalty(parameters, anchor)                  in each step, for a term of the loss
     client   watch(model)                                 around the steps of a round
     server   retract(tensors), decide(known, memory)      after each aggregation
     at last  merge(model)                                 only if `cannot_merge` is empty
 
-An argument that a method does not explain is one of these:
+Arguments have these meanings, unless the docstring of a method explains them:
 
-    model         the timm ViT with all parts of the sum attached; for `attach`, the earlier parts
+    model         the timm ViT with all parts of the sum attached; for `attach`, only earlier parts
     name          the name of a tensor in the model
     server_round  the number of the round, from 1
-    memory        the memory that `decide` returned after the round before; empty at first
+    memory        the memory that `decide` returned after the previous round; empty at first
     parameters    the tensors that the client trains in this round, by name
     anchor        the values of these tensors when the client's training began, by name
     known         what the server knows after an aggregation (`Aggregated`)
     tensors       all exchanged tensors after an aggregation, by name
 
-If a part declares `frozen_backbone`, clients call features(model, images) once for each image, and
-from_features(model, features) in each step; the module `features` has the rules for such methods.
+If `frozen_backbone` is True for a part, clients call features(model, images) once for each image,
+and from_features(model, features) in each step; the module `features` has the rules.
 
-`fl_vitlora.testing.method` checks the rules. From the command line:
-``python simulate.py --check-method my_package.my_file:MyPart``.
+The module `fl_vitlora.testing.method` checks whether a part keeps the rules. The command
+``python simulate.py --check-method my_package.my_file:MyPart`` makes the same checks.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ from torch import Tensor, nn
 from fl_vitlora.finetuning.groups import exact_group_of
 from fl_vitlora.state import State
 
-EVERYTHING = ("",)  # `Part.rests`: all tensors except those that clients measure
+EVERYTHING = ("",)  # in the result of `Part.rests`: all tensors that clients do not measure
 BatchTerm = Callable[[Tensor], "Tensor | float"]  # maps the labels of a batch, (B,), to a scalar
 
 
@@ -98,7 +98,9 @@ class Aggregated:
 
 @dataclass(frozen=True, kw_only=True)
 class Part(ABC):
-    """The base class of the parts of a fine-tuning method; this module's text has the rules.
+    """The base class of the parts of a fine-tuning method.
+
+    The docstring of this module has the rules for parts.
 
     Attributes:
         low_rank: True if the part adds low-rank pairs, ``lora_A`` and ``lora_B``, whose product is
@@ -106,28 +108,28 @@ class Part(ABC):
         trains_patch_embedding: True if the part trains the patch embedding.
         stackable: True if several clients can be trained in one batch. If `stackable` is True, the
             modules of the part must apply every trained matrix with a function in an attribute
-            ``multiply``, as `LoRALinear` does, or ask an attribute ``batch_sizes``, as
+            ``multiply``, as `LoRALinear` does, or use an attribute ``batch_sizes``, as
             `SideNetwork` does.
         reads_weights: True if `attach` or the forward pass needs the values of tensors. If
-            `reads_weights` is True, a run tries the method after the weights are loaded.
+            `reads_weights` is True, a run checks the method after the weights are loaded.
         control: Endings of the names of tensors that only the server changes, in `decide`. Clients
-            never train tensors under control of the server. The server sends these tensors without
-            loss, and only to clients that have older values.
+            never train these tensors. The server sends these tensors exactly (without loss), and
+            only to clients that have older values.
         frozen_backbone: True if the part never changes what the backbone computes, and needs no
             gradient from the backbone. If `frozen_backbone` is True, clients can keep the features
             of their images from round to round.
         personal: Endings of the names of tensors that every client trains, keeps from round to
-            round and never sends. If a part has personal tensors, the clients measure the accuracy,
-            not the server.
-        measured: Endings of the names of tensors that clients do not train: `watch` sets them to
-            means over the images of the round. The aggregated values of such tensors are means over
-            the images of all clients.
+            round and never sends. If a part has personal tensors, the clients measure the accuracy
+            instead of the server.
+        measured: Endings of the names of tensors that clients measure instead of training. The
+            method `watch` sets these tensors to means over the images of the round. The aggregated
+            values of these tensors are means over the images of all clients.
         cannot_merge: The reason why the trained tensors of the part cannot be merged into a plain
-            timm model. The text `cannot_merge` is empty if the tensors can be merged.
+            timm model; empty if the tensors can be merged.
         multiplies: True if trained tensors of the part are multiplied with weights that other parts
             may train.
         changes_start: The reason why the model's outputs change when the untrained part is
-            attached. The text `changes_start` is empty if the outputs stay equal.
+            attached; empty if the outputs do not change.
     """
 
     low_rank: ClassVar[bool] = False
@@ -143,12 +145,12 @@ class Part(ABC):
     changes_start: ClassVar[str] = ""
 
     def note(self) -> str:
-        """Returns a sentence for the user when a run begins; by default an empty text."""
+        """Returns a sentence that a run shows to the user when it begins; by default none."""
         return ""
 
     @property
     def reads_token_order(self) -> bool:
-        """Returns True if trained tensors depend on the order of tokens, which a key may change."""
+        """Returns True if trained tensors depend on the order of tokens, which keys may change."""
         return False
 
     def attach(self, model: nn.Module) -> None:
@@ -168,9 +170,9 @@ class Part(ABC):
 
         Returns:
             One of ``patch_embed, lora_A, lora_B, lora, head, body``. By default the group follows
-            from the name of the tensor. Tensors of the group ``lora`` are trained with the setting
-            ``training.learning_rate``, without a factor, and are sent with the codec that the
-            settings call ``other``.
+            from the name of the tensor. For tensors of the group ``lora``, the learning rate is the
+            setting ``training.learning_rate`` without a factor. Messages use the codec that the
+            settings call ``other`` for these tensors.
         """
         return exact_group_of(name)
 
@@ -185,7 +187,7 @@ class Part(ABC):
         return 1.0
 
     def features(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Returns what the trained tensors of a part with `frozen_backbone` need of each image.
+        """Returns the features of images, from which `from_features` computes the logits.
 
         Args:
             model: The model with all parts attached, in evaluation mode.
@@ -204,20 +206,20 @@ class Part(ABC):
 
         Args:
             model: The model with all parts attached, or its stacked form (`training.stacking`).
-            features: What `features` returned for these images, (B, ...).
+            features: The result of `features` for these images, (B, ...).
         """
         whole: Any = model
         logits: Tensor = whole.head(features)
         return logits
 
     def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Returns endings of the names of tensors that no client trains or sends in a round.
+        """Returns endings of the names of tensors that rest in a round.
+
+        No client trains or sends a tensor that rests. The strategy may freeze further tensors.
 
         Returns:
-            The endings; a part that does not define this method returns none. The value
-            `EVERYTHING` means all tensors except those that `measured` names; in such a round
-            clients do not train, but only measure. The aggregation strategy may freeze further
-            tensors.
+            The endings, by default none. The value `EVERYTHING` means all tensors except those
+            whose endings are in `measured`; in such a round clients do not train, but only measure.
         """
         del server_round, memory
         return ()
@@ -232,7 +234,7 @@ class Part(ABC):
         dimension for the clients.
 
         Returns:
-            The term: a tensor with one number, or a float, by default 0.
+            The term, which is a tensor with one number, or a float; by default 0.
         """
         del parameters, anchor
         return 0.0
@@ -240,9 +242,8 @@ class Part(ABC):
     def averages_exactly(self) -> bool:
         """Returns True if averaging the trained tensors averages the weights of the merged model.
 
-        The answer is True if the weights are linear in the trained tensors. A part that does not
-        define this method returns False. The command `--check-method` tests whether an answer of
-        True is correct.
+        The result must be True only if the weights are linear in the trained tensors. The default
+        is False. The command `--check-method` tests whether the result True is correct.
         """
         return False
 
@@ -250,43 +251,42 @@ class Part(ABC):
     def watch(self, model: nn.Module) -> Iterator[BatchTerm]:
         """Watches the model of a client during the steps of a round, for example with hooks.
 
-        At the end of the `with` block, all hooks must be removed, and the tensors that `measured`
-        names must be set, in place.
-
-        This method is not called for clients that are trained in one batch. So a part that watches
-        may be stackable only if its clients never measure and train in the same round: where they
-        measure, `rests` returns `EVERYTHING`, and in all other rounds it returns `measured`. Such
-        clients measure one by one, and train in one batch.
+        At the end of the `with` block, this method must remove all hooks, and must set the tensors
+        of `measured` in place. This method is not called for clients that are trained in one batch.
+        Therefore a part that defines this method may be stackable only if its clients never measure
+        and train in the same round. In a round in which clients measure, `rests` must return
+        `EVERYTHING`; in all other rounds `rests` must return `measured`. With these values, clients
+        measure one by one, and train in one batch.
 
         Yields:
-            A function that is called after each forward pass with the labels of the batch. The
-            yielded function returns a term that is added to the loss; by default 0.
+            A function that is called after each forward pass with the labels of the batch. This
+            function returns a term that is added to the loss; by default 0.
         """
         del model
         yield lambda labels: 0.0
 
     def retract(self, tensors: State) -> State:
-        """Restores, at the server, a property that averaged tensors have lost.
+        """Restores, at the server, a property that tensors have lost by averaging.
 
-        For example, the mean of orthogonal matrices is not orthogonal. So a part that trains
+        For example, the mean of orthogonal matrices is not orthogonal. Therefore a part that trains
         orthogonal matrices returns an orthogonal matrix near the mean.
 
         Returns:
-            A dictionary: the tensors that change, by name; by default it is empty.
+            A dictionary from names to the tensors that change; by default it is empty.
         """
         del tensors
         return {}
 
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
-        """Decides, at the server after an aggregation, what changes in the next rounds.
+        """Chooses, at the server after an aggregation, what changes in the next rounds.
 
         For example, a part can choose tensors that are frozen from now on, or the entries of a
         tensor that are trained. This method gets only the aggregated tensors, so it also works
         with secure aggregation.
 
         Returns:
-            A pair of dictionaries: the tensors that change, by name (by default none), and the new
-            memory of this part, with names that the part chooses.
+            A pair of dictionaries. The first has the tensors that change, by name; by default none.
+            The second is the new memory of this part, with names that the part chooses.
         """
         del known
         return {}, dict(memory)

@@ -1,4 +1,4 @@
-"""The part `patch_embed` trains the patch embedding, so that the model learns encrypted patches.
+"""The part `patch_embed` trains the patch embedding, so that it learns to read encrypted patches.
 
 Source: Lin, Imaizumi, Kiya, arXiv 2507.11943. The paper trains the patch embedding together with
 LoRA in every block.

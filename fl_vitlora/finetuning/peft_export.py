@@ -1,11 +1,11 @@
-"""Writes what fine-tuning has changed as an adapter of Hugging Face's library `peft`.
+"""Writes the changes of a fine-tuned model as an adapter of Hugging Face's library `peft`.
 
-Two plain models are compared: the public one and the tuned one, into which all parts of the method
-are merged. So the form of the method does not matter. A linear layer whose weight has changed by a
-product of low rank becomes LoRA in `peft`: W + B·A, where the singular value decomposition of the
-change gives B·A exactly. This is also how `peft` can hold LoRA on q and v alone, although timm
-computes q, k and v in one layer: the two products of rank r become one of rank 2r. Any other layer
-that has changed is stored as a whole (`modules_to_save`).
+This module compares two plain models: the public model, and the tuned model into which all parts of
+the method are merged. Therefore the kind of the method does not matter. If the weight of a linear
+layer has changed by a matrix of low rank, the layer becomes LoRA in `peft`: W + B·A. The singular
+value decomposition of the change gives B and A exactly. In timm, q, k and v are one layer, so LoRA
+on q and v with rank r becomes one product B·A of rank 2·r for this layer. Any other layer that has
+changed is stored as a whole (`modules_to_save`).
 
 Letters in shapes: m outputs and n inputs of a layer, r rank.
 """
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fl_vitlora.errors import UserError
 
-NEGLIGIBLE = 1e-9  # singular values below this share of the largest are rounding, in float64
+NEGLIGIBLE = 1e-9  # in float64, singular values below this share of the largest are rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,8 @@ class Changes:
     """The differences between two plain models.
 
     Attributes:
-        low_rank: For the name of a linear layer, the factors B (m, r) and A (r, n) of its change.
+        low_rank: A mapping from names of linear layers to the factors B, (m, r), and A, (r, n), of
+            the change of the layer's weight.
         whole: The names of the modules that are stored as a whole.
         biases: True if a bias of a layer in `low_rank` has changed.
     """
@@ -50,8 +51,8 @@ def changes_between(public: nn.Module, tuned: nn.Module, always: Sequence[str] =
         always: The names of modules that are stored as a whole, whether they have changed or not.
 
     Raises:
-        UserError: If a tensor has changed that belongs to no layer, such as a position embedding:
-            `peft` cannot store it.
+        UserError: If a tensor that belongs to no layer has changed, such as a position embedding,
+            because `peft` cannot store this tensor.
     """
     before, low_rank, whole, biases = dict(public.named_parameters()), {}, list(always), False
     changed = {n for n, p in tuned.named_parameters() if not torch.equal(p, before[n])}
@@ -61,8 +62,8 @@ def changes_between(public: nn.Module, tuned: nn.Module, always: Sequence[str] =
         if not path or not _is_leaf(tuned.get_submodule(path)):
             bare = next(n for n in sorted(changed) if n.rpartition(".")[0] == path)
             raise UserError(
-                f"peft cannot store {bare}, which belongs to no layer; export the whole model "
-                "instead: form timm"
+                f"peft cannot store {bare}, because this tensor belongs to no layer; export the "
+                "whole model instead, with the form timm"
             )
         layer = tuned.get_submodule(path)
         factors = None
@@ -96,8 +97,8 @@ def adapter_of(public: nn.Module, tuned: nn.Module, changes: Changes) -> Any:
     ranks = {path: len(low) for path, (_, low) in changes.low_rank.items()}
     if not ranks:
         raise UserError(
-            "no weight has changed by a product of low rank, so there is nothing for peft to "
-            "adapt; export the whole model instead: form timm"
+            "no weight has changed by a matrix of low rank, so there is nothing for peft to "
+            "adapt; export the whole model instead, with the form timm"
         )
     config = LoraConfig(
         r=max(ranks.values()),
@@ -133,11 +134,11 @@ def write_adapter(folder: Path, adapted: Any) -> None:
 
 
 def open_adapter(public: nn.Module, folder: Path) -> nn.Module:
-    """Returns the public model with the adapter of a folder, as a user of `peft` loads it.
+    """Returns the public model with the adapter of a folder, loaded with the library `peft`.
 
     Args:
         public: The pre-trained model, which is not changed.
-        folder: The folder of `write_adapter`.
+        folder: The folder that `write_adapter` has filled.
     """
     from peft import PeftModel
 
@@ -150,9 +151,9 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def _factors(change: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Returns B (m, r) and A (r, n) with B·A = change, or None if they would not be smaller.
+    """Returns B, (m, r), and A, (r, n), with B·A = change; None if B and A would not be smaller.
 
-    A change of zero has rank 1 here, with factors of zeros, because only its bias has changed.
+    If the change is zero (only the bias of the layer has changed), B and A are zero with r = 1.
     """
     left, values, right = torch.linalg.svd(change, full_matrices=False)
     rank = max(1, int((values > NEGLIGIBLE * values[0]).sum()) if values[0] > 0 else 1)

@@ -1,7 +1,7 @@
 """The layers of a timm ViT that a tuner of peft adapts.
 
-timm computes queries, keys and values in one layer, `qkv`. A tuner of peft adapts whole layers, so
-it adapts q, k and v together, or none of the three.
+timm computes queries, keys and values in one layer, `qkv`. A tuner of peft adapts whole layers.
+Therefore a tuner adapts q, k and v together, or none of the three.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from fl_vitlora.config import FineTuningConfig
 from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import targets
 
-NORMS = "LN_TUNING"  # the tuner that trains all layer normalisations, instead of linear layers
+NORMS = "LN_TUNING"  # a tuner that trains all layer normalisations and no linear layer
 
 
 def layers_of(model: nn.Module, tuner: str, names: Sequence[str]) -> dict[str, nn.Module]:
-    """Returns the layers that a tuner replaces, by their paths in the model.
+    """Returns a dictionary from paths in the model to the layers that a tuner replaces.
 
     Args:
         model: A timm ViT.
@@ -39,22 +39,24 @@ def layers_of(model: nn.Module, tuner: str, names: Sequence[str]) -> dict[str, n
 
 
 def note(tuner: str, names: Sequence[str]) -> str:
-    """Returns a sentence if a tuner adapts more than the setting `finetuning.targets` names.
+    """Returns a sentence for the user if the default targets q and v mean the whole layer `qkv`.
+
+    For other targets, and for tuners that adapt no linear layer, the result is an empty text.
 
     Args:
         tuner: The name of the tuner in peft.
-        names: The value of the setting.
+        names: The value of the setting `finetuning.targets`.
     """
     if names != FineTuningConfig().targets or tuner == NORMS:
         return ""
     return (
-        f"peft:{tuner} adapts the whole layer qkv, because peft cannot adapt q and v "
-        "alone; other layers: --set 'finetuning.targets=[q,k,v,proj]'"
+        f"peft:{tuner} adapts the whole layer qkv, because peft cannot adapt q and v alone; "
+        "choose other layers with, for example, --set 'finetuning.targets=[q,k,v,proj]'"
     )
 
 
 def _slices(tuner: str, names: Sequence[str]) -> Sequence[str]:
-    """Returns the names of the target slices, with all of q, k and v or none of them.
+    """Returns the names of the target slices, which are all of q, k and v or none of the three.
 
     Raises:
         UserError: If `names` is not the default of the setting and has only one or two of q, k and
@@ -68,7 +70,7 @@ def _slices(tuner: str, names: Sequence[str]) -> Sequence[str]:
     others = [name for name in names if name not in targets.FUSED]
     raise UserError(
         f"method peft:{tuner}: peft cannot adapt {', '.join(sorted(fused))} alone, "
-        "because timm's layer qkv is one layer; choose it whole: "
+        "because timm's layer qkv is one layer; choose the whole layer: "
         f"--set 'finetuning.targets=[{','.join([*targets.FUSED, *others])}]'"
     )
 

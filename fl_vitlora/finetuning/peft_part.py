@@ -1,21 +1,21 @@
 """The parts ``peft:NAME``: the tuners of Hugging Face's package `peft`, such as ``peft:HRA``.
 
-A tuner of peft replaces whole layers by layers of its own, which hold the frozen layer and the
-trained tensors. The part chooses the layers (`peft_layers`), lets the tuner replace them
-(`peft_replacement`), checks the start (`peft_start`), and names the trained tensors. Nothing else
-of a tuner is sent: server and clients draw the frozen matrices and the indices of a tuner from the
-same seed.
+A tuner of peft replaces whole layers by its own layers, which contain the frozen layer and the
+trained tensors. The part chooses the layers (`peft_layers`), lets the tuner replace these layers
+(`peft_replacement`), checks the outputs before training (`peft_start`), and returns the names of
+the trained tensors. Only trained tensors are sent. The server and the clients draw the frozen
+matrices and the indices of a tuner with the same seed.
 
-The hyper-parameters of a part are the fields of the tuner's configuration, with peft's defaults
-(`peft_settings`), and `tuner_rate`. A field with the name `alpha` gets the value of the setting
+The hyper-parameters of a part are `tuner_rate` and the fields of the tuner's configuration, with
+peft's defaults (`peft_settings`). A field with the name `alpha` gets the value of the setting
 `finetuning.alpha`. The module `peft_tuners` says which tuners fit a ViT.
 
 For most tuners, the mean of the clients' tensors does not give the mean of their weights, because
 these tuners multiply trained tensors with each other. The mean is exact for tuners whose increment
-is linear in the trained tensors: BEFT, IA3, LN_TUNING, SHIRA, SUPERTUNING, and FOURIERFT and
-WAVEFT, whose entries are chosen by a common seed.
+is linear in the trained tensors: BEFT, IA3, LN_TUNING, SHIRA, SUPERTUNING, FOURIERFT and WAVEFT.
+FOURIERFT and WAVEFT choose entries at random, with a seed that all clients share.
 
-Source: the package peft 0.21, whose pages cite the papers of the tuners.
+Source: The package peft 0.21, whose documentation cites the papers of the tuners.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from fl_vitlora.finetuning import (
 from fl_vitlora.finetuning.groups import LORA
 from fl_vitlora.finetuning.part import Part
 
-OURS = ("targets", "tuner_rate")  # the fields of a part that are not peft's
+OURS = ("targets", "tuner_rate")  # the fields of a part that are not fields of peft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,11 @@ class PeftPart(Part):
 
     Attributes:
         tuner: The name of the tuner in peft, such as ``HRA``.
-        targets: The names of the layers (`targets.LAYERS`). The layer `qkv` of timm is one layer
-            for peft, so all of q, k and v must be named. The default of the setting, q and v, also
-            means the whole layer `qkv`.
-        tuner_rate: The factor on the learning rate of the tuner's tensors. The default of
-            `tuner_rate` is the tuner's entry in the table `peft_tuners.RATES`, or 1.
+        targets: The names of the layers (`targets.LAYERS`). For peft the layer `qkv` of timm is one
+            layer, so the names must contain all of q, k and v, or none. The default of the setting,
+            q and v, also means the whole layer `qkv`.
+        tuner_rate: The factor by which the learning rate of the tuner's tensors is multiplied. The
+            default is the tuner's entry in the table `peft_tuners.RATES`, or 1 without an entry.
     """
 
     reads_weights = True
@@ -67,22 +67,22 @@ class PeftPart(Part):
     tuner_rate: float = 1.0
 
     def note(self) -> str:
-        """Returns a sentence if the tuner adapts more than the setting `targets` names."""
+        """Returns a sentence for the user if the default targets mean the whole layer `qkv`."""
         return peft_layers.note(self.tuner, self.targets)
 
     def attach(self, model: nn.Module) -> None:
         """Lets the tuner replace the target layers, and checks that the outputs do not change.
 
         Raises:
-            UserError: If the tuner does not fit the layers, or does not start at the pre-trained
-                function.
+            UserError: If the tuner does not fit the layers, or changes the outputs of the
+                pre-trained layers before training.
         """
         own = [item.name for item in dataclasses.fields(self) if item.name not in OURS]
         options = {name: getattr(self, name) for name in own}
         layers = peft_layers.layers_of(model, self.tuner, self.targets)
         before = {path: peft_start.PlainLayer.of(layer) for path, layer in layers.items()}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft tells of its defaults, and of types it guesses
+            warnings.simplefilter("ignore")  # peft warns of its defaults, and of guessed types
             peft_replacement.replace(model, self.tuner, layers, options)
             peft_start.check(self.tuner, before, model, options)
 
@@ -100,12 +100,12 @@ class PeftPart(Part):
         return LORA
 
     def rate(self, name: str) -> float:
-        """Returns the factor on the learning rate of the tuner's tensors, `tuner_rate`."""
+        """Returns `tuner_rate`, the factor for the learning rate of the tuner's tensors."""
         del name
         return self.tuner_rate
 
     def merge(self, model: nn.Module) -> None:
-        """Lets peft add the trained tensors to the weights, and puts the plain layers back."""
+        """Lets peft add the trained tensors to the weights, and restores plain layers."""
         peft_replacement.put_back(model)
 
 
@@ -117,7 +117,8 @@ def part_class(name: str) -> type[PeftPart]:
         name: The name of the part, such as ``peft:HRA``.
 
     Raises:
-        UserError: If peft is not installed, has no such tuner, or the tuner fits no ViT.
+        UserError: If peft is not installed, if peft has no tuner of this name, or if the tuner does
+            not fit a ViT.
     """
     tuner, configs = name.removeprefix(PEFT), peft_tuners.tuners()
     if tuner not in configs:
@@ -136,5 +137,5 @@ def part_class(name: str) -> type[PeftPart]:
 
 def _rate_of(tuner: str) -> Any:
     """Returns the field `tuner_rate` with the default value for a tuner."""
-    told = "Factor on the learning rate of the tuner's tensors."
+    told = "Factor by which the learning rate of the tuner's tensors is multiplied."
     return setting(peft_tuners.RATES.get(tuner, 1.0), told, "(0, inf)")

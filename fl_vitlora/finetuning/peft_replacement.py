@@ -1,4 +1,4 @@
-"""Replaces layers of a model by those of a tuner of peft, and puts merged plain layers back."""
+"""Replaces layers of a model by layers of a tuner of peft, and restores merged plain layers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fl_vitlora.finetuning import targets
 from fl_vitlora.finetuning.peft_layers import NORMS
 
 ADAPTER = "default"  # peft's usual name for the only adapter of a model
-# These tuners add in place to the outputs of the frozen layer, which the products of training
-# (`products`) do not allow. So they get a copy of the outputs.
+# These tuners change the outputs of the frozen layer in place. The products of training
+# (`products`) do not allow this, so the tuners get a copy of the outputs.
 IN_PLACE = ("C3A", "GRALORA", "TINYLORA")
 
 
@@ -26,8 +26,8 @@ def replace(
     Args:
         model: A timm ViT.
         tuner: The name of the tuner in peft.
-        layers: The layers by their paths in the model.
-        options: The hyper-parameters, by the names of the fields of the tuner's configuration.
+        layers: A mapping from paths in the model to the layers that are replaced.
+        options: A mapping from fields of the tuner's configuration to their values.
 
     Raises:
         UserError: If peft refuses the layers or the hyper-parameters.
@@ -38,7 +38,7 @@ def replace(
     try:
         config = CONFIGS[tuner](**options, **_targets(tuner, list(layers)))
         TUNERS[tuner](model, config, ADAPTER)
-    except Exception as error:  # raised by code of peft
+    except Exception as error:  # the code of peft may raise any error
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"method peft:{tuner}: peft refuses: {cause}") from error
     del model.peft_config
@@ -48,8 +48,8 @@ def replace(
 
 
 def _targets(tuner: str, paths: list[str]) -> dict[str, Any]:
-    """Returns the fields of a configuration that name the layers."""
-    if tuner == NORMS:  # peft compares endings of names: `norm` would be `attn.norm` as well
+    """Returns the fields of a tuner's configuration that name the layers to replace."""
+    if tuner == NORMS:  # peft compares only endings of names: `norm` would also mean `attn.norm`
         return {"target_modules": "|".join(map(re.escape, paths))}
     if tuner == "IA3":
         narrowing = [path for path in paths if path.endswith("fc2")]
@@ -58,7 +58,7 @@ def _targets(tuner: str, paths: list[str]) -> dict[str, Any]:
 
 
 def put_back(model: nn.Module) -> None:
-    """Lets peft add the trained tensors to the weights, and puts the plain layers back."""
+    """Lets peft add the trained tensors to the weights, and restores the plain layers."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for path, module in list(model.named_modules()):
@@ -72,6 +72,6 @@ def put_back(model: nn.Module) -> None:
 
 
 def _copied(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
-    """Returns a copy of the outputs of a layer, as a forward hook."""
+    """Returns a copy of a layer's outputs; this function is a forward hook of PyTorch."""
     del layer, inputs
     return outputs.clone()

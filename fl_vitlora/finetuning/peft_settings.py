@@ -1,6 +1,6 @@
-"""The hyper-parameters of a tuner of peft: the fields of its configuration, as settings.
+"""Turns the fields of a tuner's configuration in peft into settings, the hyper-parameters.
 
-A field becomes a setting if a user can write its value as a number, a text, true or false.
+A field becomes a setting if a user can write its value as a number, as a text, or as true or false.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from fl_vitlora.config.settings import SettingParser, convert, setting
 from fl_vitlora.errors import UserError, shown
 
-# Fields of peft's configurations that this project decides, or that would have no effect here.
+# Fields of peft's configurations whose values this project sets, or that would have no effect.
 HIDDEN = frozenset(
     {"bias", "fan_in_fan_out", "megatron_core", "progressbar", "use_asa"}
     | {"target_modules", "feedforward_modules", "exclude_modules", "modules_to_save"}
@@ -26,7 +26,7 @@ PLAIN = (bool, int, float, str)
 
 
 def fields_of(config: type[Any]) -> Iterable[tuple[str, Any, Any]]:
-    """Yields the name, the type and the field of each hyper-parameter of a configuration."""
+    """Yields the name, the type and the dataclass field of each hyper-parameter."""
     hints = typing.get_type_hints(config)
     for item in dataclasses.fields(config):
         kinds = _alternatives(hints[item.name])
@@ -44,7 +44,7 @@ def _alternatives(hint: Any) -> list[Any]:
 
 
 def _reader(kinds: list[Any]) -> SettingParser:
-    """Returns a function that reads a value of one of several types."""
+    """Returns a function that converts a value to the first of several types that fits."""
 
     def read(value: Any, path: str) -> Any:
         if isinstance(value, float) and value.is_integer() and float not in kinds:

@@ -1,7 +1,8 @@
-"""The start of a tuner of peft, compared with the plain layers that it replaces.
+"""Checks that a tuner of peft does not change the outputs of the model before training.
 
-A method must start at the pre-trained function. A tuner is refused if it changes the pre-trained
-weights, or if its layers do not begin with the outputs of the plain layers.
+Before training, a model with a fine-tuning method must have the same outputs as the pre-trained
+model. A tuner is refused if it changes the pre-trained weights, or if the outputs of its layers
+differ from the outputs of the plain layers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ CLOSE = 1e-4  # largest change of a layer's outputs at the start, as a share of 
 
 @dataclass(frozen=True, kw_only=True)
 class PlainLayer:
-    """A plain layer before a tuner replaces it: copies of its weights, and outputs for a probe."""
+    """A plain layer before a tuner replaces the layer, with copies of its weights.
+
+    Attributes:
+        layer: The plain layer.
+        weights: Copies of the weights of the layer.
+        probe: Fixed inputs of the layer.
+        outputs: The outputs of the plain layer for these inputs.
+    """
 
     layer: nn.Module
     weights: Mapping[str, Tensor]
@@ -30,7 +38,7 @@ class PlainLayer:
     @classmethod
     @torch.no_grad()
     def of(cls, layer: Any) -> PlainLayer:
-        """Describes a linear layer or a layer normalisation."""
+        """Returns the description of a linear layer or a layer normalisation."""
         weight: Tensor = layer.weight
         width = weight.shape[-1]
         probe = torch.linspace(0, 40, 4 * width).sin().reshape(4, width).to(weight)
@@ -44,7 +52,11 @@ class PlainLayer:
 
     @torch.no_grad()
     def distance(self, layer: nn.Module) -> float:
-        """Returns the largest change of the outputs, as a share of the largest plain output."""
+        """Returns the largest change of an output, as a share of the plain layer's largest output.
+
+        Args:
+            layer: The layer that has replaced the plain layer.
+        """
         change = (layer.eval()(self.probe) - self.outputs).abs().max()
         return float(change / self.outputs.abs().max())
 
@@ -52,13 +64,14 @@ class PlainLayer:
 def check(
     tuner: str, before: Mapping[str, PlainLayer], model: nn.Module, options: Mapping[str, Any]
 ) -> None:
-    """Checks that a tuner begins with the weights and outputs of the plain layers.
+    """Checks that the layers of a tuner have the weights and outputs of the plain layers.
 
     Args:
         tuner: The name of the tuner in peft.
-        before: The plain layers, by their paths in the model.
+        before: A mapping from paths in the model to the plain layers.
         model: The model, in which the tuner has replaced these layers.
-        options: The hyper-parameters of the tuner, of which one may choose another start.
+        options: The hyper-parameters of the tuner. If a hyper-parameter changes the outputs before
+            training, the error message names it.
 
     Raises:
         UserError: If the weights or the outputs of a layer differ.

@@ -1,10 +1,10 @@
-"""The tuners of Hugging Face's package `peft`: which of them fit a ViT, and why others do not.
+"""Finds the tuners of Hugging Face's package `peft`, and gives reasons why some do not fit a ViT.
 
-Tuners of a kind that cannot fit are in the table `REFUSED`. For all other tuners, `peft_start`
-measures how far the start is from the pre-trained function, whenever a model is prepared. The page
-docs/peft.md lists all tuners.
+The table `REFUSED` has the tuners that cannot fit a ViT. Whenever a model is prepared with another
+tuner, `peft_start` measures how much the outputs change before training. The page docs/peft.md
+lists all tuners.
 
-Source: the package peft 0.21, whose pages cite the papers of the tuners.
+Source: The package peft 0.21, whose documentation cites the papers of the tuners.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from fl_vitlora.errors import UserError
 
 INSTALL = "pip install -e '.[peft]'"
 
-# Tuners that no setting makes fit, and the reasons.
+# The tuners that do not fit a ViT with any setting, and the reasons.
 REFUSED: Mapping[str, str] = {
-    "ADALORA": "it prunes its ranks while it trains, which every party would do differently",
-    "ADAMSS": "it computes in the type of numbers with which it was made, and fails in float64",
+    "ADALORA": "it reduces its ranks during training, and every client would reduce other ranks",
+    "ADAMSS": "it computes only in the number format with which it was made, not in float64",
     "ADAPTION_PROMPT": "it adds prompts to the attention of language models",
     "POLY": "it needs the number of a task with every image",
     "SHADOW": "it copies a language model of transformers",
@@ -33,9 +33,9 @@ CANNOT_MERGE: Mapping[str, str] = {
     "DEFT": "peft computes its merged weight in float32 only",
     "LILY": "its routers choose a weight for each input",
 }
-# How many times slower than LoRA's the learning rates of these tuners must be. They have a large
-# constant factor between a trained number and the weight, and the steps of AdamW do not become
-# smaller if a gradient is multiplied by a constant. docs/peft.md has the measurements.
+# The factors for the learning rates of tuners that need a smaller rate than LoRA. In these tuners a
+# large constant multiplies the trained numbers, so a step changes the weight too much; AdamW does
+# not make its steps smaller if all gradients are larger. docs/peft.md has the measurements.
 RATES: Mapping[str, float] = {
     "MISS": 0.1,
     "PEANUT": 0.1,
@@ -46,20 +46,20 @@ RATES: Mapping[str, float] = {
 
 
 def tuners() -> Mapping[str, Any]:
-    """Returns the classes of the configurations of all tuners of the installed peft, by name.
+    """Returns a mapping from the names of all tuners in peft to their configuration classes.
 
     Raises:
         UserError: If peft is not installed.
     """
     if importlib.util.find_spec("peft") is None:
-        raise UserError(f"methods of peft take the package peft: {INSTALL}")
+        raise UserError(f"methods of peft need the package peft; install it: {INSTALL}")
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as CONFIGS
 
     return MappingProxyType({str(kind.value): config for kind, config in CONFIGS.items()})
 
 
 def refusal(tuner: str, config: type[Any]) -> str:
-    """Returns the reason why a tuner fits no ViT, or an empty text.
+    """Returns the reason why a tuner does not fit a ViT, or an empty text if it may fit.
 
     Args:
         tuner: The name of the tuner.

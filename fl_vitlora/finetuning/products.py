@@ -1,14 +1,15 @@
 """Computes matrix products of linear layers with one of the two libraries of PyTorch.
 
-On x86 processors, PyTorch uses MKL for float32 products. MKL does not use the widest vectors of
-processors that are not from Intel. The library oneDNN, which is also part of PyTorch, uses these
-vectors and takes half the time on such processors. PyTorch has no gradient for oneDNN's product, so
-this module adds the gradient. On Intel processors neither library is always faster, so a run
-measures both (`training.product_choice`) and calls `use`. The two libraries add numbers in
-different orders, so their products differ by rounding. The environment variable
-``FL_VITLORA_PRODUCTS`` names the library for a whole run. The tests run with both libraries.
+On x86 processors, PyTorch uses the library MKL for float32 products. On processors that are not
+from Intel, MKL does not use the widest vector instructions. The library oneDNN, which is also part
+of PyTorch, uses these instructions and takes half the time on these processors. PyTorch has no
+gradient for oneDNN's product, so this module adds the gradient. On Intel processors neither library
+is always faster. Therefore a run measures MKL and oneDNN (`training.product_choice`), and calls
+`use` with the faster library. The two libraries add numbers in different orders, so their products
+differ by rounding. The environment variable ``FL_VITLORA_PRODUCTS`` sets the library for a whole
+run. The tests run with each of the two libraries.
 
-A layer has n inputs and m outputs.
+Letters in shapes: n inputs, m outputs of a layer.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ LIBRARIES = ("mkl", "onednn")
 DEFAULT = "onednn"
 FORWARD = "forward"
 VARIABLE = "FL_VITLORA_PRODUCTS"
-_used = [DEFAULT]  # the library of this process, as PyTorch's own switches hold for a process
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # takes input, weight and bias
+_used = [DEFAULT]  # the library of this process; PyTorch's own switches are also per process
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # arguments: input, weight and bias
 
 
 def named_library() -> str:
-    """Returns the library that the environment variable names; an empty text if there is none.
+    """Returns the library that the environment variable names; an empty text if it is not set.
 
     Raises:
         UserError: If the environment variable names an unknown library.
@@ -42,17 +43,17 @@ def named_library() -> str:
     named = os.environ.get(VARIABLE, "")
     if named and named not in LIBRARIES:
         raise UserError(
-            f"the environment variable {VARIABLE}={named} names an unknown library: "
+            f"the environment variable {VARIABLE}={named} names an unknown library; "
             f"expected {' or '.join(LIBRARIES)}"
         )
     return named
 
 
 def use(library: str) -> None:
-    """Chooses the library for this process, unless the environment variable names another one.
+    """Sets the library for this process; the environment variable has priority.
 
     Args:
-        library: The name of the library.
+        library: The name of the library that is used if the environment variable is not set.
 
     Raises:
         UserError: If the environment variable names an unknown library.
@@ -61,25 +62,25 @@ def use(library: str) -> None:
 
 
 def used() -> str:
-    """Returns the library of this process."""
+    """Returns the name of the library that this process uses."""
     return named_library() or _used[0]
 
 
 def has_choice() -> bool:
-    """Returns True if this PyTorch has both libraries."""
+    """Returns True if the installed PyTorch has both MKL and oneDNN."""
     mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     return mkl and hasattr(torch.ops.mkldnn, ONE_DNN)
 
 
 def product_for(weight: Tensor) -> Product:
-    """Returns the function that multiplies with a weight, for use without gradients.
+    """Returns the function that multiplies inputs with a weight, for use without gradients.
 
     Args:
         weight: The weight of the layer, (m, n).
 
     Returns:
-        A function. It uses oneDNN if PyTorch itself would use MKL, and if oneDNN is the library of
-        this process. Otherwise the function is PyTorch's own `F.linear`.
+        A function that uses oneDNN, if PyTorch itself would use MKL and oneDNN is the library of
+        this process. In all other cases, the result is PyTorch's own function `F.linear`.
 
     Raises:
         UserError: If the environment variable names an unknown library.
@@ -136,7 +137,7 @@ def one_dnn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """The function x·Wᵀ + b, which has a gradient only for x: g·W if g is that of the outputs."""
+    """The function x·Wᵀ + b with a gradient only for x, g·W for the gradient g of the outputs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,18 +1,19 @@
-"""Q-learning with a small network that values the actions of several layers.
+"""Q-learning with a small network that estimates the values of actions for several layers.
 
-The state is the vector of ties: entry i is the layer whose tensors layer i uses, j <= i. An action
-for layer i is one of the layers 0 to i. The network L → 128 → L·(L+1)/2 gives a value for every
-action of every layer, so that each layer has its own range of outputs. From the reward r of an
-episode, the network learns
+The state is the vector of ties: entry i is the number j ≤ i of the layer whose tensors layer i
+uses. An action for layer i is one of the layers 0 to i. The network L → 128 → L·(L+1)/2 gives a
+value for every action of every layer; each layer has its own range of outputs. After an episode
+with the reward r, the network learns this target:
 
     value of the chosen action → r + γ · max over actions of the values in the next state
 
-The squared errors of all layers are added, and AdamW takes some steps. All functions are pure: the
-weights and the moments of the optimiser are in a `State`, so that a checkpoint can hold them.
+The loss is the sum of the squared errors of all layers, and AdamW takes a few steps. All functions
+are pure: the weights and the moments of the optimiser are in a `State`, so that a checkpoint can
+store the weights and the moments.
 
 Source: Hay and Wolf, arXiv 2401.12819.
 
-L layers, H = 128 hidden units.
+Letters in shapes: L layers.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from torch.nn import functional as F
 
 from fl_vitlora.state import State
 
-HIDDEN = 128
-DISCOUNT, RATE, STEPS = 0.99, 1e-3, 4  # γ, the learning rate, and the steps of an episode
+HIDDEN = 128  # the number of hidden units
+DISCOUNT, RATE, STEPS = 0.99, 1e-3, 4  # γ, learning rate, steps after an episode
 MOST = 10.0  # a reward is clipped to ±10
 WEIGHTS = ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # the names that AdamW gives its moments
 
 
 def new_agent(layers: int, generator: torch.Generator) -> State:
-    """Returns the weights of an agent that has learnt nothing.
+    """Returns the random weights of a new agent.
 
     Args:
         layers: The number L of layers.
-        generator: The random generator of the initial weights.
+        generator: The random generator from which the weights are drawn.
     """
     sizes = {"inner": (HIDDEN, layers), "outer": (layers * (layers + 1) // 2, HIDDEN)}
     weights = State()
@@ -55,7 +56,7 @@ def values(weights: Mapping[str, Tensor], ties: Sequence[int]) -> list[Tensor]:
 
     Args:
         weights: The weights of the agent.
-        ties: The state: for each layer, the layer whose tensors it uses.
+        ties: The state. Entry i is the number of the layer whose tensors layer i uses.
     """
     state = torch.tensor(ties, dtype=torch.float32)
     hidden = F.relu(F.linear(state, weights["inner.weight"], weights["inner.bias"]))
@@ -73,7 +74,8 @@ def learn(
     """Returns the agent after it has learnt from an episode.
 
     Args:
-        agent: The weights, and the moments of the optimiser if the agent has learnt before.
+        agent: The weights of the agent. If the agent has learnt before, `agent` also has the
+            moments of the optimiser.
         ties: The state before the actions.
         actions: The chosen action of each layer.
         reward: The reward of the episode; it is clipped to ±10.

@@ -1,4 +1,4 @@
-"""Readouts: the logits that the head of a model computes from the output of each block.
+"""Readouts: logits that the last normalisation and the head compute from the output of any block.
 
 Letters in shapes: B images of a batch, L blocks.
 """
@@ -18,25 +18,25 @@ from fl_vitlora.finetuning.targets import blocks_of
 
 
 def check_readable(model: nn.Module, part: str) -> None:
-    """Checks that a model has blocks, and a normalisation and a head that can read them.
+    """Checks that a model has blocks, and a last normalisation and a head for readouts.
 
     Args:
         model: A timm model.
-        part: The name of the part of the method that reads the blocks.
+        part: The name of the part of the method that needs readouts.
 
     Raises:
-        UserError: If the model has no blocks, or no normalisation and head after them.
+        UserError: If the model has no blocks, or no normalisation and head after the blocks.
     """
     blocks_of(model)
     if not hasattr(model, "norm") or not hasattr(model, "forward_head"):
         raise UserError(
-            f"{part} reads blocks with `norm` and `forward_head`, which {type(model).__name__}"
-            " lacks; use a plain ViT"
+            f"{part} needs the model's attributes `norm` and `forward_head`, which "
+            f"{type(model).__name__} lacks; use a plain ViT"
         )
 
 
 def readout_losses(model: Any, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Returns the cross-entropies f_0 ... f_L of a batch, (L + 1,).
+    """Returns the cross-entropies f_0 ... f_L of the readouts of a batch, (L + 1,).
 
     Args:
         model: A timm ViT.
@@ -48,17 +48,17 @@ def readout_losses(model: Any, outputs: Sequence[Tensor], labels: Tensor) -> Ten
 
 
 def readout(model: Any, tokens: Tensor) -> Tensor:
-    """Returns the logits that the model would have if `tokens` came out of its last block."""
+    """Returns the logits that the model would have if its last block returned `tokens`."""
     logits: Tensor = model.forward_head(model.norm(tokens))
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @contextmanager
 def block_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Records, in a `with` block, the input of the first block and the outputs of all blocks.
+    """Records the input of the first block and the outputs of all blocks, inside a `with` block.
 
     Yields:
-        A list that each forward pass of the model fills anew, with L + 1 tensors.
+        A list. Each forward pass of the model replaces its contents by L + 1 tensors.
     """
     seen: list[Tensor] = []
 

@@ -1,9 +1,9 @@
-"""RepAdapter: a linear bottleneck before attention and MLP, which can become part of their layers.
+"""RepAdapter: linear bottlenecks before attention and MLP, which can be merged into the layers.
 
     x' = x + s · (U·(A·x + a) + u),    x the normalised input of the attention, or of the MLP
 
-U has g groups: it is block-diagonal and has D·h/g numbers. No nonlinearity stands between x' and
-the next linear layer, so the bottleneck can be merged into this layer (`qkv`, or `fc1`):
+U has g groups: U is block-diagonal and has D·h/g numbers. There is no nonlinearity between x' and
+the next linear layer, `qkv` or `fc1`, so the bottleneck can be merged into this layer:
 
     W' = W·(I + s·U·A),    b' = b + s·W·(U·a + u)
 
@@ -13,11 +13,11 @@ client sends 2·(D·h + D·h/g + h + D) numbers.
 The mean of the clients' tensors does not give the mean of their weights, because U and A are
 multiplied.
 
-Source: Luo et al., arXiv 2302.08106. The equation, the places, the groups and the start are the
-paper's, with h = 8 and g = 2; A is drawn from Xavier's uniform distribution. The paper searches s
-for each data set; the default of this module is s = 1.
+Source: Luo et al., arXiv 2302.08106. The equation, the places, the groups, the start, h = 8 and
+g = 2 come from the paper. A is drawn from Xavier's uniform distribution. The paper searches for the
+best s for each data set; the default of this module is s = 1.
 
-Letters in shapes: D width, h numbers inside the bottleneck, g groups.
+Letters in shapes: D width, h channels inside the bottleneck, g groups.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PLACES = {"repadapter_attn": ("attn", "attn.qkv"), "repadapter_mlp": ("mlp", "ml
 
 
 class LinearBottleneck(Bottleneck):
-    """A linear bottleneck before a module, which can be removed again.
+    """A linear bottleneck before a module; this bottleneck can be removed again.
 
     Args:
         owner: The part that adds the bottleneck.
@@ -63,13 +63,13 @@ class RepAdapter(ModulePart):
     """The part of a fine-tuning method that adds linear bottlenecks before attention and MLP.
 
     Attributes:
-        bottleneck: The number h of numbers inside a bottleneck.
+        bottleneck: The number h of channels inside a bottleneck.
         adapter_groups: The number g of groups of U.
         scale: The factor s of the bottleneck's output.
     """
 
     bottleneck: int = setting(8, "Number of channels inside a bottleneck.", "[1, inf)")
-    adapter_groups: int = setting(2, "Number of groups of the widening matrix.", "[1, inf)")
+    adapter_groups: int = setting(2, "Number of groups of the matrix U.", "[1, inf)")
     scale: float = setting(1.0, "Factor of the bottleneck's outputs.", "(0, inf)")
 
     def attach(self, model: nn.Module) -> None:

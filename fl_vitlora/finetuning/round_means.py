@@ -1,4 +1,4 @@
-"""Means over a client's images in a round, which a part of a method measures during training."""
+"""Means over a client's images in a round; parts of a method measure such means in training."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class RoundMean:
-    """The mean of a tensor over a round, summed up in float64.
+    """The mean of a tensor over the images or tokens of a round, computed in float64.
 
     Args:
-        parameter: The tensor that gets the mean.
+        parameter: The tensor to which `store` copies the mean.
 
     Example:
         >>> mean = RoundMean(nn.Parameter(torch.zeros(2)))
@@ -26,12 +26,12 @@ class RoundMean:
         self.count = 0
 
     def add(self, total: Tensor, count: int) -> None:
-        """Adds the sum over some images or tokens to the total, and their number to the count."""
+        """Adds the sum over some images or tokens, and the number of these images or tokens."""
         self.total.add_(total)
         self.count += count
 
     @torch.no_grad()
     def store(self) -> None:
-        """Copies the mean into the parameter; without images the parameter stays as it is."""
+        """Copies the mean into the parameter; without images the parameter does not change."""
         if self.count:
             self.parameter.copy_(self.total / self.count)

@@ -1,18 +1,16 @@
-"""rsLoRA: LoRA whose product is scaled by α/√r instead of α/r.
+"""rsLoRA: LoRA whose product B·A is multiplied by α/√r instead of α/r.
 
-    W + α/√r · B·A
+    W' = W + α/√r · B·A,    r is the rank
 
 With the factor α/r, the gradients of A and B become smaller as the rank grows. With α/√r the
-gradients keep their size, so that larger ranks learn more. For r = 1 both factors are equal.
+gradients keep their size, so that larger ranks learn more. For r = 1 the two factors are equal.
 
-As for LoRA, the mean of the clients' B and A does not give the mean of their products B·A. The
-factor belongs to the adapted layers (`LoRALinear.scale`), and strategies that merge products use
-the factor of the layers. If clients have different ranks, r is the setting `finetuning.rank` for
-all clients, as for LoRA.
+As for LoRA, the mean of the clients' matrices B and A does not give the mean of their products B·A.
+The factor is stored in the adapted layers (`LoRALinear.scale`), and strategies that merge products
+use the stored factor. If clients have different ranks, the r in the factor is the setting
+`finetuning.rank` for all clients, as for LoRA.
 
 Source: Kalajdzievski, arXiv 2312.03732.
-
-r rank.
 """
 
 from __future__ import annotations
@@ -33,6 +31,6 @@ class RankStabilisedLoRA(LoRA):
     """The part of a fine-tuning method that adds LoRA with the factor α/√r."""
 
     def attach(self, model: nn.Module) -> None:
-        """Adds a low-rank pair to each target layer; A starts at random and B at zero."""
-        alpha = self.alpha * math.sqrt(self.rank)  # the layer divides by r
+        """Adds a low-rank pair to each target layer, with random matrices A and zero matrices B."""
+        alpha = self.alpha * math.sqrt(self.rank)  # because the layer divides alpha by r
         targets.attach(model, self.targets, partial(LoRALinear, rank=self.rank, alpha=alpha))

@@ -3,17 +3,18 @@
     M = {entries with |W| < τ},    W' = W + scatter(M, v),    penalty λ·‖W'∘M‖_*
 
 W'∘M is W' with zeros outside M, and ‖·‖_* is the nuclear norm, the sum of the singular values. The
-penalty keeps the change of low rank. M follows from the pre-trained weights alone, so that every
-party finds the same M and no index is ever sent. After a share of the rounds, the entries that have
-grown to |W'| >= τ stop: they get no gradient, and keep their values.
+penalty reduces the rank of the change. M depends only on the pre-trained weights, so the server and
+all clients find the same M, and no index is ever sent. After a share of the rounds, entries that
+have grown to |W'| >= τ stop: these entries get no gradient and keep their values.
 
-Source: Hu et al., arXiv 2409.06633. In the paper τ is a number, and the entries that stop are
-chosen once. In this module τ is chosen for each slice (an adapted part of a layer) so that M has a
-given share of the slice's entries, because the scale of the weights differs between models. After
-the share `switch` of the rounds, every step stops the entries that have grown, because server and
-clients can see the growth in the values themselves. In each step, the penalty is the nuclear norm
-of only one slice. The slices take turns; in the paper, the slice is random. Use no weight decay,
-because weight decay would move the entries that have stopped.
+Source: Hu et al., arXiv 2409.06633. In the paper τ is one number, and the entries that stop are
+chosen once. In this module each slice (an adapted part of a layer) has its own τ, because the size
+of the weights differs between models; τ is chosen so that M has a given share of the slice's
+entries. After the share `switch` of the rounds, every step stops the entries that have grown,
+because the server and the clients can see the growth in the values themselves. In each step, the
+penalty is the nuclear norm of only one slice. In the paper a random slice is chosen; in this module
+the slices take turns. Use no weight decay, because weight decay would change the entries that have
+stopped.
 
 The mean of the clients' tensors gives exactly the mean of their weights, because W' is linear in v.
 
@@ -39,7 +40,7 @@ from fl_vitlora.finetuning.slices import AdaptedLinear, SliceAdapter, SlicePart
 from fl_vitlora.state import State
 
 STOPS = ".stops"
-NARROW = 64  # the nuclear norm is taken of slices whose sides are both longer
+NARROW = 64  # a slice with at most this number of inputs or outputs has no penalty
 
 
 class SaRAAdapter(SliceAdapter):
@@ -51,10 +52,10 @@ class SaRAAdapter(SliceAdapter):
 
     Attributes:
         values: The values v, (k,), zero.
-        stops: 1 if entries that have grown stop, else 0; a scalar that only the server changes.
-        places: The places of M in the flattened slice, (k,). If entries have the same magnitude,
-            the first ones are in M.
-        threshold: The magnitude τ, a scalar: the smallest one outside M.
+        stops: A scalar that only the server changes: 1 if entries that have grown stop, else 0.
+        places: The indices of M in the flattened slice, (k,). If several entries have the same
+            magnitude, the first entries are in M.
+        threshold: The magnitude τ, a scalar: the smallest magnitude of an entry outside M.
     """
 
     places: Tensor
@@ -77,7 +78,7 @@ class SaRAAdapter(SliceAdapter):
         return start + torch.where(stopped, self.values.detach(), self.values)
 
     def adapted(self, weight: Tensor) -> Tensor:
-        """Returns W', which is W with v added at the places of M."""
+        """Returns W', in which v is added to the entries of W at the places M."""
         return scattered(weight, self.places, self.entries(weight))
 
     def nuclear_norm(self, weight: Tensor) -> Tensor:
@@ -98,29 +99,31 @@ class SaRA(SlicePart):
         targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
-    stackable = False  # it watches the steps of each client
+    stackable = False  # because `watch` adds a term in the steps of each client
     control = (STOPS,)
 
     share: float = setting(0.03, "Share of the entries that are trained.", "(0, 1]")
-    nuclear: float = setting(5e-4, "Weight of the nuclear norm.", "[0, inf)")
-    switch: float = setting(0.5, "Share of the rounds before grown entries stop.", "[0, 1]")
+    nuclear: float = setting(5e-4, "Weight of the nuclear norm in the loss.", "[0, inf)")
+    switch: float = setting(
+        0.5, "Share of the rounds after which entries that have grown stop.", "[0, 1]"
+    )
 
     def adapter(self, weight: Tensor) -> SaRAAdapter:
         """Returns the trained entries of one slice (an adapted part of a layer)."""
         return SaRAAdapter(weight, self.share)
 
     def group(self, name: str) -> str:
-        """Returns `body`: entries of a weight are trained with the rate of full fine-tuning."""
+        """Returns the group `body`, whose learning rate is the rate of full fine-tuning."""
         del name
         return BODY
 
     def averages_exactly(self) -> bool:
-        """Returns True: W' is linear in v."""
+        """Returns True, because W' is linear in v."""
         return True
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[BatchTerm]:
-        """Adds λ times the nuclear norm of one slice in each step; the slices take turns."""
+        """Adds to the loss, in each step, λ times the nuclear norm of one slice in turn."""
         turns = itertools.cycle(_wide_slices(model))
 
         def term(labels: Tensor) -> Tensor | float:
@@ -133,7 +136,7 @@ class SaRA(SlicePart):
         yield term
 
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
-        """Lets entries that have grown stop, after the given share of the rounds."""
+        """Stops entries that have grown, after the share `switch` of the rounds."""
         due = known.round >= self.switch * known.rounds
         waiting = {n: t for n, t in known.after.items() if n.endswith(STOPS) and not t}
         changed = {name: torch.ones_like(t) for name, t in waiting.items()} if due else {}
@@ -141,7 +144,7 @@ class SaRA(SlicePart):
 
 
 def _wide_slices(model: nn.Module) -> list[tuple[SaRAAdapter, Tensor]]:
-    """Returns the adapters and frozen weights of the slices whose nuclear norm is taken."""
+    """Returns the adapters and frozen weights of the slices that have a penalty."""
     return [
         (adapter, weight)
         for layer in model.modules()

@@ -1,8 +1,8 @@
 """Makes the fine-tuning method that a configuration names.
 
-The table of this project's parts is in the module `config.method_names`. A part from elsewhere is
-named by its module and class, ``package.module:Class``. A tuner of the package peft is named
-``peft:NAME``; the module `peft_part` makes its class.
+The module `config.method_names` has the table of this project's parts. A part of another package
+has a name of the form ``package.module:Class``. A tuner of the package peft has a name of the form
+``peft:NAME``; the module `peft_part` makes the class of its part.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fl_vitlora.finetuning.features import check_features
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.finetuning.part import Part
 
-ADAPTERS = ("lora", "sandwich", "lora_xs")  # values of `Strategy.adapter`; the last two are equal
+ADAPTERS = ("lora", "sandwich", "lora_xs")  # for `Strategy.adapter`; the last two mean the same
 
 
 def method_of(config: FineTuningConfig, adapter: str = "lora") -> Method:
@@ -30,9 +30,9 @@ def method_of(config: FineTuningConfig, adapter: str = "lora") -> Method:
         adapter: The adapter that the strategy needs, one of `ADAPTERS`.
 
     Raises:
-        UserError: If a part cannot be imported, if the settings set a hyper-parameter that no part
-            has, if the parts cannot be added up, or if the strategy needs matrices R that a part
-            does not have.
+        UserError: If a part cannot be imported, if the settings contain a hyper-parameter that no
+            part has, if the parts cannot be combined, or if the strategy needs matrices R that a
+            part does not have.
 
     Example:
         >>> [part for _, part in method_of(FineTuningConfig(method="lora+bias", rank=2)).parts]
@@ -62,8 +62,8 @@ def _check_middle(kinds: Mapping[str, type[Part]], planned: type[Part]) -> None:
     for name, kind in kinds.items():
         if kind.low_rank and not issubclass(kind, planned):
             raise UserError(
-                f"method {name}: the strategy needs a matrix R between B and A, and {name} has "
-                "none; choose --method lora or lora_xs"
+                f"method {name}: the strategy needs a matrix R between B and A, but {name} has "
+                "no such matrix; choose --method lora or lora_xs"
             )
 
 
@@ -74,7 +74,7 @@ def part_class(name: str) -> type[Part]:
         name: A name in the table `PARTS`, ``peft:NAME``, or ``package.module:Class``.
 
     Raises:
-        UserError: If the part does not exist, or its module cannot be imported, or if the class
+        UserError: If the part does not exist, if its module cannot be imported, or if its class
             lacks a method or is not a dataclass.
     """
     if is_peft(name):
@@ -94,7 +94,7 @@ def part_class(name: str) -> type[Part]:
 
 
 def _made(kind: type[Part], config: FineTuningConfig) -> Part:
-    """Returns a part with the hyper-parameters that the settings give it."""
+    """Returns a part of the given class with the hyper-parameters of the settings."""
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     own = {f.name for f in dataclasses.fields(kind)}
     given = {name: value for name, value in {**shared, **config.parameters}.items() if name in own}

@@ -1,8 +1,8 @@
 """A network of low-rank mixers beside a frozen vision transformer.
 
-The network reads the outputs of the transformer's blocks; the transformer does not read anything
-from the network. The module `losa` has the equations and the source. The module `mixing` has the
-computation, for which the tokens come before the images.
+The network reads the outputs of the transformer's blocks; the transformer does not use the outputs
+of the network. The module `losa` has the equations and the source. The module `mixing` does the
+computation, and needs tensors in which the tokens come before the images.
 
 Letters in shapes: L blocks, B images, T tokens, S tokens that the classifier reads, D width, r
 rank, n size of a mixer, K clients that share a batch, b largest number of images of a client.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fl_vitlora.finetuning.classifier import full_precision
 from fl_vitlora.finetuning.mixing import Mixing, refine
 
-ONE = 2  # the number of dimensions of a matrix if there is one client
+ONE = 2  # a matrix has two dimensions if a batch has one client, and three for several clients
 Sizes = Callable[[int], tuple[int, ...]]  # maps B to the numbers of images of the clients
 
 
@@ -35,10 +35,10 @@ def one_client(images: int) -> tuple[int, ...]:
 
 
 class Mixer(nn.Module):
-    """One low-rank mixer g, of the channels of each token or of the tokens of each channel.
+    """One low-rank mixer g, which mixes the channels of each token or the tokens of each channel.
 
     Args:
-        size: The number n of channels or tokens.
+        size: The number n of channels or tokens that are mixed.
         rank: The rank r of the low-rank matrices.
         tokens: True if the mixer works on tokens.
     """
@@ -53,12 +53,11 @@ class Mixer(nn.Module):
         self.tokens = tokens
 
     def of_clients(self, clients: int, read: int | None) -> Mixing:
-        """Returns the tensors of the first K clients.
+        """Returns the tensors of this mixer for the first K clients.
 
         Args:
             clients: The number K of clients.
-            read: The number of tokens, from the first on, that the result must have; None for all
-                tokens.
+            read: The number of first tokens that the mixer must return; None for all tokens.
         """
         tensors: list[Tensor] = [self.down, self.down_bias, self.up, self.up_bias]
         if self.down.ndim == ONE:
@@ -72,14 +71,14 @@ class Mixer(nn.Module):
 
 
 class SideNetwork(nn.Module):
-    """The mixers of all blocks.
+    """The side network, which consists of one mixer for each block.
 
     Args:
         mixers: One mixer for each block.
 
     Attributes:
-        batch_sizes: A function that takes the number B of images of a batch, and returns the number
-            of images of each client. In a batch, the images are in the order of the clients.
+        batch_sizes: A function that maps the number B of images of a batch to the numbers of images
+            of the clients. In a batch, the images are in the order of the clients.
     """
 
     def __init__(self, mixers: Sequence[Mixer]) -> None:
@@ -92,19 +91,19 @@ class SideNetwork(nn.Module):
 
         Args:
             outputs: The outputs of all blocks, (B, L, T, D).
-            read: The number S of tokens that the classifier reads; None for all.
+            read: The number S of tokens that the classifier reads; None for all tokens.
         """
         sizes = self.batch_sizes(len(outputs))
         mixings = self._mixings(len(sizes), read)
         if not any(mixing.tokens for mixing in mixings):
-            outputs = outputs[:, :, :read]  # then no token depends on another one
+            outputs = outputs[:, :, :read]  # channel mixers do not mix tokens
         blocks = tokens_first(outputs.to(mixings[0].down.dtype), sizes)
         with full_precision(outputs.device):
             found = refine(blocks, mixings, read or outputs.shape[2])
         return images_first(found, sizes)
 
     def _mixings(self, clients: int, read: int | None) -> list[Mixing]:
-        """Returns the tensors of all mixers; only the last mixer may leave out tokens."""
+        """Returns the tensors of all mixers; only the last mixer returns fewer tokens."""
         mixers: list[Any] = list(self.mixers)
         first = [mixer.of_clients(clients, None) for mixer in mixers[:-1]]
         return [*first, mixers[-1].of_clients(clients, read)]
@@ -113,14 +112,14 @@ class SideNetwork(nn.Module):
 def tokens_first(outputs: Tensor, sizes: Sequence[int]) -> Tensor:
     """Returns the outputs of all blocks in the order that mixers need.
 
-    Clients with fewer images than others get images of zeros.
+    A client with fewer than b images gets additional images of zeros.
 
     Args:
         outputs: The outputs of all blocks, (B, L, T, D).
         sizes: The number of images of each client, in the order of the batch.
 
     Returns:
-        The outputs, (L, K, T, b, D).
+        The outputs in the new order, (L, K, T, b, D).
 
     Example:
         >>> tokens_first(torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1), (1, 2)).squeeze()
@@ -137,11 +136,11 @@ def tokens_first(outputs: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def images_first(found: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Returns the tokens of a batch, (B, S, D), from the order of the mixers, (K, S, b, D).
+    """Returns tokens in the order of the batch, (B, S, D), instead of the order of the mixers.
 
     Args:
-        found: The tokens, (K, S, b, D); the tokens of images that only fill up the tensor are
-            dropped.
+        found: The tokens in the order of the mixers, (K, S, b, D). The tokens of images that
+            `tokens_first` has added are left out of the result.
         sizes: The number of images of each client, in the order of the batch.
     """
     each = found.transpose(1, 2)  # (K, b, S, D)
@@ -154,7 +153,7 @@ def block_outputs(model: nn.Module, images: Tensor, **given: Any) -> Tensor:
     """Returns the outputs of all blocks of a timm ViT, (B, L, T, D).
 
     Args:
-        model: The model; its backbone is not changed.
+        model: The model, whose backbone does not change.
         images: The normalised images, (B, C, H, W).
         given: Further arguments of timm's function `forward_features`, such as masks.
     """

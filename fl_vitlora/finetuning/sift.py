@@ -2,19 +2,18 @@
 
     W' = W + scatter(I, v),    k = min(int(ρ·m·n) + 1, m·n) trained values v for the index set I
 
-I holds the places of the k entries of W whose values change most in the first round. In round 1 a
-dense change D of every slice is trained, W' = W + D, which starts at zero. The server averages D,
-takes the k entries of D with the largest magnitude in each slice, and sends their places to every
-client once. From round 2 on, only the values v are trained and sent; v starts with the chosen
-values of D. If entries of D have equal magnitude, the first one is chosen, so that all machines
-agree.
+I holds the places of the k entries of W whose values change most in the first round. In round 1
+clients train a dense change D of every slice, W' = W + D; D starts at zero. The server averages D,
+takes the k entries of D with the largest magnitude in each slice, and sends the places of these
+entries to every client once. From round 2 on, only the values v are trained and sent; v starts with
+the chosen values of D. If several entries of D have the same magnitude, the first entries are
+chosen, so that all machines choose the same.
 
-Source: Song et al., arXiv 2312.11875, which chooses the entries by the gradient of the first
-batches. Choosing by the averaged change of a whole round is our own choice for federated training:
-the server needs only the sum of the clients' changes, so that secure aggregation works, and the
-changes of round 1 at the chosen places are kept. The cost of this choice is that every client sends
-one dense message, in round 1. The chosen places reveal something about the images of all clients
-together.
+Source: Song et al., arXiv 2312.11875. The paper chooses the entries by the gradient of the first
+batches. We use the averaged change of a whole round instead, because the server then needs only the
+sum of the clients' changes. Therefore secure aggregation works, and the changes of round 1 at the
+chosen places are not lost. The cost is that every client sends one dense message, in round 1. The
+chosen places reveal something about the images of all clients together.
 
 The mean of the clients' tensors gives exactly the mean of their weights, because W' is linear in v
 and in D.
@@ -42,7 +41,7 @@ from fl_vitlora.state import State
 
 DENSE, VALUES, PLACES = ".dense", ".values", ".places"
 CHOSEN = "chosen"  # the name of the only tensor in the memory
-LARGEST = 2**24  # float32 holds all whole numbers up to this one
+LARGEST = 2**24  # float32 represents all whole numbers up to this number exactly
 
 
 class SIFTAdapter(SliceAdapter):
@@ -55,18 +54,18 @@ class SIFTAdapter(SliceAdapter):
     Attributes:
         dense: The change D of all entries, (m, n), zero; trained only in round 1.
         values: The values v, (k,), zero.
-        places: The places I in the flattened slice, (k,), whole numbers. Only the server changes
-            the places I. Before the server has chosen places, I holds the numbers 0 to k - 1.
+        places: The places I, (k,), as whole numbers: indices in the flattened slice. Only the
+            server changes I. Before the server has chosen places, I is the numbers 0 to k - 1.
 
     Raises:
-        UserError: If the slice has too many entries to number them.
+        UserError: If the slice has so many entries that float32 cannot represent their indices.
     """
 
     def __init__(self, weight: Tensor, share: float) -> None:
         super().__init__()
         if weight.numel() > LARGEST:
             raise UserError(
-                f"method sift: one slice of a layer has {weight.numel()} entries, expected at most "
+                f"method sift: a slice of a layer has {weight.numel()} entries; expected at most "
                 f"{LARGEST}; choose other finetuning.targets"
             )
         chosen = min(int(share * weight.numel()) + 1, weight.numel())
@@ -93,28 +92,30 @@ class SIFT(SlicePart):
 
     control = (PLACES,)
 
-    share: float = setting(0.008, "Share of the entries that are trained.", "(0, 1]")
+    share: float = setting(
+        0.008, "Share of the entries that are trained after the first round.", "(0, 1]"
+    )
 
     def adapter(self, weight: Tensor) -> SIFTAdapter:
         """Returns the trained entries of one slice (an adapted part of a layer)."""
         return SIFTAdapter(weight, self.share)
 
     def group(self, name: str) -> str:
-        """Returns `body`: entries of a weight are trained with the rate of full fine-tuning."""
+        """Returns the group `body`, whose learning rate is the rate of full fine-tuning."""
         del name
         return BODY
 
     def averages_exactly(self) -> bool:
-        """Returns True: W' is linear in D and in v."""
+        """Returns True, because W' is linear in D and in v."""
         return True
 
     def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Freezes the values before the choice, and the dense change after the choice."""
+        """Returns the values v before the entries are chosen, and the dense change D afterwards."""
         del server_round
         return (DENSE,) if CHOSEN in memory else (VALUES,)
 
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
-        """Chooses the entries after the first round that changed anything."""
+        """Chooses the entries after the first round in which a tensor D has changed."""
         dense = {name: t for name, t in known.after.items() if name.endswith(DENSE)}
         if CHOSEN in memory or not any(change.any() for change in dense.values()):
             return {}, dict(memory)

@@ -1,4 +1,4 @@
-"""The singular vectors of a matrix, and the rank that describes a matrix up to an error."""
+"""Computes the singular vectors of a matrix, and the rank that keeps a matrix up to an error."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from torch import Tensor
 
 
 def leading_directions(rows: Tensor) -> Tensor:
-    """Returns the right singular vectors of a matrix, those of the largest singular values first.
+    """Returns the right singular vectors of a matrix, in descending order of the singular values.
 
-    The largest entry of each vector is positive, so that all machines compute the same vectors.
+    The entry of each vector with the largest magnitude is positive, so that all machines compute
+    the same vectors.
 
     Args:
         rows: The matrix, (..., r, n) with r ≤ n.
@@ -35,7 +36,7 @@ def smallest_rank(matrix: Tensor, error: float) -> int:
         error: The relative error ξ in the Frobenius norm, in [0, 1).
 
     Returns:
-        The rank, at least 1.
+        The rank r, which is at least 1.
 
     Example:
         >>> [smallest_rank(torch.diag(torch.tensor([4.0, 3.0, 0.1])), xi) for xi in (0.0, 0.1, 0.7)]

@@ -1,12 +1,13 @@
-"""The base of methods that replace the weight of a slice by a function of this weight.
+"""Base classes for methods that replace the weight W of a slice by a function of W.
 
 Most fine-tuning methods describe a new weight W' = f(W, trained tensors) for a matrix W of the
-model. Such a method needs only two classes: a `SliceAdapter` that has the trained tensors and
-computes W', and a `SlicePart` that makes an adapter for a given W. The classes of this module do
-the rest: they find the layers, compute with W', merge, and train several clients in one batch.
+model. These methods need only two classes: a `SliceAdapter` that has the trained tensors and
+computes W', and a `SlicePart` that makes an adapter for a given W. The base classes do everything
+else: they find the layers, compute with W', merge, and train several clients in one batch.
 
-The third of timm's layer `qkv` that computes the queries is one slice; a whole layer such as `proj`
-is one slice as well. The module `targets` has the names of the slices. This is a complete method:
+A slice is a range of a layer's outputs. For example, the third of timm's layer `qkv` that computes
+the queries is a slice, and the whole layer `proj` is also a slice. The module `targets` has the
+names of the slices. This example is a complete method:
 
     >>> class Scaled(SliceAdapter):
     ...     def __init__(self, weight):
@@ -46,16 +47,16 @@ from fl_vitlora.finetuning.part import Part
 
 
 class SliceAdapter(nn.Module, ABC):
-    """The trained tensors of one slice, and the new weight of the slice that they give."""
+    """The trained tensors of one slice, with a function that computes the new weight W'."""
 
     @abstractmethod
     def adapted(self, weight: Tensor) -> Tensor:
         """Returns the weight W' of the slice, (m, n).
 
         If K clients share a batch, every trained tensor has a first dimension K, and the result
-        must be (K, m, n). So the code of `adapted` should count dimensions from the end, for
-        example ``.norm(dim=-1)`` and ``.unsqueeze(-1)``. Buffers and the frozen weight have no
-        dimension K.
+        must be (K, m, n). Therefore the code of `adapted` should count dimensions from the end, for
+        example ``.norm(dim=-1)`` and ``.unsqueeze(-1)``. Buffers and the frozen weight do not have
+        the dimension K.
 
         Args:
             weight: The frozen weight W of the slice, (m, n).
@@ -63,21 +64,21 @@ class SliceAdapter(nn.Module, ABC):
 
 
 class AdaptedLinear(nn.Module):
-    """A frozen linear layer whose weight is replaced on slices of its outputs.
+    """A frozen linear layer in which adapters replace the weight of slices.
 
-    Like `LoRALinear`, this class has no attribute ``weight``: a model that reads the weight of a
-    layer directly then raises an error and does not silently ignore the method.
+    A model that reads the attribute ``weight`` of a layer directly would ignore the method. Like
+    `LoRALinear`, this class has no attribute ``weight``, so that such a model raises an error.
 
     Args:
         base: The pre-trained layer.
-        slices: For each adapter by name, the index of its first output and the index after its last
-            output.
+        slices: A mapping from the name of each adapter to its slice. A slice is a pair: the index
+            of the first output, and the index after the last output.
         owner: The part of the method that adds this layer.
 
     Attributes:
         multiply: A function that applies a weight to a tensor (B, T, n). When several clients are
-            trained in one batch, `multiply` is replaced by a function that applies each client's
-            own weight (`training.stacking`).
+            trained in one batch, the module `training.stacking` replaces `multiply` by a function
+            that applies the own weight of each client.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class AdaptedLinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """Returns the plain linear layer, whose weight is replaced by the adapted weight."""
+        """Copies the adapted weight into the plain linear layer `base`, and returns this layer."""
         self.base.weight.copy_(self.adapted())
         return self.base
 
@@ -133,11 +134,11 @@ class SlicePart(Part):
 
     @abstractmethod
     def adapter(self, weight: Tensor) -> SliceAdapter:
-        """Returns a new adapter for a slice, with W' = W up to rounding.
+        """Returns a new adapter for a slice; at the start W' must equal W up to rounding.
 
         Args:
             weight: The frozen weight W of the slice, (m, n). The adapter must not keep or change
-                the tensor `weight`.
+                this tensor.
 
         Raises:
             UserError: If the method does not fit the size of the slice.
@@ -158,7 +159,7 @@ class SlicePart(Part):
         return [name for name, parameter in model.named_parameters() if id(parameter) in own]
 
     def group(self, name: str) -> str:
-        """Returns the group of a tensor: `lora_A` or `lora_B` for such names, else `lora`."""
+        """Returns the group of a tensor; tensors whose names show no group belong to `lora`."""
         group = exact_group_of(name)
         return LORA if group == BODY else group
 

@@ -1,4 +1,4 @@
-"""SODA: shifts the singular values of a weight, and rotates its inputs.
+"""SODA: the singular values of a weight are shifted, and the inputs of the layer are rotated.
 
     W = U·diag(S)·Vᵀ,    W' = U·diag(relu(S + δ))·Vᵀ·Rᵀ,    R = R₁ ⊗ R₂ ⊗ R₃
 
@@ -9,24 +9,25 @@ K:
     R_i = (I + K_i/2)⁻¹·(I - K_i/2),    K_i = -K_iᵀ
 
 The adapter computes W + U·(diag(relu(S + δ))·Vᵀ·Rᵀ - diag(S)·Vᵀ). At the start δ = 0 and K = 0, so
-that W' = W to the last bit, although U·diag(S)·Vᵀ differs from W by rounding.
+that W' is bit for bit equal to W, although U·diag(S)·Vᵀ differs from W by rounding.
 
-A client sends the shift δ and the coordinates K, but never U, S and V. For a square slice (an
-adapted part of a layer) these are 384 + 71 numbers if n = 384, and 768 + 163 if n = 768. The mean
-of the clients' tensors does not give the mean of their weights, because W' is not linear in K. But
-the mean coordinates always give rotations, because the mean of skew-symmetric matrices is
-skew-symmetric. With ``finetuning.parameters.exact=true``, the inputs are not rotated and a client
-sends only δ. With this setting, the mean of the clients' shifts gives exactly the mean of their
-weights as long as S + δ > 0. An entry of S + δ below zero gets no gradient any more.
+A client sends the shift δ and the coordinates of K, but never U, S and V. For a square slice (an
+adapted part of a layer) these are 384 + 71 numbers if n = 384, and 768 + 163 numbers if n = 768.
+The mean of the clients' tensors does not give the mean of their weights, because W' is not linear
+in K. The mean of the clients' coordinates still gives a rotation, because the mean of
+skew-symmetric matrices is skew-symmetric. With ``finetuning.parameters.exact=true``, the inputs are
+not rotated and a client sends only δ. With this setting, the mean of the clients' shifts gives
+exactly the mean of their weights as long as S + δ > 0. If an entry of S + δ is below zero, this
+entry of δ gets no gradient and does not change any more.
 
-Server and clients compute the decomposition in float64 on their CPUs. Nearly equal singular values
-can have other vectors on another machine, so server and clients should use the same version of
-PyTorch.
+The server and the clients compute the decomposition in float64 on their CPUs. If singular values
+are nearly equal, another machine can find other singular vectors. Therefore the server and the
+clients should use the same version of PyTorch.
 
-Source: "Spectrum-Aware Parameter Efficient Fine-Tuning for Diffusion Models", arXiv 2405.21050: the
-equation, and the factors 6·8·16 of 768. The Cayley coordinates, the start at δ = 0, the exact
-variant and the learning rates are our own choices. The paper adapts all layers of the attention:
-``--set 'finetuning.targets=[q,k,v,proj]'``.
+Source: "Spectrum-Aware Parameter Efficient Fine-Tuning for Diffusion Models", arXiv 2405.21050. The
+equation and the factors 6·8·16 of 768 come from the paper. The Cayley coordinates, the start at
+δ = 0, the exact variant and the learning rates are our own choices. The paper adapts all layers of
+the attention: ``--set 'finetuning.targets=[q,k,v,proj]'``.
 
 Letters in shapes: n inputs, m outputs of a slice, k = min(m, n), K clients that share a batch.
 """
@@ -44,7 +45,7 @@ from fl_vitlora.finetuning.kronecker import balanced_factors, times_ring
 from fl_vitlora.finetuning.lora import signed_svd
 from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
 
-PUBLISHED: Mapping[int, tuple[int, ...]] = {768: (6, 8, 16)}  # factors that are not balanced
+PUBLISHED: Mapping[int, tuple[int, ...]] = {768: (6, 8, 16)}  # factors of the paper, not balanced
 
 
 def cayley_rotation(coordinates: Tensor, size: int) -> Tensor:
@@ -69,7 +70,7 @@ def cayley_rotation(coordinates: Tensor, size: int) -> Tensor:
 
 
 class SODAAdapter(SliceAdapter):
-    """The shift and the rotation of one slice (a part of a layer), and its weight's decomposition.
+    """The shift, the rotation and the decomposition of one slice (an adapted part of a layer).
 
     Args:
         weight: The pre-trained weight W of the slice, (m, n).
@@ -77,8 +78,8 @@ class SODAAdapter(SliceAdapter):
 
     Attributes:
         shift: The vector δ, (k,), zero.
-        turn: The coordinates of K₁, K₂ and K₃, one after the other, zero; the attribute is missing
-            if `exact`.
+        turn: The coordinates of K₁, K₂ and K₃ in one vector, zero. If `exact` is True, there is no
+            attribute `turn`.
         U: The left singular vectors, (m, k), a buffer.
         S: The singular values, (k,), a buffer.
         Vt: The right singular vectors as rows, (k, n), a buffer.
@@ -103,7 +104,7 @@ class SODAAdapter(SliceAdapter):
             self.turn = nn.Parameter(weight.new_zeros(sum(self.lengths)))
 
     def rotations(self) -> list[Tensor]:
-        """Returns R₁, R₂ and R₃; none if the inputs are not rotated."""
+        """Returns the rotations R₁, R₂ and R₃; an empty list if the inputs are not rotated."""
         turns = torch.split(self.turn, self.lengths, dim=-1) if self.factors else ()
         return [cayley_rotation(t, size) for t, size in zip(turns, self.factors, strict=True)]
 
@@ -120,28 +121,30 @@ class SODA(SlicePart):
     """The part of a fine-tuning method that adds SODA to every block.
 
     Attributes:
-        exact: True if only δ is trained and sent, so that the mean of the clients' shifts gives
-            exactly the mean of their weights.
-        shift_rate: The factor on the learning rate of δ.
+        exact: True if only δ is trained and sent. If `exact` is True, the mean of the clients'
+            shifts gives exactly the mean of their weights.
+        shift_rate: The factor by which the learning rate of δ is multiplied.
         targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
-    reads_weights = True  # their singular vectors
+    reads_weights = True  # `attach` computes the singular vectors of the weights
 
     exact: bool = setting(
-        default=False, explanation="Train only vectors in which the weight is linear."
+        default=False, explanation="True to train only vectors in which the weight is linear."
     )
 
-    shift_rate: float = setting(5.0, "Factor on the learning rate of the shifts.", "(0, inf)")
+    shift_rate: float = setting(
+        5.0, "Factor by which the learning rate of the shifts is multiplied.", "(0, inf)"
+    )
 
     def rate(self, name: str) -> float:
-        """Returns the factor on the learning rate of a tensor: `shift_rate` for δ, else 1."""
+        """Returns the factor for the learning rate of a tensor: `shift_rate` for δ, otherwise 1."""
         return self.shift_rate if name.endswith(".shift") else 1.0
 
     def adapter(self, weight: Tensor) -> SODAAdapter:
         """Returns the shift and the rotation for one slice (an adapted part of a layer).
 
         Raises:
-            UserError: If the inputs are rotated and their number has no factors.
+            UserError: If the inputs are rotated, but the number of inputs has no factors.
         """
         return SODAAdapter(weight, exact=self.exact)

@@ -3,20 +3,21 @@
     y' = γ∘y + β,    y the output of an operation, (B, T, m)
 
 An operation is the patch embedding, a normalisation, or a linear layer of a block (`qkv`, `proj`,
-`fc1`, `fc2`). At the start γ = 1 and β = 0. After training, scales and shifts become part of the
-operation before them: W' = diag(γ)·W, b' = γ∘b + β. A client sends 22·D numbers for a block of
-width D with an MLP of 4·D, and 2·D numbers each for the patch embedding and the last normalisation.
+`fc1`, `fc2`). At the start γ = 1 and β = 0. After training, the scales and shifts are merged into
+the operation: W' = diag(γ)·W, b' = γ∘b + β. A client sends 22·D numbers for each block of width D
+whose MLP has the width 4·D. For the patch embedding and for the last normalisation, a client sends
+2·D numbers each.
 
 The mean of the clients' tensors gives exactly the mean of their weights, because W' and b' are
-linear in γ and β. In a sum with a part that trains W or b, the mean is not exact.
+linear in γ and β. If another part of the method trains W or b, the mean is not exact.
 
-In a sum, SSF stands after the parts that change weights, as in ``lora+ssf``: SSF then scales the
-outputs of the adapted layers. The scales and shifts act on channels, not on pixels or positions, so
-they do not depend on the key of encrypted images.
+In a sum of parts, write `ssf` after the parts that change weights, as in ``lora+ssf``: SSF then
+scales the outputs of the adapted layers. The scales and shifts act on channels, not on pixels or
+positions. Therefore the scales and shifts do not depend on the key of encrypted images.
 
-Source: Lian et al., arXiv 2210.08823. The equation and the places are the paper's. The paper draws
-γ and β near 1 and 0; in this module γ starts at exactly 1 and β at exactly 0. Weight decay would
-pull γ towards 0, so weight decay should be off.
+Source: Lian et al., arXiv 2210.08823. The equation and the places come from the paper. The paper
+draws γ near 1 and β near 0; in this module γ starts at exactly 1 and β at exactly 0. Weight decay
+would pull γ towards 0, so weight decay should be off.
 
 Letters in shapes: B batch, T tokens, m outputs of an operation, D width.
 """
@@ -40,21 +41,21 @@ from fl_vitlora.finetuning.own_modules import (
 )
 
 IN_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-AT_END = ("norm", "fc_norm")  # a ViT normalises either before or after it pools the tokens
-EMBEDDING, EMBEDDED = "patch_embed.proj", "patch_embed.norm"  # timm normalises after it embeds
-KERNEL_PER_PATCH = 3  # the number of dimensions of kernels (N, D, entries) if patches differ
+AT_END = ("norm", "fc_norm")  # a ViT normalises either before or after pooling the tokens
+EMBEDDING, EMBEDDED = "patch_embed.proj", "patch_embed.norm"  # timm's `norm` comes after `proj`
+KERNEL_PER_PATCH = 3  # if each patch has its own kernel, kernels have three dimensions
 
 
 class ScaleShift(OwnModule):
     """An operation whose outputs are scaled and shifted.
 
-    Like `LoRALinear`, this class has no attribute ``weight``: a model that reads the weight of a
-    layer directly then raises an error and does not silently ignore the method.
+    A model that reads the attribute ``weight`` of a layer directly would ignore the method. Like
+    `LoRALinear`, this class has no attribute ``weight``, so that such a model raises an error.
 
     Args:
         owner: The part that adds this module.
         base: The operation whose outputs are scaled and shifted.
-        outputs: The number m of channels of its outputs.
+        outputs: The number m of channels of the operation's outputs.
 
     Attributes:
         scale: The scales γ, (m,), one.
@@ -83,11 +84,11 @@ class ScaleShift(OwnModule):
 
     @torch.no_grad()
     def fold(self, layer: Any) -> None:
-        """Multiplies the outputs of a layer by γ and adds β to them, in place.
+        """Changes a layer in place, so that its outputs are multiplied by γ and shifted by β.
 
         Args:
-            layer: A layer with a weight and a bias: a linear layer, a normalisation, a patch
-                embedding.
+            layer: A layer with a weight and a bias, such as a linear layer, a normalisation or a
+                patch embedding.
         """
         weight: Tensor = layer.weight
         after = 1 if weight.ndim == KERNEL_PER_PATCH else weight.ndim - 1
@@ -114,7 +115,7 @@ class SSF(ModulePart):
                 self._put(model, path)
 
     def averages_exactly(self) -> bool:
-        """Returns True: every merged weight is linear in its own scales and shifts."""
+        """Returns True, because every merged weight is linear in its scales and shifts."""
         return True
 
     def _put(self, root: nn.Module, path: str, outputs: int | None = None) -> None:
@@ -126,7 +127,7 @@ class SSF(ModulePart):
         targets.put_module(root, path, ScaleShift(self, base, outputs))
 
     def merge(self, model: nn.Module) -> None:
-        """Makes the scales and shifts a part of the operations before them."""
+        """Merges the scales and shifts into the weights and biases of their operations."""
         embedded: Any = model.get_submodule(EMBEDDED)
         if isinstance(embedded.base, nn.Identity):
             embedded.fold(model.get_submodule(EMBEDDING))

@@ -27,7 +27,7 @@ def attach(model: nn.Module, targets: Sequence[str], make: MakeLayer) -> None:
         model: A timm ViT.
         targets: The names of the target layers, from `LAYERS`.
         make: A function that makes the layer with adapters. The arguments of `make` are the plain
-            layer, and for each target the range of outputs that are adapted.
+            layer, and a mapping from each target to the range of outputs that is adapted.
 
     Raises:
         UserError: If the model has no blocks, if a block does not have a target layer, or if `make`
@@ -73,8 +73,8 @@ def put_increments(model: nn.Module, increments: Mapping[str, Tensor]) -> None:
 
     Args:
         model: A model with adapters.
-        increments: The increments, (m, n) for m outputs and n inputs, by the paths of the low-rank
-            pairs, for example ``blocks.0.attn.qkv.adapters.q``.
+        increments: A mapping from the paths of low-rank pairs, for example
+            ``blocks.0.attn.qkv.adapters.q``, to increments, (m, n) for m outputs and n inputs.
     """
     for path, module in model.named_modules():
         if isinstance(module, LoRALinear):
@@ -85,7 +85,7 @@ def put_increments(model: nn.Module, increments: Mapping[str, Tensor]) -> None:
 
 
 def _slices(layer: nn.Linear, targets: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Returns the slice of a layer's outputs for each target: its start and its end."""
+    """Returns a mapping from each target to the start and the end of its slice of the outputs."""
     third = layer.out_features // 3
     return {
         target: (
@@ -101,7 +101,8 @@ def _find(block: nn.Module, path: str) -> nn.Linear:
     """Returns the linear layer with a dotted name in a block.
 
     Raises:
-        UserError: If there is no linear layer at this path, or another part changes it.
+        UserError: If there is no linear layer at this path, or if another part of the method has
+            replaced the layer.
     """
     try:
         layer = block.get_submodule(path)
@@ -109,14 +110,16 @@ def _find(block: nn.Module, path: str) -> nn.Linear:
         layer = None
     if hasattr(layer, "base"):
         raise UserError(
-            f"two parts of the method change the layer {path!r}, and the second finds no plain "
+            f"two parts of the method change the layer {path!r}, but the second part needs a plain "
             "layer; give the parts different layers, or write ssf last in the sum"
         )
     if not isinstance(layer, nn.Linear):
         linear = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
         there = ",".join(target for target, place in LAYERS.items() if place in linear)
         others = (
-            f"choose others: --set 'finetuning.targets=[{there}]'" if there else "use a plain ViT"
+            f"choose other layers: --set 'finetuning.targets=[{there}]'"
+            if there
+            else "use a plain ViT"
         )
         raise UserError(
             f"the method finds no linear layer {path!r} in {type(block).__name__}, only {linear}; "
@@ -126,7 +129,7 @@ def _find(block: nn.Module, path: str) -> nn.Linear:
 
 
 def put_module(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Replaces a module by another one, in place.
+    """Replaces a module of a model by another module, in place.
 
     Args:
         root: The model, or a part of it.

@@ -1,23 +1,25 @@
 """Dynamic layer tying: the server decides which blocks use the same low-rank pairs.
 
-Every block has LoRA pairs. If block i is tied to an earlier block j, it computes with the pairs of
-block j, and the gradients of both blocks add up in these pairs. The pairs of a tied block i are
-frozen and not sent. After every round, the server may change the ties. A block that is no longer
-tied starts with a copy of the pairs that it used. Three rules decide about the ties:
+Every block has its own LoRA pairs. If block i is tied to an earlier block j, block i computes with
+the pairs of block j, and the gradients of blocks i and j are added in these pairs. The own pairs of
+a tied block are frozen and not sent. After every round, the server may change the ties. A block
+that is no longer tied starts with a copy of the pairs that it used last. The setting `rule` chooses
+one of three rules for the ties:
 
-    own      no block is tied: plain LoRA
+    own      no block is tied: this is plain LoRA
     nearest  after each round, the two untied blocks with the most similar products B·A are tied,
-             until `groups` blocks remain
+             until `groups` untied blocks remain
     agent    Q-learning (`tying_agent`); the reward is minus the mean training loss of the round
 
-Source: Hay and Wolf, arXiv 2401.12819, which ties whole layers of a language model that is trained
-from scratch, and takes the validation loss. This module ties only the adapters, because pre-trained
-blocks must not be replaced. The reward uses the training loss, which is known from sums, so that
-secure aggregation works. With some twenty rounds, the agent still chooses mostly at random;
-`nearest` is the rule to compare with.
+Source: Hay and Wolf, arXiv 2401.12819. The paper ties whole layers of a language model that is
+trained from scratch, and its reward is the validation loss. This module ties only the adapters,
+because pre-trained blocks must not be replaced. The reward is the training loss, which the server
+can compute from sums over clients, so secure aggregation works. In a run of about twenty rounds,
+the agent still chooses mostly at random; compare it with the rule `nearest`.
 
-As for LoRA, the mean of the clients' B and A does not give the mean of their products B·A. Every
-client needs the same ties: one number for each block, which is sent again only when a tie changes.
+As for LoRA, the mean of the clients' matrices B and A does not give the mean of their products B·A.
+All clients need the same ties, which are one number for each block. The server sends the ties again
+only when a tie changes.
 """
 
 from __future__ import annotations
@@ -47,14 +49,14 @@ class TiedLinear(LoRALinear):
     """A linear layer with LoRA, which may use the pairs of the same layer in an earlier block."""
 
     def join(self, model: nn.Module, block: int, path: str) -> None:
-        """Stores in the layer where the ties and the layers of other blocks are.
+        """Tells this layer where it finds the ties and the layers of other blocks.
 
         Args:
             model: The model with the control tensor `TIES`.
             block: The number of the block of this layer.
             path: The path of this layer in the block.
         """
-        vars(self)["place"] = (model, block, path)  # not a submodule: the model contains this layer
+        vars(self)["place"] = (model, block, path)  # not as a submodule, to avoid a cycle
 
     def _pairs(self) -> list[Adapter]:
         model, block, path = vars(self)["place"]
@@ -68,30 +70,32 @@ class TiedLinear(LoRALinear):
 class TiedLoRA(LoRA):
     """The part of a fine-tuning method that adds LoRA with tied blocks.
 
-    The attribute `low_rank` is False: strategies that merge or factor the pairs of single layers do
-    not know the ties.
+    The attribute `low_rank` is False, because strategies that merge or factor the pairs of single
+    layers do not know the ties.
 
     Attributes:
         rank: The rank r of the pairs.
-        alpha: The scale α; the product is multiplied by α / r.
-        rule: The rule that decides about the ties; see the text of this module.
+        alpha: The scale α; the product B·A is multiplied by α / r.
+        rule: The rule for the ties; see the docstring of this module.
         groups: The number of untied blocks at which the rule `nearest` stops.
-        decay: The factor by which the probability ε of the agent's random choices falls from round
-            to round, from 1. The paper uses the factor 0.95; the default of this module is smaller,
-            because a federated run has fewer rounds.
+        decay: The factor by which the probability ε of the agent's random choices is multiplied
+            after each round; ε starts at 1. The paper uses the factor 0.95. The default of this
+            module is smaller, because a federated run has fewer rounds.
         targets: The names of the layers of a block that get a pair (`targets.LAYERS`).
     """
 
     low_rank = False
     control = (TIES,)
-    reads_weights = True  # the values of the ties say which pair a layer uses
+    reads_weights = True  # the forward pass needs the values of the ties
 
     rule: Literal["own", "nearest", "agent"] = "nearest"
-    groups: int = setting(2, "Untied blocks at which the rule nearest stops.", "[1, inf)")
-    decay: float = setting(0.8, "Factor of the agent's random choices per round.", "(0, 1]")
+    groups: int = setting(2, "Number of untied blocks at which the rule nearest stops.", "[1, inf)")
+    decay: float = setting(
+        0.8, "Factor of the probability of random choices of the agent, per round.", "(0, 1]"
+    )
 
     def attach(self, model: nn.Module) -> None:
-        """Adds pairs to each target layer, and the ties to the model; no block is tied."""
+        """Adds pairs to each target layer, and adds the ties to the model; no block is tied yet."""
         layer = partial(TiedLinear, rank=self.rank, alpha=self.alpha)
         targets.attach(model, self.targets, layer)
         blocks = targets.blocks_of(model)
@@ -106,7 +110,7 @@ class TiedLoRA(LoRA):
         return [*super().trained(model), TIES]
 
     def merge(self, model: nn.Module) -> None:
-        """Adds s·B·A of the pair that each layer uses to its weight, and removes the ties."""
+        """Adds s·B·A of the pair that a layer uses to the layer's weight, and removes the ties."""
         layers = [(p, m) for p, m in model.named_modules() if isinstance(m, TiedLinear)]
         merged = [(path, layer.merged()) for path, layer in layers]  # before any pair is removed
         for path, plain in merged:
@@ -114,12 +118,12 @@ class TiedLoRA(LoRA):
         delattr(model, TIES)
 
     def rests(self, server_round: int, memory: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Returns the names of the pairs of tied blocks."""
+        """Returns the names of the pairs that belong to tied blocks."""
         del server_round
         return frozen_names.names_of(memory)
 
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
-        """Changes the ties by the rule, and copies pairs to blocks that are no longer tied."""
+        """Changes the ties as `rule` says, and copies pairs to blocks that are no longer tied."""
         name = exchanged_name(TIES, CONTROL)
         before = [int(tie) for tie in known.after[name]]
         if self.rule == "own":

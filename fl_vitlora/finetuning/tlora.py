@@ -2,29 +2,30 @@
 
     W' = W·T + s·B·A,    s = α / √r
 
-The transform T, (n, n), is a tensor ring of small cores (see `kronecker`). With ring rank R = 1, T
-is a Kronecker product. The transform T can have full rank, and changes every entry of the weight.
-At the start every matrix Aᵈ[:, :, r, r'] of a core is I / R, so that T = I; B is zero and A is
-random.
+The transform T, (n, n), is a tensor ring of small cores Aᵈ (see `kronecker`). With the ring rank
+R = 1, T is a Kronecker product. T can have full rank, and changes every entry of the weight. At the
+start every matrix Aᵈ[:, :, r, r'] of a core is I / R, so that T = I; B is zero and A is random.
 
 A client sends the cores and the pair: R²·Σ n_d² + r·(m + n) numbers for a slice (an adapted part of
-a layer). The cores have 164·R² numbers if n = 384, and 272·R² if n = 768. The mean of the clients'
-tensors does not give the mean of their weights, because W' contains products of the cores and of B
-and A.
+a layer). The cores have 164·R² numbers if n = 384, and 272·R² numbers if n = 768. The mean of the
+clients' tensors does not give the mean of their weights, because W' contains products of the cores,
+and the product of B and A.
 
-One core times c and another divided by c give the same T, so cores of clients can drift apart. A
-penalty on the distance to the start holds them together:
+If one core is multiplied by a number and another core is divided by the same number, T does not
+change. Therefore the cores of different clients can drift apart. A penalty on the distance of the
+cores to their start prevents this:
 
     weight · Σ ‖Aᵈ[:, :, r, r'] - I / R‖²
 
-Source: "Transformed Low-rank Adaptation via Tensor Decomposition", arXiv 2501.08727: the equation,
-the scale, the start and the ring. In this module's penalty the norm is squared, unlike in the
-paper, because a penalty must be a sum over entries. The residual is the low-rank pair of the
-authors' code; this module does not have the tensor-ring residual of the paper's text. The authors'
-code has α = 1. This module has α = 4, which reached a higher accuracy in short runs on the bundled
-model.
+Source: "Transformed Low-rank Adaptation via Tensor Decomposition", arXiv 2501.08727. The equation,
+the scale, the start and the ring come from the paper. The norm in the penalty is squared, unlike in
+the paper, because a penalty must be a sum over entries. The residual is the low-rank pair of the
+authors' code; this module does not have the tensor-ring residual of the paper's text. The default
+in the authors' code is α = 1. The default of this module is α = 4, which reached a higher accuracy
+in short runs on the bundled model.
 
-n = Π n_d inputs, m outputs of a slice, r rank, R ring rank, K clients that share a batch.
+Letters in shapes: n = Π n_d inputs, m outputs of a slice, r rank, R ring rank, K clients that share
+a batch.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from fl_vitlora.finetuning.kronecker import balanced_factors, times_ring
 from fl_vitlora.finetuning.lora import check_rank
 from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
 
-CORES = ".transform."  # part of the names of all cores
+CORES = ".transform."  # a text that occurs in the names of all cores and of no other tensor
 
 
 def identity_core(size: int, ring_rank: int) -> Tensor:
-    """Returns a core of the identity: I / R for every pair of ring indices, (size, size, R, R).
+    """Returns a core of T = I, (size, size, R, R), which is I / R for every pair of ring indices.
 
     Args:
         size: The factor n_d of the number of inputs, which is the size of the core.
@@ -66,7 +67,7 @@ class TLoRAAdapter(SliceAdapter):
         weight: The pre-trained weight W of the slice, (m, n).
         ring_rank: The ring rank R.
         rank: The rank r of the pair.
-        alpha: The scale α of the pair.
+        alpha: The scale α; the product B·A is multiplied by s = α / √r.
 
     Attributes:
         transform: The cores of T, each (n_d, n_d, R, R).
@@ -101,7 +102,7 @@ class TLoRA(SlicePart):
         ring_rank: The ring rank R of the transform.
         residual_rank: The rank r of the low-rank residual.
         residual_alpha: The scale α of the residual, which is multiplied by α / √r.
-        core_rate: The factor on the learning rate of the cores.
+        core_rate: The factor by which the learning rate of the cores is multiplied.
         identity_penalty: The weight of the penalty on the distance of the cores to their start.
         targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
@@ -109,9 +110,11 @@ class TLoRA(SlicePart):
     ring_rank: int = setting(1, "Ring rank R of the transform; 1 is a Kronecker product.", "[1, 8]")
     residual_rank: int = setting(1, "Rank r of the low-rank residual.", "[1, inf)")
     residual_alpha: float = setting(4.0, "Scale of the low-rank residual.", "(0, inf)")
-    core_rate: float = setting(0.3, "Factor on the learning rate of the cores.", "(0, inf)")
+    core_rate: float = setting(
+        0.3, "Factor by which the learning rate of the cores is multiplied.", "(0, inf)"
+    )
     identity_penalty: float = setting(
-        1e-3, "Weight of the penalty on the distance of the transform to the identity.", "[0, inf)"
+        1e-3, "Weight of the penalty on the distance of the cores to their start.", "[0, inf)"
     )
 
     def adapter(self, weight: Tensor) -> TLoRAAdapter:
@@ -125,13 +128,13 @@ class TLoRA(SlicePart):
         )
 
     def rate(self, name: str) -> float:
-        """Returns the factor on a tensor's learning rate: `core_rate` for a core of T, else 1."""
+        """Returns the factor for a tensor's learning rate: `core_rate` for cores, otherwise 1."""
         return self.core_rate if CORES in name else 1.0
 
     def penalty(
         self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
     ) -> Tensor | float:
-        """Returns the squared distance of all cores to the cores of the identity, weighted."""
+        """Returns the weighted squared distance between all cores and their values at the start."""
         del anchor
         cores = [core for name, core in parameters.items() if CORES in name]
         starts = [identity_core(core.shape[-3], self.ring_rank).to(core) for core in cores]

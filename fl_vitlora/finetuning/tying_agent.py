@@ -1,9 +1,9 @@
-"""The agent that decides which layers share tensors, by Q-learning (`q_learning`).
+"""The agent that chooses which layers share tensors, with Q-learning (`q_learning`).
 
-In an episode, the agent chooses an action for every layer: the layer whose tensors it uses. With
-the probability ε the agent chooses a random action, otherwise the action with the highest value.
-At the end of an episode, the agent learns from its reward. All functions are pure: what the agent
-remembers is in a `State`, so that a checkpoint can hold it.
+In an episode, the agent chooses an action for every layer: another layer whose tensors the layer
+uses, or the layer itself. With the probability ε the agent chooses a random action, otherwise the
+action with the highest value. At the end of an episode, the agent learns from its reward. All
+functions are pure: the memory of the agent is a `State`, so that a checkpoint can store it.
 
 Source: Hay and Wolf, arXiv 2401.12819.
 """
@@ -19,7 +19,7 @@ from fl_vitlora.finetuning.q_learning import learn, new_agent, values
 from fl_vitlora.state import State
 
 LEAST = 0.01  # the smallest ε
-LAST = "last "  # stands before the names of what the agent did last, in its memory
+LAST = "last "  # the prefix of the names of the last ties and actions in the agent's memory
 
 
 def episode(
@@ -33,14 +33,14 @@ def episode(
 
     Args:
         memory: The memory that this function returned last; empty at first.
-        ties: The present ties (for each layer, the layer whose tensors it uses), which the last
-            actions gave.
+        ties: The present ties, which follow from the last actions. Entry i is the number of the
+            layer whose tensors layer i uses.
         reward: The reward of the last actions.
         epsilon: The probability ε of a random action.
-        generator: The random generator of the first weights, and of the actions.
+        generator: The random generator for the first weights and for the actions.
 
     Returns:
-        A pair: the next ties, and the new memory.
+        A pair of the next ties and the new memory.
     """
     agent: State = {name: t for name, t in memory.items() if not name.startswith(LAST)}
     agent = agent or new_agent(len(ties), generator)
@@ -55,13 +55,14 @@ def episode(
 def act(
     agent: Mapping[str, Tensor], ties: Sequence[int], epsilon: float, generator: torch.Generator
 ) -> list[int]:
-    """Returns an action for each layer: the number of the layer it is tied to, or its own number.
+    """Returns an action for each layer: the number of another layer, or its own number.
 
     Args:
         agent: The weights of the agent.
-        ties: The state: for each layer, the layer whose tensors it uses.
-        epsilon: The probability ε of a random action; at least `LEAST` is used.
-        generator: The random generator of the choice.
+        ties: The state. Entry i is the number of the layer whose tensors layer i uses.
+        epsilon: The probability ε of a random action. If ε is smaller than `LEAST`, the function
+            uses `LEAST` instead.
+        generator: The random generator for the random actions.
     """
     chosen = []
     for layer, value in enumerate(values(agent, ties)):
@@ -72,7 +73,9 @@ def act(
 
 
 def resolved(actions: Sequence[int]) -> list[int]:
-    """Returns the layer whose tensors each layer uses in the end, if ties are followed.
+    """Returns, for each layer, the layer at the end of the chain of its ties.
+
+    If layer 2 is tied to layer 1, and layer 1 is tied to layer 0, then layer 2 uses layer 0.
 
     Example:
         >>> resolved([0, 0, 1, 3])

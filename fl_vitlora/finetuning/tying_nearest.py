@@ -1,8 +1,9 @@
 """The rule `nearest` of layer tying: the two blocks with the most similar products are tied.
 
-The rule is one step of agglomerative clustering: the most similar two of the untied blocks become
-one group, and the earlier block stands for the group. The similarity of two blocks is the cosine of
-the angle between their products B·A, all products of a block in one vector.
+The rule is one step of agglomerative clustering: the two most similar untied blocks become one
+group, and all blocks of the group use the pairs of the earlier block. To compare two blocks, all
+products B·A of each block are joined into one vector. The similarity of the blocks is the cosine of
+the angle between the two vectors.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 
 def pairs_of(block: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Returns the full names of a block's low-rank matrices, by their names within the block."""
+    """Returns a dictionary from names within a block to full names of low-rank matrices."""
     start = f"blocks.{block}."
     own = (n for n in tensors if n.startswith(start) and n.endswith((".lora_A", ".lora_B")))
     return {name.removeprefix(start): name for name in own}
@@ -24,8 +25,11 @@ def nearest_tied(ties: list[int], tensors: Mapping[str, Tensor]) -> list[int]:
     """Ties the two untied blocks whose products B·A have the largest cosine similarity.
 
     Args:
-        ties: For each block, the block whose pairs it uses.
+        ties: The present ties. Entry i is the number of the block whose pairs block i uses.
         tensors: The exchanged tensors.
+
+    Returns:
+        The new ties.
     """
     roots = sorted(set(ties))
     products = {root: _products(root, tensors) for root in roots}

@@ -2,17 +2,18 @@
 
     W' = W + diag(b)·B·diag(d)·A
 
-A, (r, n), and B, (m, r), are drawn from the seed. All slices of equal shape use the same pair, so
-that it takes little memory and is never sent. At the start b = 0, so that W' = W exactly, and every
-entry of d is 0.1.
+A, (r, n), and B, (m, r), are drawn with the seed of the run. Therefore the pair A, B is never sent.
+All slices of equal shape use the same pair, which saves memory. At the start b = 0, so that W' = W
+exactly, and every entry of d is 0.1.
 
 A client sends the vectors b and d, which is m + r numbers for a slice (an adapted part of a layer).
 The mean of the clients' vectors does not give the mean of their weights, because W' has products of
 entries of b and d. As in the paper, the vectors need a larger learning rate than the matrices of
-LoRA, by default ten times as large.
+LoRA. By default the rate is ten times as large.
 
 Source: Kopiczko, Blankevoort, Asano, arXiv 2310.11454. The paper uses one pair for all layers of
-its models, which have equal shapes. One pair for each shape of a slice is our own choice.
+a model, because the adapted layers have equal shapes. In this module each shape of a slice has its
+own pair, which is our own choice.
 
 Letters in shapes: n inputs, m outputs of a slice, r rank, K clients that share a batch.
 """
@@ -29,9 +30,9 @@ from fl_vitlora.finetuning.slices import SliceAdapter, SlicePart
 
 
 class SharedPair(nn.Module):
-    """A pair of frozen random matrices.
+    """A pair of frozen random matrices, which all slices of equal shape share.
 
-    The pair is a PyTorch module, so that it is moved or copied only once.
+    The pair is a PyTorch module, so that PyTorch moves or copies a shared pair only once.
 
     Args:
         outputs: The number of outputs m.
@@ -84,16 +85,18 @@ class VeRA(SlicePart):
     Attributes:
         shared_rank: The rank r of the frozen matrices. The rank may be larger than m and n.
         inner_start: The value of every entry of d at the start.
-        vector_rate: The factor on the learning rate of both vectors.
+        vector_rate: The factor by which the learning rate of the two vectors is multiplied.
         targets: The names of the adapted slices of each block, such as q or fc1 (`targets.LAYERS`).
     """
 
     shared_rank: int = setting(256, "Rank r of the shared frozen matrices.", "[1, inf)")
     inner_start: float = setting(0.1, "Value of the inner vector d at the start.", "(0, inf)")
-    vector_rate: float = setting(10.0, "Factor on the learning rate of the vectors.", "(0, inf)")
+    vector_rate: float = setting(
+        10.0, "Factor by which the learning rate of the vectors is multiplied.", "(0, inf)"
+    )
 
     def attach(self, model: nn.Module) -> None:
-        """Adds the vectors to each target layer; slices of equal shape share their matrices."""
+        """Adds the vectors to each target layer, and one shared pair for each shape of slices."""
         super().attach(model)
         pairs: dict[tuple[torch.Size, torch.Size], SharedPair] = {}
         for module in model.modules():
@@ -102,14 +105,14 @@ class VeRA(SlicePart):
                 module.pair = pairs.setdefault(shapes, module.pair)
 
     def adapter(self, weight: Tensor) -> VeRAAdapter:
-        """Returns the vectors for one slice.
+        """Returns the vectors for one slice, with a new pair of matrices.
 
-        The matrices belong to this slice alone until `attach` shares them.
+        Later `attach` replaces the new pair by the shared pair of all slices of this shape.
         """
         outputs, inputs = weight.shape
         return VeRAAdapter(SharedPair(outputs, inputs, self.shared_rank), self.inner_start)
 
     def rate(self, name: str) -> float:
-        """Returns the factor on the learning rate of the vectors, `vector_rate`."""
+        """Returns `vector_rate`, the factor for the learning rate of the vectors."""
         del name
         return self.vector_rate

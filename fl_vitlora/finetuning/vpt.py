@@ -1,23 +1,23 @@
-"""Visual prompt tuning (VPT): trained tokens join the tokens of every image.
+"""Visual prompt tuning (VPT): trained tokens, the prompts, are added to the tokens of every image.
 
 The parts `vpt` (VPT-shallow) and `vpt_deep` (VPT-deep) are in this module. The prompts are p
-trained tokens of width D. VPT-shallow puts them before the first block, and the blocks process them
-like other tokens. VPT-deep has p prompts of its own for each block: they take the place of the
-prompts that leave the block before. The head reads the class token.
+trained tokens of width D. VPT-shallow adds prompts before the first block, and the blocks process
+prompts like other tokens. VPT-deep has p separate prompts for each block. These prompts replace the
+tokens that the previous block has computed from its prompts. The head reads the class token.
 
-The prompts join after the position embedding is added, so they do not depend on the order of the
-patches, and hence not on the key of encrypted images. VPT-shallow sends p·D numbers and VPT-deep
-sends p·D numbers for each block. Prompts cannot be merged into weights.
+The prompts are added after the position embedding, so they do not depend on the order of the
+patches. Therefore the prompts do not depend on the key of encrypted images. With VPT-shallow a
+client sends p·D numbers, and with VPT-deep p·D numbers for each block. Prompts cannot be merged
+into weights.
 
-A client sends the prompts themselves, and no weight is computed from them, so the mean of the
-clients' prompts is exactly the mean model.
+A client sends the prompts themselves, and no weight is computed from prompts. Therefore the mean of
+the clients' prompts is exactly the mean of the clients' models.
 
-Source: Jia et al., arXiv 2203.12119. The prompts start as in the paper: they are uniform between
--v and v with v² = 6 / (3·patch² + D). Because the prompts are not zero, the untrained method
-already changes the outputs. The paper tries 1 to 200 prompts for each data set; the default of this
-module is 10. The paper puts the prompts between the class token and the patches. This module also
-puts the prompts after the class token; if a model has several prefix tokens, the prompts follow the
-last one.
+Source: Jia et al., arXiv 2203.12119. As in the paper, the prompts are drawn uniformly between -v
+and v with v² = 6 / (3·patch² + D). Because the prompts are not zero, the outputs of the model
+change before training begins. The paper tries 1 to 200 prompts for each data set; the default of
+this module is 10 prompts. As in the paper, the prompts stand between the class token and the
+patches; if a model has several prefix tokens, the prompts follow the last prefix token.
 
 Letters in shapes: p prompts, B images in a batch, T tokens, D width.
 """
@@ -38,8 +38,8 @@ from fl_vitlora.finetuning.own_modules import ModulePart, OwnModule
 from fl_vitlora.finetuning.part import Part
 
 NAME = "prompts"  # the name of the added module in a block
-CHANNELS = 3  # the colours of an image in the paper's rule for the start
-RELATIVE = ("rel_pos", "relative_position_bias_table")  # attention with positions of its own
+CHANNELS = 3  # the number of colours of an image, in the paper's formula for v
+RELATIVE = ("rel_pos", "relative_position_bias_table")  # attributes of relative position biases
 
 
 class Prompts(OwnModule):
@@ -49,7 +49,7 @@ class Prompts(OwnModule):
         owner: The part that adds this module.
         count: The number p of prompts.
         width: The width D of the model.
-        bound: The largest absolute value at the start.
+        bound: The largest absolute value v of a prompt's entries at the start.
         prefix: The number of tokens before the patches, such as the class token.
 
     Attributes:
@@ -62,17 +62,17 @@ class Prompts(OwnModule):
         self.tokens = nn.Parameter(torch.empty(count, width).uniform_(-bound, bound))
 
     def insert(self, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Puts the prompts after the prefix tokens, (B, T + p, D); a pre-hook of a block."""
+        """Inserts the prompts after the prefix tokens, (B, T + p, D), as a pre-hook of a block."""
         del block
         return (self._joined(args[0], 0), *args[1:])
 
     def replace(self, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Replaces p tokens after the prefix tokens by the prompts; a pre-hook of a block."""
+        """Replaces the p tokens after the prefix tokens by prompts, as a pre-hook of a block."""
         del block
         return (self._joined(args[0], self.tokens.shape[-2]), *args[1:])
 
     def _joined(self, x: Tensor, removed: int) -> Tensor:
-        """Returns tokens with the prompts, in the place of `removed` tokens after the prefix."""
+        """Returns tokens in which prompts replace the first `removed` tokens after the prefix."""
         own = self.for_each_image(self.tokens.flatten(-2), len(x))
         shape = (len(x), *self.tokens.shape[-2:])
         prompts = own.reshape(-1, *shape[1:]).expand(shape).to(x.dtype)
@@ -108,7 +108,7 @@ class ShallowPrompts(ModulePart):
 
 @dataclass(frozen=True, kw_only=True)
 class DeepPrompts(ShallowPrompts):
-    """The part of a fine-tuning method that adds new prompts before every block."""
+    """The part of a fine-tuning method that uses separate prompts before every block."""
 
     def attach(self, model: nn.Module) -> None:
         """Adds prompts before the first block, and replaces them before every other block."""
@@ -135,8 +135,8 @@ def _blocks(model: Any) -> list[nn.Module]:
         getattr(attention, name, None) is not None for name in RELATIVE
     ):
         raise UserError(
-            f"prompts have no position, but the attention of {kind} needs one for every token; use "
-            "a model such as vit_base_patch16_224, or another --method"
+            f"prompts have no position, but the attention of {kind} needs a position for "
+            "every token; use a model such as vit_base_patch16_224, or another --method"
         )
     if hasattr(blocks[0], NAME):
         raise UserError("two parts of the method add prompts; choose one of vpt and vpt_deep")

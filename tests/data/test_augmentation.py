@@ -107,10 +107,10 @@ def test_the_copies_of_a_part_follow_the_images_themselves() -> None:
 @pytest.mark.parametrize(
     ("given_settings", "told"),
     [
-        ({"copies": 2}, "expected how the copies differ"),
+        ({"copies": 2}, "choose how the copies differ"),
         ({"augment": ("crop",)}, "the only copy is the image itself"),
         ({"copies": 3, "augment": ("flip",)}, "an image has only one mirror image"),
-        ({"copies": 3, "augment": ("crop", "crop")}, "expected each change at most once"),
+        ({"copies": 3, "augment": ("crop", "crop")}, "expected each kind of change at most once"),
     ],
 )
 def test_copies_that_would_be_equal_and_changes_without_copies_are_refused(

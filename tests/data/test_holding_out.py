@@ -72,5 +72,5 @@ def test_each_client_holds_out_a_share_of_its_own_images():
 
 def test_a_client_that_would_have_too_few_images_left_is_refused():
     config = DataConfig(validation_fraction=0.5, min_samples=3)
-    with pytest.raises(UserError, match=r"a client has 4 images, and without 2 for validation"):
+    with pytest.raises(UserError, match=r"a client has 4 images; without 2 images for validation"):
         hold_out_of_each(np.zeros(10, dtype=np.int64), [np.arange(6), np.arange(6, 10)], config, 0)

@@ -169,7 +169,7 @@ def test_one_line_tells_what_was_found(tmp_path: Path):
         (files("train/a", "train/b", "test/a", "test"), "images of test without a class folder"),
         (files("train/a", "train/b", "train"), "images of train without a class folder, such as"),
         (files("test/a", "test/b"), "no split for training among test"),
-        (files("train/a", "train/b", "val/a", "dev/a"), "the names dev and val both mean"),
+        (files("train/a", "train/b", "val/a", "dev/a"), "the names dev and val all mean"),
         (
             files("train/a", "train/b", "test/A"),
             "that the training split does not have: 'A'; did you mean",
@@ -225,7 +225,9 @@ def test_settings_resolve_what_is_unclear(tmp_path: Path):
 
 def test_a_split_for_testing_is_never_the_one_for_training(tmp_path: Path):
     put(tmp_path, files("train/a", "train/b", "test/a"))
-    assert "must not be trained on" in refusal(tmp_path, train_split="test", test_split="test")
+    assert "must not be used for training" in refusal(
+        tmp_path, train_split="test", test_split="test"
+    )
     assert "did you mean 'train'" in refusal(tmp_path, train_split="train[:10%]")
     put(tmp_path / "flat", files("a", "b"))
     assert "has no splits" in refusal(tmp_path / "flat", layout="classes", test_split="b")

@@ -232,7 +232,7 @@ OUTSIDE = [
     ("../secret.png", "leads outside of the data set's folder"),
     ("sub/../../secret.png", "leads outside of the data set's folder"),
     ("link.png", "leads outside of the data set's folder"),
-    ("nowhere.png", "no file 'nowhere.png' in"),
+    ("nowhere.png", "'nowhere.png' does not exist in"),
     ("", "expected the path of an image"),
     ("a" * 300, "no file"),
     (".", "no file"),
@@ -417,7 +417,7 @@ def test_damaged_parquet_is_one_line(tmp_path: Path):
 def test_parquet_beside_images_is_refused(tmp_path: Path):
     labelled([0, 1]).to_parquet(str(tmp_path / "train.parquet"))
     furnish(tmp_path / "a")
-    assert "found parquet files and images, and cannot tell" in refusal(tmp_path)
+    assert "found parquet files and images, but only one kind" in refusal(tmp_path)
 
 
 def test_a_home_that_cannot_be_written_is_not_needed(
@@ -459,12 +459,12 @@ def test_tar_files_of_a_webdataset_are_read(tmp_path: Path):
 @pytest.mark.parametrize(
     ("members", "told"),
     [
-        ({"a.png": b""}, "member a.png: no label among its suffixes ['png']"),
+        ({"a.png": b""}, "member a.png: no label among the suffixes ['png']"),
         ({"a.png": b"", "a.cls": b" "}, "member a.cls: no label"),
         ({"a.png": b"", "a.json": b"[1]"}, "member a.json: expected a JSON object"),
         ({"a.png": b"", "a.json": b'{"label": null}'}, "member a.json, key 'label': no label"),
         ({"a.png": b"", "a.seg.png": b"", "a.cls": b"1"}, "sample a: expected one image, found"),
-        ({"a.cls": b"1"}, "expected images, found none in 1 tar file"),
+        ({"a.cls": b"1"}, "expected images, found no images in 1 tar file"),
         ({"../../a.png": b"x", "../../a.cls": b"1"}, "at least two classes"),
     ],
     ids=str,
@@ -537,9 +537,9 @@ def test_metadata_in_the_folders_of_splits_is_read(tmp_path: Path):
         ("file_name,label\n0.png,a\n1.png,\n", "line 3, column 'label': no label"),
         ("file_name,label\n0.png,a\n1.png\n", "line 3, column 'label': no label"),
         ("file_name,label\n0.png,a\n,b\n", "line 3, column 'file_name': expected the path"),
-        ("file_name,label\n0.png,a\n1.png,b,c\n", "line 3: more fields than columns"),
-        ("file_name,label\n0.png,a\n0.png,b\n", "line 3: the image 0.png was named before, in"),
-        ("file_name,label\n0.png,a\n./0.png,a\n", "line 3: the image 0.png was named before, in"),
+        ("file_name,label\n0.png,a\n1.png,b,c\n", "line 3: found more fields than columns"),
+        ("file_name,label\n0.png,a\n0.png,b\n", "line 3: the image 0.png is already in"),
+        ("file_name,label\n0.png,a\n./0.png,a\n", "line 3: the image 0.png is already in"),
         ("file_name,label\n0.png,1\n1.png,-1\n2.png,0\n", "line 3: no label (-1)"),
         ("file_name,label,split\n0.png,a,train\n1.png,b,\n", "line 3, column 'split': expected"),
         ("file_name,label\n", "expected rows in the table metadata.csv"),

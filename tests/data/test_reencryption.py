@@ -97,7 +97,7 @@ def shard_of_nobody(path: Path) -> None:
     [
         (plain_shard, r"test\.safetensors is not encrypted"),
         (foreign_shard, "key ring .* has no key 1a009aae9b6a6aab"),
-        (shard_of_nobody, r"test\.safetensors: the field part is missing in its metadata"),
+        (shard_of_nobody, r"test\.safetensors: the field part is missing in the metadata"),
         (damaged_shard, r"test\.safetensors is damaged"),
         (Path.unlink, r"test\.safetensors is missing"),
     ],

@@ -281,7 +281,7 @@ def test_what_is_neither_here_nor_on_the_hub_is_one_clear_error(monkeypatch: pyt
 
 
 def test_a_path_is_not_asked_of_the_hub():
-    with pytest.raises(UserError, match="'photos/of/cats': no such folder"):
+    with pytest.raises(UserError, match="'photos/of/cats': this folder does not exist"):
         load(DataConfig(name="photos/of/cats"))
 
 

@@ -139,6 +139,6 @@ def test_a_rotated_key_keeps_the_copies(tmp_path: Path, scope: str) -> None:
 
 def test_the_user_is_told(tmp_path: Path) -> None:
     told = prepare_images(configured(tmp_path, **SKEWED, **COPIED)).summary
-    assert "each client has a sensor of its own (data.feature_skew 0.8)" in told
+    assert "each client has its own sensor (data.feature_skew 0.8)" in told
     assert told.endswith("each training image is encrypted as 3 copies (flip and crop)")
     assert "sensor" not in prepare_images(configured(tmp_path)).summary

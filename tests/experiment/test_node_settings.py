@@ -115,8 +115,11 @@ def test_a_node_counts_classes_as_the_run_does_where_it_is_told(handed_out: Path
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({}, 'has no test.safetensors, which names the classes; .*classes="FILE"'),
-        ({"classes": ""}, 'has no test.safetensors, which names the classes; .*classes="FILE"'),
+        ({}, 'has no test.safetensors, so the names of the classes are unknown; .*classes="FILE"'),
+        (
+            {"classes": ""},
+            "has no test.safetensors, so the names of the classes are unknown; .*FILE",
+        ),
         ({"classes": 10}, "classes: expected a list with the names of the classes"),
         ({"classes": "nowhere.json"}, "classes nowhere.json cannot be read"),
     ],

@@ -103,7 +103,7 @@ def test_shards_beside_a_model_that_is_adapted_to_their_key_are_refused(
         assert len(rotate_key(config, [shards])[1]) == 3
         return
     before = (tmp_path / "owner.key").read_bytes()
-    with pytest.raises(UserError, match="is adapted to the key of these shards"):
+    with pytest.raises(UserError, match="that is adapted to the key of these shards"):
         rotate_key(config, [shards])
     assert (tmp_path / "owner.key").read_bytes() == before
     assert names(shards) == {old}
@@ -191,7 +191,7 @@ def test_the_key_of_a_party_opens_its_validation_images_as_well(
 
 def test_no_key_is_handed_out_for_what_is_in_the_clear(tmp_path: Path) -> None:
     config = prepare(tmp_path, {"encryption.at_rest": "none"})
-    with pytest.raises(UserError, match=r"is not sealed at rest .*, so it has no storage key"):
+    with pytest.raises(UserError, match=r"is not sealed .*, so this shard has no storage key"):
         hand_out_keys(config, [tmp_path / "run"], tmp_path / "keys")
     assert not (tmp_path / "keys").exists()
 

@@ -75,7 +75,7 @@ def test_a_shard_without_names_of_classes_is_told(config: Config, tmp_path: Path
     del metadata["class_names"]
     shard: Shard = open_shard(path, keys(path.parent))
     write_shard(path, shard, metadata, prepare_storage(config))
-    with pytest.raises(UserError, match=rf"shard {path} has no list of class names, as shards of"):
+    with pytest.raises(UserError, match=rf"shard {path} has no list of class names, because"):
         shards_of(tmp_path / "run", storage_keys(config))
 
 

@@ -148,7 +148,9 @@ def test_what_is_recorded_is_for_its_owner_alone(tmp_path: Path) -> None:
 
 def test_what_is_not_there_or_damaged_is_named(tmp_path: Path) -> None:
     RecordedUpdates(tmp_path).observe(sight(1, 0))
-    with pytest.raises(UserError, match=r"round-00002.safetensors: no such file.*record-updates"):
+    with pytest.raises(
+        UserError, match=r"round-00002.safetensors: this file does not exist.*record-updates"
+    ):
         read_round(tmp_path, 2)
     path = file_of(tmp_path, 1)
     path.write_bytes(path.read_bytes()[:-1] + b"x")

@@ -272,7 +272,9 @@ def test_a_run_that_begins_again_needs_the_key_of_its_shards(
     (tmp_path / "run" / "rounds.jsonl").unlink()
     ring = tmp_path / "owner.key"
     ring.unlink()
-    with pytest.raises(UserError, match=f"key ring {ring}: no such file; a run continues only"):
+    with pytest.raises(
+        UserError, match=f"key ring {ring}: this file does not exist; a run can continue only"
+    ):
         play(config, engine, resume=True)
     assert not ring.exists()
 
@@ -286,7 +288,7 @@ def test_a_run_does_not_go_on_with_other_weights(tmp_path: Path, engine: Engine)
     tensors = load_file(weights)
     tensors["blocks.0.attn.qkv.weight"][0, 0] += 1e-3
     save_file(tensors, weights)
-    with pytest.raises(UserError, match=r"began with weights [0-9a-f]{12} and continues only"):
+    with pytest.raises(UserError, match=r"began with weights [0-9a-f]{12} and can continue only"):
         play(config, engine, resume=True)
 
 
@@ -351,7 +353,7 @@ def test_shards_under_another_key_are_another_run(
     from fl_vitlora.experiment.owner_keys import rotate_key
 
     config = copy_of(paused[0], tmp_path)
-    with pytest.raises(UserError, match=f"{tmp_path / 'run'} holds a run that has not ended"):
+    with pytest.raises(UserError, match=f"{tmp_path / 'run'} contains a run that has not ended"):
         rotate_key(config, [tmp_path / "run"])
     shards, elsewhere = tmp_path / "run" / "shards", tmp_path / "elsewhere"
     shutil.copytree(shards, elsewhere)
@@ -362,7 +364,9 @@ def test_shards_under_another_key_are_another_run(
     ):
         play(config, engine, resume=True)
     shutil.copytree(elsewhere, shards, dirs_exist_ok=True)
-    with pytest.raises(UserError, match=r"began with key \w+ and continues only with that"):
+    with pytest.raises(
+        UserError, match=r"began with key \w+ and can continue only with this value"
+    ):
         play(config, engine, resume=True)
 
 

@@ -39,12 +39,12 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"strategy": "fedsa_lora", "evaluation.by": "central"},
         "so no central model exists",
     ),
-    "patience": ({"evaluation.patience": 3}, "must not be chosen by the test images"),
+    "patience": ({"evaluation.patience": 3}, "test images must not decide in which round"),
     "validation images": (
         {"data.validation_split": "dev", "data.validation_fraction": 0.1},
         "expected only one of them",
     ),
-    "copies": ({"data.copies": 2}, "expected how the copies differ"),
+    "copies": ({"data.copies": 2}, "choose how the copies differ"),
     "quorum": ({"min_clients": 9}, "min_clients 9: only 4 clients train"),
     "objection": ({"strategy": "krum"}, "strategy krum: "),
     "cohort of Flower": (

@@ -100,7 +100,7 @@ class Planned(Mean):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"frozen": ("a.weight",)}, "round 1: plan returned different plans for clients"),
+        ({"frozen": ("a.weight",)}, "round 1: plan returned different plans for the clients"),
         ({"epochs": 0}, r"plan\.epochs must be a whole number from 1, or None; got 0"),
         ({"epochs": 1.5}, r"plan\.epochs must be .* got 1\.5"),
         ({"rate": -1.0}, r"plan\.rate must be a positive factor .* got -1\.0"),
@@ -134,7 +134,7 @@ def test_a_strategy_chooses_the_participants_and_the_draw_stays_without_it():
         ((1,), "select returned 1 different clients, expected 2"),
         ((1, 1), "select returned 1 different clients, expected 2"),
         ((1, 2, 3), "select returned 3 different clients, expected 2"),
-        ((1, 9), "select returned client 9, but the run has no such client"),
+        ((1, 9), "select returned client 9, but the run has no client of this number"),
         (None, "round 4: TypeError: 'NoneType' object is not iterable"),
     ],
 )

@@ -58,7 +58,7 @@ def lines(*losses: float) -> list[dict[str, object]]:
     [
         ({"training.learning_rate": 3}, (9, 8, 7), "default rate: .*learning_rate=0.02"),
         ({}, (9, 8, 7), r"a lower rate: --set training.learning_rate=0.002$"),
-        ({}, (2.3, 2.3, 2.3), "a higher one, or more local steps"),
+        ({}, (2.3, 2.3, 2.3), "a higher rate, or more local steps"),
         (
             {"model.name": "vit_small_patch16_224", "training.learning_rate": 2e-2},
             (2.5, 2.4, 2.4),

@@ -231,5 +231,5 @@ def test_rows_beyond_the_rank_of_the_last_change_rest():
 
 
 def test_a_rank_larger_than_a_layer_is_refused():
-    with pytest.raises(UserError, match=r"finetuning.rank 97: .* no more than 96 "):
+    with pytest.raises(UserError, match=r"finetuning.rank 97: .* at most 96 "):
         methods.prepare(random_vit().model, FineTuningConfig(method="adarankgrad", rank=97), 0)

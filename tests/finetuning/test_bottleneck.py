@@ -52,7 +52,9 @@ def test_with_two_groups_half_of_the_outputs_read_half_of_the_hidden_numbers():
 
 @pytest.mark.parametrize(("hidden", "groups"), [(97, 1), (3, 2), (10, 5)])
 def test_sizes_that_do_not_fit_are_refused(hidden: int, groups: int):
-    with pytest.raises(UserError, match=rf"bottleneck {hidden} in {groups} groups.*at most 96"):
+    with pytest.raises(
+        UserError, match=rf"bottleneck is {hidden}, with {groups} groups.*at most 96"
+    ):
         Bottleneck(Houlsby(), 96, hidden, groups=groups)
 
 

@@ -74,7 +74,7 @@ class Renamed(VisionTransformer):  # type: ignore[misc]
 
 def test_a_classifier_whose_name_tells_nothing_is_refused_not_frozen():
     model = Renamed().requires_grad_(requires_grad=False)
-    with pytest.raises(UserError, match=r"look like those of its body \(answer\.bias, answer"):
+    with pytest.raises(UserError, match=r"like tensors of the body \(answer\.bias, answer"):
         methods.prepare(model, FineTuningConfig(method="head"), 0)
 
 

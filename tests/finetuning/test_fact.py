@@ -92,7 +92,7 @@ def weight(outputs: int, inputs: int) -> Tensor:
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match="square pieces, but this weight is 96 by 100"):
+    with pytest.raises(UserError, match="square pieces, but a weight has the shape 96 x 100"):
         FacT().adapter(weight(96, 100))
     with pytest.raises(UserError, match=r"finetuning\.rank 97"):
         FacT(rank=97).adapter(weight(96, 96))

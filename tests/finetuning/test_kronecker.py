@@ -74,5 +74,5 @@ def test_factors_multiply_to_the_size_and_none_have_a_smaller_sum(factors: list[
 
 @pytest.mark.parametrize("prime", [2, 3, 97])
 def test_a_prime_width_is_refused(prime: int):
-    with pytest.raises(UserError, match=f"a layer of {prime} inputs has no Kronecker factors"):
+    with pytest.raises(UserError, match=f"a layer with {prime} inputs has no Kronecker factors"):
         balanced_factors(prime)

@@ -189,7 +189,7 @@ def test_a_key_for_each_client_allows_channel_mixers_only():
 
 @pytest.mark.parametrize("method", ["losa+patch_embed", "lora+losa", "bias+losa"])
 def test_a_part_that_changes_the_backbone_is_refused_beside_it(method: str):
-    with pytest.raises(UserError, match="losa reads the outputs of a frozen backbone"):
+    with pytest.raises(UserError, match="losa needs a frozen backbone, but"):
         policies.check(load(None, {"finetuning.method": method}))
 
 
@@ -208,5 +208,5 @@ def test_a_rank_that_is_too_large_is_refused(parameters: dict[str, Any], problem
 
 def test_a_model_without_blocks_of_equal_width_is_refused():
     model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=3, depths=(1, 1, 1, 1))
-    with pytest.raises(UserError, match="losa finds no blocks of equal width"):
+    with pytest.raises(UserError, match="losa needs blocks of equal width"):
         methods.prepare(model, FineTuningConfig(method="losa"), 0)

@@ -78,7 +78,7 @@ def test_the_pretrained_layer_is_found_inside_all_adapters():
 def test_a_model_without_the_modules_of_a_block_is_refused():
     model = random_vit().model
     del model.blocks[0].mlp  # type: ignore[index,union-attr]
-    with pytest.raises(UserError, match="the method finds no 'mlp' in Block"):
+    with pytest.raises(UserError, match="the method needs a module 'mlp', which Block lacks"):
         methods.prepare(model, FineTuningConfig(method="houlsby"), 0)
 
 

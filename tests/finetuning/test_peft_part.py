@@ -40,8 +40,8 @@ PROMPTS = ("CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROM
 # The tuners that do not fit, at least not with their defaults, and a part of the reason.
 REFUSED = {
     **dict.fromkeys((*PROMPTS, "P_TUNING"), "adds prompts to the words"),
-    "ADALORA": "prunes its ranks",
-    "ADAMSS": "fails in float64",
+    "ADALORA": "reduces its ranks",
+    "ADAMSS": "not in float64",
     "ADAPTION_PROMPT": "adds prompts to the attention",
     "C3A": "block size should be a factor",
     "FOURIERFT": r"change by .* %; try --set finetuning\.parameters\.init_weights=true",

@@ -104,6 +104,6 @@ def test_the_environment_names_the_library(monkeypatch: pytest.MonkeyPatch):
     assert product_for(weight) is F.linear
     monkeypatch.setenv(products.VARIABLE, "openblas")
     with pytest.raises(
-        UserError, match="PRODUCTS=openblas names an unknown library: expected mkl or"
+        UserError, match="PRODUCTS=openblas names an unknown library; expected mkl or"
     ):
         product_for(weight)

@@ -126,7 +126,7 @@ def test_averages_of_shifts_alone_are_exact_while_the_singular_values_stay_posit
 
 def test_a_prime_number_of_inputs_is_refused_unless_they_are_not_rotated():
     weight = weight_of(4, 7)
-    with pytest.raises(UserError, match="a layer of 7 inputs has no Kronecker factors"):
+    with pytest.raises(UserError, match="a layer with 7 inputs has no Kronecker factors"):
         SODA().adapter(weight)
     assert torch.equal(SODA(exact=True).adapter(weight).adapted(weight), weight)
 

@@ -122,7 +122,7 @@ def test_averages_are_biased_but_exact_for_equal_clients():
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match="a layer of 7 inputs has no Kronecker factors"):
+    with pytest.raises(UserError, match="a layer with 7 inputs has no Kronecker factors"):
         TLoRA().adapter(torch.empty(4, 7))
-    with pytest.raises(UserError, match=r"parameters\.residual_rank 5: .* no more than 4$"):
+    with pytest.raises(UserError, match=r"parameters\.residual_rank 5: .* at most 4$"):
         TLoRA(residual_rank=5).adapter(torch.empty(4, 6))

@@ -94,7 +94,7 @@ def test_models_in_which_prompts_have_no_place_are_refused():
     config = FineTuningConfig(method="vpt")
     with pytest.raises(UserError, match="VisionTransformer reads all tokens"):
         methods.prepare(small_vit(global_pool="avg"), config, 0)
-    with pytest.raises(UserError, match="attention of Eva needs one for every token"):
+    with pytest.raises(UserError, match="attention of Eva needs a position for every token"):
         methods.prepare(small_eva(), config, 0)
 
 

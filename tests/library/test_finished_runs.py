@@ -143,7 +143,7 @@ def test_a_model_for_plain_images_needs_the_key_only_where_the_server_lacks_it(
         return
     if name == "losa":  # has no such model, whoever asks
         return
-    with pytest.raises(UserError, match=r"needs the owners' key ring, and .*nowhere.key"):
+    with pytest.raises(UserError, match=r"the owners' key ring is needed, but .*nowhere.key"):
         lost.model("plain", client=client)
     assert not (run.folder / "nowhere.key").exists()
 
@@ -181,7 +181,7 @@ def test_peft_opens_the_export(
     if SETTINGS[name].get("encryption__scope") == "block" or name in ("losa", "hta"):
         pytest.skip("no plain model, or no change of low rank")
     if name == "pairs are merged at the server":  # their sum is rounded to float32
-        with pytest.raises(UserError, match="no weight has changed by a product of low rank"):
+        with pytest.raises(UserError, match="no weight has changed by a matrix of low rank"):
             run.export(tmp_path / "x", "peft", reads="ciphertext")
         return
     images, _ = pictures
@@ -281,8 +281,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "lossy ciphertext": (["predict", "RUN", "JPEG", "--encrypted"], "ciphertext in a PNG file"),
     "grey ciphertext": (["predict", "RUN", "GREY", "--encrypted"], "red, green and blue"),
     "clear ciphertext": (["predict", "RUN", "CLEAR", "--encrypted"], "without transparency"),
-    "turned ciphertext": (["predict", "RUN", "TURNED", "--encrypted"], "not turned"),
-    "deep ciphertext": (["predict", "RUN", "DEEP", "--encrypted"], "8 bits each"),
+    "turned ciphertext": (["predict", "RUN", "TURNED", "--encrypted"], "tag that turns the image"),
+    "deep ciphertext": (["predict", "RUN", "DEEP", "--encrypted"], "8 bits for each"),
     "a client that is not there": (["predict", "RUN", "IMAGES", "--client", "4"], "no client 4"),
     "another ending": (["predict", "RUN", "IMAGES", "--out", "p.xls"], "ends in .csv or .json"),
     "a full folder": (["export", "RUN", "IMAGES"], "is in use"),

@@ -186,7 +186,7 @@ def test_models_that_do_not_begin_with_patches_are_refused_before_anything_start
 @pytest.mark.parametrize("name", ["beit_base_patch16_224", "eva02_tiny_patch14_224"])
 def test_models_that_would_bypass_lora_are_refused_before_anything_starts(name: str):
     asked = {"model.name": name, "model.weights": "random"}
-    with pytest.raises(UserError, match="would bypass LoRA"):
+    with pytest.raises(UserError, match="would ignore LoRA"):
         look(load(None, asked))
     look(load(None, {**asked, "finetuning.method": "full"}))
 

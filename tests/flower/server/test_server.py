@@ -343,7 +343,7 @@ def test_an_aggregate_that_is_not_a_number_ends_the_run(grid: LocalGrid, setting
         ) -> tuple[State, State]:
             return scale(model, float("inf")), state
 
-    with pytest.raises(RoundFailedError, match="round 1: the aggregated model holds NaN"):
+    with pytest.raises(RoundFailedError, match="round 1: the aggregated model contains NaN"):
         Loop(grid, settings, Exploding()).run()
 
 

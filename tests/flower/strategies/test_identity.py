@@ -142,7 +142,7 @@ def test_the_run_folder_names_the_instance_and_goes_on_with_an_equal_one_only(tm
     assert result["strategy_parameters"] == {"mu": 0.5}
     written = load(str(run.folder.path / "config.yaml")).strategy
     assert written == StrategyConfig(name="fedprox", options={"mu": 0.5})
-    with pytest.raises(UserError, match=r"strategies\.fedprox:FedProx\(mu=0\.5\) and continues"):
+    with pytest.raises(UserError, match=r"strategies\.fedprox:FedProx\(mu=0\.5\) and can continue"):
         serve(tmp_path, strategy=FedProx(mu=0.25), states=followed(), resume=True)
     again, _ = serve(tmp_path, strategy=FedProx(mu=0.5), states=followed(), resume=True)
     assert again["loss"] == result["loss"]
