@@ -20,7 +20,9 @@ def summarise(ledger: Ledger, link: Link, full: Ledger) -> dict[str, Any]:
         full: The ledger of full fine-tuning with FedAvg (`reference.full_fine_tuning`).
 
     Returns:
-        A dictionary with the bytes, transfer times and savings by name. `saving` is the number of
+        A dictionary with the bytes, transfer times and savings by name. The entry
+        `full_fine_tuning_by_round` is a list: the bytes before round 1, then those of each round.
+        `saving` is the number of
         bytes of full fine-tuning divided by the number of bytes of the run. `saving_with_flower` is
         the ratio `saving`, but both numbers include the bytes that Flower's transport adds
         (`carrier`).
@@ -29,6 +31,7 @@ def summarise(ledger: Ledger, link: Link, full: Ledger) -> dict[str, Any]:
     both = (ledger, full)
     own, whole = (round(sum(transfer_seconds(one, link).values()), 3) for one in both)
     carried, whole_carried = map(with_flower, both)
+    sizes = full.by_round()
     return {
         "uplink_bytes": ledger.total("uplink"),
         "downlink_bytes": ledger.total("downlink"),
@@ -39,6 +42,7 @@ def summarise(ledger: Ledger, link: Link, full: Ledger) -> dict[str, Any]:
         "messages": len(ledger),
         "with_flower_bytes": carried,
         "full_fine_tuning_bytes": full.total(),
+        "full_fine_tuning_by_round": [sizes.get(number, 0) for number in range(max(sizes) + 1)],
         "full_fine_tuning_messages": len(full),
         "full_fine_tuning_with_flower_bytes": whole_carried,
         "saving": full.total() / total,

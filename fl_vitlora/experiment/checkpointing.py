@@ -10,6 +10,7 @@ from pathlib import Path
 from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook
 from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.details import Details
 from fl_vitlora.experiment.provenance import Provenance, changes
 from fl_vitlora.experiment.record import Record
 from fl_vitlora.experiment.watching import Watch
@@ -71,7 +72,10 @@ class Checkpointing:
         }
 
         def write() -> None:
-            measured = {"measured": self.record.measured}
+            measured = {
+                "measured": self.record.measured,
+                "details": self.record.details.to_tree(),
+            }
             self.logbook.write(server_round, server | measured, entries, clients, to_tree)
 
         return write
@@ -107,7 +111,8 @@ class Checkpointing:
         self.transport.restore(server["transport"])
         self.aggregator.restore(*server["strategy"])
         measured = {view: Score(*values) for view, values in server["measured"].items()}
-        self.record.take_up(checkpoint.ledger, checkpoint.lines, measured)
+        details = Details.of_tree(server.get("details"))
+        self.record.take_up(checkpoint.ledger, checkpoint.lines, measured, details)
         return GlobalModel.restored(server["model"])
 
     def _compare(self, before: Provenance) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from fl_vitlora.data.views import part_of
+from fl_vitlora.experiment.classification import confusion
 from fl_vitlora.experiment.record import Record
 from fl_vitlora.experiment.watching import Line
 from fl_vitlora.federation.global_model import GlobalModel
@@ -50,7 +51,7 @@ def write_files(
         result: The content of `result.json`; this function adds the times.
         started: The value of `time.perf_counter()` when the program began.
     """
-    _plot(folder, record)
+    _plot(folder, record, class_names)
     folder.write("communication.csv", record.ledger.to_csv())
     folder.write_model(outcome.model.stored(), class_names=class_names)
     result["seconds"] = {
@@ -61,10 +62,17 @@ def write_files(
     folder.write_json(RESULT, result)
 
 
-def _plot(folder: RunFolder, record: Record) -> None:
-    """Plots the accuracy and the traffic of all rounds."""
-    from fl_vitlora.reporting.plots import plot_accuracy, plot_traffic  # imports matplotlib
+def _plot(folder: RunFolder, record: Record, class_names: Sequence[str]) -> None:
+    """Plots the accuracy and the traffic of all rounds, and the confusion matrix."""
+    from fl_vitlora.reporting.plots import (  # imports matplotlib
+        plot_accuracy,
+        plot_confusion,
+        plot_traffic,
+    )
 
+    decisions = record.details.decisions
+    if decisions is not None:
+        plot_confusion(folder.plots, confusion(decisions, len(class_names)), class_names)
     lines = record.lines
     plot_accuracy(
         folder.plots,

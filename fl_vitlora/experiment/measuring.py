@@ -11,7 +11,7 @@ personal tensors of the best round.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fl_vitlora.adaptation import coordinates, policies
@@ -42,6 +42,7 @@ from fl_vitlora.finetuning.classifier import outputs_of
 from fl_vitlora.flower.server.transport import Transport
 from fl_vitlora.models.reading import put_reader
 from fl_vitlora.state import State
+from fl_vitlora.training.decisions import Decisions
 from fl_vitlora.training.inputs import with_features
 from fl_vitlora.training.precision import best_precision
 from fl_vitlora.training.prediction import Plain, predictor_of
@@ -92,6 +93,7 @@ class Measuring:
         last = server_round == self.config.rounds
         measured.clear()
         self.record.evaluated.clear()
+        self.record.details.clear()
         if not last and server_round % how.every:
             return None
         views = self._all_views if last and how.images is None else self._views_of_rounds
@@ -137,7 +139,9 @@ class Measuring:
         lacks_accuracy = RIGHT_KEY in missing and self.needs_last_messages
         if missing and (self.beside or lacks_accuracy):
             known.update(self.evaluator.measure(done, model, missing))
+        details = replace(self.record.details)  # those of the last model, not of the best
         self.record.best_on_test = self._best_on_test(read_best)
+        self.record.details.take(details)
 
     def _best_on_test(self, read_best: Callable[[int], State | None]) -> Score | None:
         """Returns the result of the best model on the test images; None without this result."""
@@ -171,6 +175,7 @@ def measured_by_clients(
         told = as_chosen_by(answers)
         record.evaluated.clear()
         record.evaluated.update(aggregator.evaluated(server_round, model, told))
+        record.details.note_answers(answers)
 
     return ClientsEvaluator(
         transport=transport, views=ALL_VIEWS if keyed else (RIGHT_KEY,), show=show
@@ -185,6 +190,7 @@ def measured_by_server(
     shards: Path,
     class_names: Sequence[str],
     storage: StorageKeys | None,
+    show: Callable[[Decisions], None] = lambda decisions: None,
 ) -> CentralEvaluator:
     """Returns an evaluator that evaluates a model on the encrypted common images.
 
@@ -195,6 +201,7 @@ def measured_by_server(
         shards: The folder with the test shard, and with the validation shard if there is one.
         class_names: The names of the classes, in the order of the head's outputs.
         storage: The keys that open the files of the shards; None if the shards are not sealed.
+        show: A function that is called with the model's decisions for the test images.
     """
     device = next(server.backbone.model.parameters()).device
     precision = best_precision(device, config.engine.precision)
@@ -221,6 +228,7 @@ def measured_by_server(
         holder=holder,
         precision=precision,
         predictor=predictor,
+        show=show,
     )
 
 

@@ -333,13 +333,14 @@ def shard_metadata_of(config: Config) -> dict[str, str]:
 
 
 def plot_images(images: OwnedImages, folder: RunFolder) -> None:
-    """Plots the number of training images of each class and client.
+    """Plots the number of training images of each class and client, and writes the numbers.
 
     Args:
         images: The images and their division among the clients.
         folder: The run folder.
     """
-    from fl_vitlora.reporting.plots import plot_labels  # imports matplotlib, while Ray starts
+    from fl_vitlora.reporting.plots import plot_labels, write_labels  # matplotlib, while Ray starts
 
     counts = label_counts(images.train.labels, images.parts, len(images.class_names))
     plot_labels(folder.plots, counts, images.class_names)
+    write_labels(folder.plots, counts, images.class_names)

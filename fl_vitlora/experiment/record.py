@@ -15,6 +15,7 @@ from fl_vitlora.data.holding_out import has_validation
 from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.data.views import VALIDATION
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.details import Details
 from fl_vitlora.experiment.round_line import best_of, line_of
 from fl_vitlora.experiment.watching import Line, Watch
 from fl_vitlora.federation.evaluation import Measured, Score
@@ -48,6 +49,7 @@ class Record:
             this model was not evaluated.
         evaluated: The metrics that a strategy computed from the clients' evaluation of the last
             round's model.
+        details: The details of this evaluation on test images, for the report about the last model.
         best_on_test: The result of the best model on the test images; None if the result is
             unknown, or if the run has no validation images.
         sizes: The sizes of the messages of full fine-tuning; None until the sizes are measured.
@@ -75,6 +77,7 @@ class Record:
         self.lines: list[Line] = []
         self.measured: Measured = {}
         self.evaluated: Line = {}
+        self.details = Details()
         self.best_on_test: Score | None = None
         self.sizes: MessageSizes | None = None
         self.shares: list[float] = []
@@ -128,19 +131,23 @@ class Record:
                 "weight; the setting max_client_share limits the weight of a client"
             )
 
-    def take_up(self, ledger: Ledger, lines: Sequence[Line], measured: Measured) -> None:
+    def take_up(
+        self, ledger: Ledger, lines: Sequence[Line], measured: Measured, details: Details
+    ) -> None:
         """Continues with the content of a checkpoint, and shows the rounds of the checkpoint.
 
         Args:
             ledger: The list of all messages until the checkpoint, with the size of each message.
             lines: One line of `rounds.jsonl` for each round until the checkpoint.
             measured: The results of the last evaluation before the checkpoint, for each view.
+            details: The details of that evaluation.
         """
         self.ledger.replace(ledger)
         for line in lines:
             self.lines.append(line)
             self._watch.show_round(line)
         self.measured.update(measured)
+        self.details.take(details)
 
     def affords(self, server_round: int, *, evaluation: bool = False) -> bool:
         """Returns True if the byte budget allows another round.

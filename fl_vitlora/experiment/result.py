@@ -15,6 +15,7 @@ from fl_vitlora.communication.summary import reached, summarise
 from fl_vitlora.config import Config
 from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.data.views import VALIDATION, part_of
+from fl_vitlora.experiment.classification import report_of
 from fl_vitlora.experiment.record import Record
 from fl_vitlora.experiment.round_line import best_of
 from fl_vitlora.experiment.server_model import Server
@@ -65,6 +66,7 @@ def result_of(
         "warnings": record.warnings,
         "model": {"name": config.model.name, "weights": server.backbone.source},
         "class_names": list(class_names),
+        **report_of(record.details, len(class_names)),
         **_population(config, record),
         **_sizes(config, strategy, server, lines),
         "idle_rounds": sum(not line["moved"] for line in lines),

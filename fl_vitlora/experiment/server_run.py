@@ -185,6 +185,7 @@ class Run:
             shards=self.shards,
             class_names=self.class_names,
             storage=self.storage,
+            show=self.record.details.note_decisions,
         )
 
     def _checkpointing(self, transport: Transport, aggregator: Aggregator) -> Checkpointing | None:

@@ -27,6 +27,7 @@ from fl_vitlora.finetuning import targets
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import put_reader
 from fl_vitlora.training import local
+from fl_vitlora.training.decisions import Decisions
 from fl_vitlora.training.prediction import PLAIN, Predictor
 
 Reported = dict[str, tuple[float, float]]  # for each view: accuracy in [0, 1], mean cross-entropy
@@ -115,6 +116,8 @@ class CentralEvaluator:
         backbone: The model with which the party computes.
         shard: The encrypted test images.
         validation: The encrypted validation images; None if there are no validation images.
+        show: A function that is called with the model's decisions for the test images, whenever
+            the test images are measured under the right key.
         coordinates: The maps between the server's tensors and the party's tensors, which differ if
             the party has its own key.
         holder: The key holder of the party; None if the party has no key.
@@ -129,6 +132,7 @@ class CentralEvaluator:
     precision: torch.dtype
     predictor: Predictor = PLAIN
     validation: Shard | None = None
+    show: Callable[[Decisions], None] = lambda decisions: None
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -155,8 +159,13 @@ class CentralEvaluator:
         measured: Measured = {}
         for view in views:
             shard = sampled(seen[view], most, view)
-            told = local.evaluate(self.backbone, state, shard, self.precision, self.predictor)
+            decided: list[Decisions] = []
+            told = local.evaluate(
+                self.backbone, state, shard, self.precision, self.predictor, show=decided.append
+            )
             measured[view] = Score(*told, images=len(shard))
+            if view == RIGHT_KEY:
+                self.show(Decisions.joined(decided))
         return measured
 
 

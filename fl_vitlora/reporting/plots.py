@@ -1,13 +1,15 @@
 """The plots of a run and of a comparison.
 
 The plots of a run show the accuracy over the rounds, over the megabytes sent and over the transfer
-time. Other plots of a run show the megabytes sent over the rounds, and the labels of each client's
-images. The plots of a comparison show the accuracy over the megabytes sent, and over the share of
-trained parameters. Each cell of the comparison is a point in these plots.
+time. Other plots of a run show the megabytes sent over the rounds, the labels of each client's
+images, and the confusion matrix. The plots of a comparison show the accuracy over the megabytes
+sent, and over the share of trained parameters. Each cell of the comparison is a point in these
+plots.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +29,8 @@ from fl_vitlora.storage.files import write_atomically
 
 MEGABYTE = 1e6
 MOST_NAMED_CLASSES = 20
+LONGEST_CLASS_NAME = 16  # characters
+LABELS = "label_distribution.csv"
 MOST_BARS = 100  # the largest number of bars that can be seen separately
 MARKERS = "osD^vP*X<>"
 COLOURS = 10  # the number of colours in matplotlib's default cycle
@@ -132,6 +136,62 @@ def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> No
     if len(class_names) <= MOST_NAMED_CLASSES:
         axes.legend(title="label", loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     _write(figure, folder / "label_distribution.png")
+
+
+def write_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> None:
+    """Writes the numbers that `plot_labels` draws, as a table in the same folder.
+
+    The table `label_distribution.csv` has a line for each client and class with an image.
+
+    Args:
+        folder: The folder for the table.
+        counts: The numbers of images, int64 (clients, classes).
+        class_names: The name of each class, in the order of the columns.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["client", "class", "images"])
+    for client, label in zip(*counts.nonzero(), strict=True):
+        table.writerow([client, class_names[label], counts[client, label]])
+    write_atomically(folder / LABELS, text.getvalue())
+
+
+def plot_confusion(folder: Path, matrix: Indices, class_names: Sequence[str]) -> None:
+    """Draws the confusion matrix: how many images of each class are taken for which class.
+
+    Args:
+        folder: The folder for the plot.
+        matrix: The numbers of images, int64 (classes, classes). A row has the images of one class.
+        class_names: The name of each class.
+    """
+    few = len(class_names) <= MOST_NAMED_CLASSES
+    side = 2.5 + 0.35 * len(class_names) if few else 9.0
+    figure = Figure(figsize=(side + 1.0, side), layout="constrained")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the images of the class")
+    axes.set(xlabel="predicted class", ylabel="true class")
+    if few:
+        names = [shorten(name, LONGEST_CLASS_NAME) for name in class_names]
+        axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
+        for (row, column), images in np.ndenumerate(matrix):
+            if images:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                style = {"ha": "center", "va": "center", "fontsize": "x-small"}
+                axes.text(column, row, str(images), color=colour, **style)
+    _write(figure, folder / "confusion_matrix.png")
+
+
+def shorten(name: str, most: int) -> str:
+    """Returns a name that has at most `most` characters; the end of a longer name is cut off.
+
+    Example:
+        >>> shorten("lark", 4), shorten("starling", 4)
+        ('lark', 'sta…')
+    """
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def plot_comparison(folder: Path, cells: Sequence[Summary], title: str) -> None:

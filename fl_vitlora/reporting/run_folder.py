@@ -18,6 +18,7 @@ from fl_vitlora.checkpoints.logbook import ROUNDS
 from fl_vitlora.config import Config, load_run, to_yaml
 from fl_vitlora.data.class_names import CLASS_NAMES, write_names
 from fl_vitlora.errors import UserError
+from fl_vitlora.reporting.json_text import to_json
 from fl_vitlora.state import State
 from fl_vitlora.storage.checksummed import read_sealed, write_sealed
 from fl_vitlora.storage.files import (
@@ -140,7 +141,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file with line breaks into the folder, so that people can read it."""
-        self.write(name, json.dumps(content, indent=2) + "\n")
+        self.write(name, to_json(content))
 
     def write_failure(self, server_round: int, client: int, trace: str) -> None:
         """Writes the stack trace or the reason of a client's failure in a round."""

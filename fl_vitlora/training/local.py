@@ -8,7 +8,7 @@ frozen tensors of the model never change.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +21,7 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.features import FrozenBackbone
 from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.state import State
+from fl_vitlora.training.decisions import Decisions
 from fl_vitlora.training.descent import Descent, begin
 from fl_vitlora.training.inputs import frozen_of, inputs_of, kept_or_computed, set_mode
 from fl_vitlora.training.objective import Proximal, Term
@@ -184,6 +185,8 @@ def evaluate(
     shard: Shard,
     precision: torch.dtype = torch.float32,
     predictor: Predictor = PLAIN,
+    *,
+    show: Callable[[Decisions], None] | None = None,
 ) -> tuple[float, float]:
     """Measures the accuracy and the loss of a model with given tensors on test images.
 
@@ -194,6 +197,7 @@ def evaluate(
         shard: The test images as they are on disk, not normalised.
         precision: The number format of activations: float32, bfloat16 or float16.
         predictor: The function that computes the logits of a batch with the model.
+        show: A function that is called with the model's decisions for each batch; None for none.
 
     Returns:
         A pair: the accuracy in [0, 1], and the mean cross-entropy.
@@ -217,4 +221,6 @@ def evaluate(
             logits = unhalved(logits).detach()
             loss += float(F.cross_entropy(logits, batch.labels.to(device), reduction="sum"))
             correct += int((logits.argmax(dim=-1).cpu() == batch.labels).sum())
+            if show is not None:
+                show(Decisions.of(logits, batch.labels))
     return correct / len(shard), loss / len(shard)

@@ -75,9 +75,41 @@ def test_run_folder_holds_what_is_promised(finished: Finished) -> None:
         "plots/accuracy_over_transfer.png",
         "plots/megabytes_over_rounds.png",
         "plots/label_distribution.png",
+        "plots/label_distribution.csv",
+        "plots/confusion_matrix.png",
         "shards/client-00003.safetensors",
         "shards/test.safetensors",
     }
+
+
+def test_the_figures_of_classes_are_those_of_the_accuracy(finished: Finished) -> None:
+    found, result = finished.result["classification"], finished.result
+    matrix, labels = (
+        np.array(found["confusion_matrix"]),
+        opened(finished, "test.safetensors").labels,
+    )
+    assert matrix.trace() / matrix.sum() == result["accuracy"]
+    assert found["support"] == np.bincount(labels, minlength=10).tolist()
+    assert found["images"] == sum(found["calibration"]["images"]) == result["test_images"]
+    stored = json.loads((finished.folder / "result.json").read_text())
+    assert stored["classification"] == found
+    assert result["client_accuracy"] is None  # the server has evaluated
+
+
+def test_the_reference_is_known_for_each_round(finished: Finished) -> None:
+    wire = finished.result["communication"]
+    assert sum(wire["full_fine_tuning_by_round"]) == wire["full_fine_tuning_bytes"]
+    assert len(wire["full_fine_tuning_by_round"]) == 1 + finished.result["rounds"]
+
+
+def test_the_labels_of_each_client_are_a_table(finished: Finished) -> None:
+    images, _ = owned(finished.config)
+    rows = list(csv.DictReader((finished.folder / "plots/label_distribution.csv").open()))
+    told = {(int(row["client"]), row["class"]): int(row["images"]) for row in rows}
+    for client, part in enumerate(images.parts):
+        counts = np.bincount(images.train.labels[part], minlength=10)
+        for name, count in zip(images.class_names, counts, strict=True):
+            assert told.get((client, name), 0) == count
     assert not [name for name in names if name.endswith(".tmp")]
 
 

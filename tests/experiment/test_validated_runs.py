@@ -76,6 +76,8 @@ def test_an_earlier_best_model_is_measured_on_test_images_from_its_file(
         state = load_file(done.folder / f"{name}.safetensors")
         model = prepare_model(done.config, 10, "cpu")
         assert evaluate(model, state, test)[0] == pytest.approx(told, abs=0.01)
+    matrix = np.array(result["classification"]["confusion_matrix"])
+    assert matrix.trace() / matrix.sum() == result["accuracy"]  # that of the last model
 
 
 @pytest.mark.parametrize(
@@ -105,6 +107,11 @@ def test_clients_choose_by_validation_images_of_their_own(
     assert result["test_images"] == len(images.test)
     assert result["validation"]["images"] == sum(map(len, images.validation))
     assert result["best"]["test_accuracy"] is not None
+    told = result["client_accuracy"]
+    assert told["client"] == [0, 1, 2, 3]
+    assert told["images"] == [len(part) for part in images.test_parts]
+    assert np.average(told["accuracy"], weights=told["images"]) == pytest.approx(result["accuracy"])
+    assert result["classification"] is None  # clients send their accuracy, and nothing more
 
 
 def test_a_budget_leaves_room_for_the_last_evaluation_by_clients(
