@@ -80,6 +80,7 @@ def test_run_folder_holds_what_is_promised(finished: Finished) -> None:
         "shards/client-00003.safetensors",
         "shards/test.safetensors",
     }
+    assert not [name for name in names if name.endswith(".tmp")]
 
 
 def test_the_figures_of_classes_are_those_of_the_accuracy(finished: Finished) -> None:
@@ -110,7 +111,6 @@ def test_the_labels_of_each_client_are_a_table(finished: Finished) -> None:
         counts = np.bincount(images.train.labels[part], minlength=10)
         for name, count in zip(images.class_names, counts, strict=True):
             assert told.get((client, name), 0) == count
-    assert not [name for name in names if name.endswith(".tmp")]
 
 
 def test_result_and_rounds_have_their_fields(finished: Finished) -> None:
