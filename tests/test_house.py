@@ -35,6 +35,9 @@ ALLOWED = {
     ],
     "matplotlib": ["fl_vitlora/reporting/", "fl_vitlora/models/glyphs.py"],
     "rich": ["fl_vitlora/reporting/"],
+    "plotly": ["fl_vitlora/reporting/report/"],
+    "jinja2": ["fl_vitlora/reporting/report/"],
+    "markupsafe": ["fl_vitlora/reporting/report/"],
     "sklearn": [
         "fl_vitlora/data/",
         "fl_vitlora/attacks/label_reading.py",

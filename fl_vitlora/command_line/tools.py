@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from fl_vitlora import __version__
 from fl_vitlora.command_line.exits import INTERRUPTED, USER_MISTAKE, fail
+from fl_vitlora.command_line.report import add_report
 from fl_vitlora.errors import UserError
 from fl_vitlora.reporting.output import outlive_readers
 
@@ -123,6 +124,7 @@ def make_parser() -> ToolParser:
     )
     _add_predict(commands)
     _add_export(commands)
+    add_report(commands)
     return parser
 
 

@@ -32,6 +32,7 @@ from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.flower.strategies.aggregators import LoadStrategy
 from fl_vitlora.flower.strategies.identity import told
 from fl_vitlora.reporting.comparison_tables import Report, report, write_plots, write_tables
+from fl_vitlora.reporting.grid_folder import GRID
 from fl_vitlora.reporting.run_folder import (
     CONFIG,
     RESULT,
@@ -50,8 +51,6 @@ from fl_vitlora.storage.files import (
     write_atomically,
     writing,
 )
-
-GRID = "grid.yaml"
 
 
 def default_folder() -> Path:

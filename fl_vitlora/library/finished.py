@@ -22,6 +22,7 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.trained_model import TrainedModel, open_model
 from fl_vitlora.library.exporting import READS, Form, export
 from fl_vitlora.library.predictions import Predictions, predict
+from fl_vitlora.reporting.report.writing import write_report
 from fl_vitlora.reporting.run_folder import find_run, located
 from fl_vitlora.training.prediction import predictor_of
 
@@ -181,6 +182,20 @@ class FinishedRun:
         trained = self._best if best else self._last
         export(trained, Path(folder), form=form, reads=reads, client=client)
         return Path(folder)
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Writes a report of the run: one HTML file with charts and tables, for any browser.
+
+        Args:
+            out: The file to write; None for `report.html` in the run folder.
+
+        Returns:
+            The file. It contains everything that it shows, and loads nothing from the network.
+
+        Raises:
+            UserError: If the packages for reports are missing, or the file cannot be written.
+        """
+        return write_report(self.folder, None if out is None else Path(out))
 
     @cached_property
     def _last(self) -> TrainedModel:

@@ -94,7 +94,13 @@ def report(title: str, records: Sequence[Record], baselines: Mapping[str, str]) 
 
 
 def write_tables(folder: Path, comparison: Report) -> None:
-    """Writes the tables `runs.csv`, `table.csv`, `differences.csv` and `table.md` to a folder."""
+    """Writes the tables of a comparison to a folder.
+
+    These are `runs.csv`, `table.csv` and `differences.csv` for programs, `table.md` for people, and
+    `table.tex` for papers.
+    """
+    from fl_vitlora.reporting.latex_tables import to_latex  # imports this module
+
     for name, columns, rows in (
         ("runs", RUN, run_rows(comparison.records, folder)),
         ("table", CELL, cell_rows(comparison.summaries)),
@@ -102,6 +108,7 @@ def write_tables(folder: Path, comparison: Report) -> None:
     ):
         write_atomically(folder / f"{name}.csv", to_csv([*comparison.axes, *columns], rows))
     write_atomically(folder / "table.md", to_markdown(comparison))
+    write_atomically(folder / "table.tex", to_latex(comparison))
 
 
 def write_plots(folder: Path, comparison: Report) -> None:

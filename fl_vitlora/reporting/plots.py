@@ -13,7 +13,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -36,6 +36,7 @@ MARKERS = "osD^vP*X<>"
 COLOURS = 10  # the number of colours in matplotlib's default cycle
 LONGEST_LEGEND = 22  # the largest number of labels in one column of a legend
 
+Form = Literal["png", "pdf", "svg"]
 Look = tuple[str, str]
 Style = dict[str, Any]
 WIDE = 10.0  # an axis is logarithmic if the ratio of largest to smallest value exceeds this
@@ -46,8 +47,10 @@ def plot_accuracy(
     accuracy: Sequence[float | None],
     cumulative: Sequence[int],
     seconds: Sequence[float],
+    *,
     images: str = "test",
-) -> None:
+    form: Form = "png",
+) -> list[Path]:
     """Draws three plots: the accuracy over the rounds, the megabytes sent, and the transfer time.
 
     Args:
@@ -57,7 +60,12 @@ def plot_accuracy(
         cumulative: The bytes sent up to the end of each round, both directions together.
         seconds: The transfer time of the bytes in `cumulative`, in seconds.
         images: The images on which the accuracy was measured, "test" or "validation".
+        form: The format of the files.
+
+    Returns:
+        The files.
     """
+    files = []
     rounds = range(1, len(accuracy) + 1)
     megabytes = [total / MEGABYTE for total in cumulative]
     for name, x, label in (
@@ -72,15 +80,20 @@ def plot_accuracy(
         axes.set(xlabel=label, ylabel=f"{images} accuracy (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=label == "round"))
         axes.grid(alpha=0.3)
-        _write(figure, folder / f"{name}.png")
+        files.append(_write(figure, folder, name, form))
+    return files
 
 
-def plot_traffic(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+def plot_traffic(folder: Path, lines: Sequence[Mapping[str, Any]], form: Form = "png") -> Path:
     """Draws the bytes sent up to the end of each round, by direction and by group of tensors.
 
     Args:
         folder: The folder for the plot.
         lines: The lines of `rounds.jsonl`, one for each round.
+        form: The format of the file.
+
+    Returns:
+        The file.
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -92,7 +105,7 @@ def plot_traffic(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper left", fontsize="small")
         axes.grid(alpha=0.3)
-    _write(figure, folder / "megabytes_over_rounds.png")
+    return _write(figure, folder, "megabytes_over_rounds", form)
 
 
 def traffic(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
@@ -113,18 +126,24 @@ def traffic(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
     return sizes | {"overhead": rest}
 
 
-def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> None:
+def plot_labels(
+    folder: Path, counts: Indices, class_names: Sequence[str], form: Form = "png"
+) -> Path:
     """Draws how many images of each class each client holds.
 
     Args:
         folder: The folder for the plot.
         counts: The numbers of images, int64 (clients, classes).
         class_names: The name of each class, in the order of the columns.
+        form: The format of the file.
+
+    Returns:
+        The file.
     """
     figure = Figure(figsize=(7, max(3.0, min(12.0, 0.25 * len(counts)))), layout="constrained")
     axes = figure.subplots()
     clients, left = np.arange(len(counts)), np.zeros(len(counts), dtype=np.int64)
-    for column, name in zip(counts.T, class_names, strict=True):
+    for column, name in zip(counts.T, map(literal, class_names), strict=True):
         if len(counts) <= MOST_BARS:
             axes.barh(clients, column, left=left, label=name)
         else:  # many bars are drawn as one area, without gaps
@@ -135,7 +154,7 @@ def plot_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> No
     axes.set(xlabel="training images", ylabel="client")
     if len(class_names) <= MOST_NAMED_CLASSES:
         axes.legend(title="label", loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
-    _write(figure, folder / "label_distribution.png")
+    return _write(figure, folder, "label_distribution", form)
 
 
 def write_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> None:
@@ -156,13 +175,19 @@ def write_labels(folder: Path, counts: Indices, class_names: Sequence[str]) -> N
     write_atomically(folder / LABELS, text.getvalue())
 
 
-def plot_confusion(folder: Path, matrix: Indices, class_names: Sequence[str]) -> None:
+def plot_confusion(
+    folder: Path, matrix: Indices, class_names: Sequence[str], form: Form = "png"
+) -> Path:
     """Draws the confusion matrix: how many images of each class are taken for which class.
 
     Args:
         folder: The folder for the plot.
         matrix: The numbers of images, int64 (classes, classes). A row has the images of one class.
         class_names: The name of each class.
+        form: The format of the file.
+
+    Returns:
+        The file.
     """
     few = len(class_names) <= MOST_NAMED_CLASSES
     side = 2.5 + 0.35 * len(class_names) if few else 9.0
@@ -173,15 +198,25 @@ def plot_confusion(folder: Path, matrix: Indices, class_names: Sequence[str]) ->
     figure.colorbar(image, ax=axes, label="share of the images of the class")
     axes.set(xlabel="predicted class", ylabel="true class")
     if few:
-        names = [shorten(name, LONGEST_CLASS_NAME) for name in class_names]
-        axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
-        axes.set_yticks(range(len(names)), names, parse_math=False)
+        names = [literal(shorten(name, LONGEST_CLASS_NAME)) for name in class_names]
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
         for (row, column), images in np.ndenumerate(matrix):
             if images:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 style = {"ha": "center", "va": "center", "fontsize": "x-small"}
                 axes.text(column, row, str(images), color=colour, **style)
-    _write(figure, folder / "confusion_matrix.png")
+    return _write(figure, folder, "confusion_matrix", form)
+
+
+def literal(name: str) -> str:
+    r"""Returns a name that matplotlib shows as it is: between dollar signs it reads formulas.
+
+    Example:
+        >>> print(literal("$5 or $10"))
+        \$5 or \$10
+    """
+    return name.replace("$", r"\$")
 
 
 def shorten(name: str, most: int) -> str:
@@ -194,7 +229,9 @@ def shorten(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def plot_comparison(folder: Path, cells: Sequence[Summary], title: str) -> None:
+def plot_comparison(
+    folder: Path, cells: Sequence[Summary], title: str, form: Form = "png"
+) -> list[Path]:
     """Draws the accuracy over the megabytes sent and over the share of trained parameters.
 
     A point shows one cell of the comparison: one combination of settings. The colour of a point
@@ -206,7 +243,12 @@ def plot_comparison(folder: Path, cells: Sequence[Summary], title: str) -> None:
         cells: The cells that have a result. The error bars show the standard deviations of the
             cells.
         title: The title of the plots. If `title` is empty, the plots have no title.
+        form: The format of the files.
+
+    Returns:
+        The files.
     """
+    files = []
     megabytes = [cell.sent / MEGABYTE for cell in cells]
     shares = [100 * cell.trainable / cell.total for cell in cells]
     for name, x, label in (
@@ -223,14 +265,16 @@ def plot_comparison(folder: Path, cells: Sequence[Summary], title: str) -> None:
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
-        _write(figure, folder / f"{name}.png")
+        files.append(_write(figure, folder, name, form))
+    return files
 
 
-def _write(figure: Figure, path: Path) -> None:
-    """Writes a plot to a file, completely or not at all."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
+def _write(figure: Figure, folder: Path, name: str, form: Form) -> Path:
+    """Writes a plot to a file, completely or not at all, and returns the file."""
+    picture, path = io.BytesIO(), folder / f"{name}.{form}"
+    figure.savefig(picture, format=form, dpi=150)
     write_atomically(path, picture.getvalue())
+    return path
 
 
 def _draw_cells(axes: Axes, x: Sequence[float], cells: Sequence[Summary]) -> None:

@@ -1,0 +1,58 @@
+"""Writes the report of a run folder or of a grid folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fl_vitlora.errors import UserError
+from fl_vitlora.reporting.grid_folder import GRID
+from fl_vitlora.reporting.report.page import expect_packages, render
+from fl_vitlora.reporting.run_folder import CONFIG
+from fl_vitlora.storage.files import WriteError, write_atomically
+
+REPORT = "report.html"
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Writes a report, from the files of a folder alone.
+
+    Args:
+        folder: The folder of a finished run or of a comparison.
+        out: The file to write; None for `report.html` in the folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: If the folder has neither a finished run nor a comparison, a file in it cannot be
+            read, the report cannot be written, or a package for reports is missing.
+    """
+    expect_packages()
+    place = out or folder / REPORT
+    text = _page_of(folder)
+    try:
+        write_atomically(place, text)
+    except (WriteError, OSError) as error:
+        raise UserError(f"{place} cannot be written: {error}") from None
+    return place
+
+
+def _page_of(folder: Path) -> str:
+    from fl_vitlora.reporting.report import grid_page, run_page  # import plotly
+    from fl_vitlora.reporting.report.run_files import read_run
+
+    is_grid = (folder / GRID).is_file()
+    if not is_grid and not (folder / CONFIG).is_file():
+        raise UserError(
+            f"{folder} contains no run and no comparison; expected a folder with a {CONFIG} or a "
+            f"{GRID}"
+        )
+    try:
+        if is_grid:
+            return render("grid.html.j2", grid_page.context_of(folder))
+        return render("run.html.j2", run_page.context_of(read_run(folder)))
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{folder}: its files do not have the form that this version reads "
+            f"({type(error).__name__}: {error})"
+        ) from error
