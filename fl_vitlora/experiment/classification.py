@@ -127,7 +127,8 @@ def calibration(decisions: Decisions) -> Part:
     if not np.isfinite(sure).all():
         return {"expected_error": None, "images": [], "accuracy": [], "confidence": []}
     places = np.clip(np.ceil(sure * BINS).astype(int) - 1, 0, BINS - 1)
-    images, rights, sums = (np.bincount(places, weights, BINS) for weights in (None, right, sure))
+    images = np.bincount(places, minlength=BINS)
+    rights, sums = (np.bincount(places, values, BINS).astype(float) for values in (right, sure))
     error = float(np.abs(rights - sums).sum() / len(sure))
     return {
         "expected_error": error,

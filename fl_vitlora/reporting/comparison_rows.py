@@ -19,12 +19,20 @@ WIRE = (
     "saving_with_flower",
 )
 VALIDATED = ("validation_accuracy", "validation_images", "best_round", "best_test_accuracy")
+# Columns with the part and the name of an entry of a result.
+DETAILED = {
+    "macro_f1": ("classification", "macro_f1"),
+    "worst_tenth": ("client_accuracy", "worst_tenth"),
+    "client_deviation": ("client_accuracy", "standard_deviation"),
+}
+DETAILS = (*DETAILED, "calibration_error")
 RUN = (
     "seed",
     "accuracy",
     "loss",
     "test_images",
     *VALIDATED,
+    *DETAILS,
     "aggregation_error",
     *WIRE,
     "trainable_parameters",
@@ -39,6 +47,10 @@ CELL = (
     "standard_deviation",
     "validation_percent",
     "validation_deviation",
+    "macro_f1_percent",
+    "macro_f1_deviation",
+    "worst_tenth_percent",
+    "worst_tenth_deviation",
     "trainable_parameters",
     "total_parameters",
     "sent_bytes",
@@ -70,6 +82,7 @@ def run_rows(records: Sequence[Record], root: Path) -> Iterator[Row]:
         if run.result is not None and run.folder is not None:
             row |= {name: run.result[name] for name in RUN if name in run.result}
             row |= _validated(run.result)
+            row |= _detailed(run.result)
             row |= {name: run.result["communication"][name] for name in WIRE}
             row |= {"seconds": run.result["seconds"]["total"]}
             row |= {"folder": run.folder.relative_to(root).as_posix()}
@@ -84,6 +97,18 @@ def _validated(result: Row) -> Row:
     chosen = best if isinstance(best, Mapping) else {}
     values = score["accuracy"], score["images"], chosen.get("round"), chosen.get("test_accuracy")
     return dict(zip(VALIDATED, values, strict=True))
+
+
+def _detailed(result: Row) -> Row:
+    """Returns the columns about classes, clients and calibration, as far as they are known."""
+    found: dict[str, object] = {}
+    for column, (part, name) in DETAILED.items():
+        known = result.get(part)
+        found[column] = known.get(name) if isinstance(known, Mapping) else None
+    classes = result.get("classification")
+    if isinstance(classes, Mapping):
+        found["calibration_error"] = classes["calibration"]["expected_error"]
+    return found
 
 
 def cell_rows(summaries: Sequence[Summary]) -> Iterator[Row]:
@@ -106,6 +131,16 @@ def cell_rows(summaries: Sequence[Summary]) -> Iterator[Row]:
             row |= {
                 "validation_percent": cell.validation.mean,
                 "validation_deviation": cell.validation.spread,
+            }
+        if cell.macro_f1 is not None:
+            row |= {
+                "macro_f1_percent": cell.macro_f1.mean,
+                "macro_f1_deviation": cell.macro_f1.spread,
+            }
+        if cell.worst_tenth is not None:
+            row |= {
+                "worst_tenth_percent": cell.worst_tenth.mean,
+                "worst_tenth_deviation": cell.worst_tenth.spread,
             }
         if cell.aggregation_error is not None:
             row |= {

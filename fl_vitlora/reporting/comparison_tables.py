@@ -44,6 +44,10 @@ MEANING_OF_ERROR = (
     "adapted weights, in percent of the distance by which this mean moved in the round. The table "
     "has the mean over the rounds. The updates of hostile clients are included."
 )
+MEANING_OF_CLASSES = (
+    "Macro F1: the mean of F1 over the classes with test images. Worst tenth of clients: the mean "
+    "accuracy of the worst tenth of the clients, each on its own test images."
+)
 MEANING_OF_VALIDATION = (
     "Validation: the accuracy on the validation images, a part of the training images on which no "
     "client trains. The test images are never used to choose anything."
@@ -129,6 +133,10 @@ def readable_cells(comparison: Report) -> list[list[str]]:
     extra: dict[str, Callable[[Summary], str]] = {}
     if has_validation(comparison):
         extra["validation %"] = lambda cell: str(cell.validation or "")
+    if any(cell.macro_f1 is not None for cell in comparison.summaries):
+        extra["macro F1 %"] = lambda cell: str(cell.macro_f1 or "")
+    if any(cell.worst_tenth is not None for cell in comparison.summaries):
+        extra["worst tenth of clients %"] = lambda cell: str(cell.worst_tenth or "")
     if any(cell.targets for cell in comparison.summaries):
         extra["to target"] = _target_text
     if has_errors(comparison):
@@ -166,6 +174,11 @@ def has_validation(comparison: Report) -> bool:
     If no cell has a validation accuracy, tables omit the column of the validation accuracy.
     """
     return any(cell.validation is not None for cell in comparison.summaries)
+
+
+def has_details(comparison: Report) -> bool:
+    """Returns True if a cell has a macro F1, or an accuracy of the worst tenth of the clients."""
+    return any(cell.macro_f1 or cell.worst_tenth for cell in comparison.summaries)
 
 
 def heading_of_differences(comparison: Report) -> str:
@@ -218,6 +231,7 @@ def to_markdown(comparison: Report) -> str:
     parts.append(markdown_table(readable_cells(comparison), texts=len(comparison.axes)))
     parts.extend(f"* {problem}" for problem in readable_problems(comparison))
     further = {
+        MEANING_OF_CLASSES: has_details(comparison),
         MEANING_OF_VALIDATION: has_validation(comparison),
         MEANING_OF_ERROR: has_errors(comparison),
     }

@@ -204,7 +204,7 @@ def plot_confusion(
         for (row, column), images in np.ndenumerate(matrix):
             if images:
                 colour = "white" if shares[row, column] > 0.5 else "black"
-                style = {"ha": "center", "va": "center", "fontsize": "x-small"}
+                style: Style = {"ha": "center", "va": "center", "fontsize": "x-small"}
                 axes.text(column, row, str(images), color=colour, **style)
     return _write(figure, folder, "confusion_matrix", form)
 

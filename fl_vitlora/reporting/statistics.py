@@ -72,6 +72,10 @@ class Summary:
         seeds: The number of runs with a result.
         accuracy: The test accuracy in percent; None if no run has a result.
         validation: The validation accuracy in percent; None if a run has no validation accuracy.
+        macro_f1: The mean of F1 over the classes in percent; None if a run has none, because its
+            clients evaluate.
+        worst_tenth: The accuracy of the worst tenth of the clients in percent; None if a run has
+            none, because its clients do not evaluate.
         trainable: The number of parameters that are trained and exchanged.
         total: The number of parameters of the whole model.
         sent: The mean number of bytes sent, both directions together.
@@ -94,6 +98,8 @@ class Summary:
     seeds: int
     accuracy: Estimate | None = None
     validation: Estimate | None = None
+    macro_f1: Estimate | None = None
+    worst_tenth: Estimate | None = None
     trainable: int = 0
     total: int = 0
     sent: float = 0.0
@@ -285,6 +291,8 @@ def _summary(runs: Sequence[Record]) -> Summary:
         seeds=len(results),
         accuracy=deviation(list(_scores(runs).values())),
         validation=deviation(held) if len(held) == len(results) else None,
+        macro_f1=_estimate(results, "classification", "macro_f1"),
+        worst_tenth=_estimate(results, "client_accuracy", "worst_tenth"),
         trainable=results[0]["trainable_parameters"],
         total=results[0]["total_parameters"],
         sent=statistics.mean(sent_bytes(result) for result in results),
@@ -297,6 +305,19 @@ def _summary(runs: Sequence[Record]) -> Summary:
         to_target=deviation(spent) if spent else None,
         problems=problems,
     )
+
+
+def _estimate(results: Sequence[Mapping[str, Any]], part: str, name: str) -> Estimate | None:
+    """Returns the mean and the deviation of a share in percent; None if a result does not have it.
+
+    Args:
+        results: The results of the runs of a cell.
+        part: The name of the entry of a result that has the share.
+        name: The name of the share in this entry.
+    """
+    found = [(result.get(part) or {}).get(name) for result in results]
+    known = [100.0 * float(share) for share in found if share is not None]
+    return deviation(known) if len(known) == len(results) else None
 
 
 def _mean_saving(results: Iterable[Mapping[str, Any]], name: str) -> float:

@@ -12,7 +12,9 @@ import plotly.graph_objects as go
 from fl_vitlora.config.grid_labels import name_of
 from fl_vitlora.reporting.comparison_tables import (
     MEANING,
+    MEANING_OF_CLASSES,
     Report,
+    has_details,
     heading_of_differences,
     readable_cells,
     readable_differences,
@@ -46,7 +48,7 @@ def context_of(folder: Path) -> dict[str, Any]:
         "cells": Table(
             title="Test accuracy, bytes and time", head=head, rows=rows, texts=len(comparison.axes)
         ),
-        "meaning": MEANING,
+        "meaning": f"{MEANING} {MEANING_OF_CLASSES}" if has_details(comparison) else MEANING,
         "problems": readable_problems(comparison),
         "charts": [bytes_chart(found), rounds_chart(comparison)] if found else [],
         "differences": differences_table(comparison),
