@@ -258,7 +258,7 @@ def plot_comparison(
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.subplots()
         _draw_cells(axes, x, cells)
-        axes.set(xlabel=label, ylabel="test accuracy (%)", title=title)
+        axes.set(xlabel=label, ylabel="test accuracy (%)", title=literal(title))
         if max(x) > WIDE * min(x) > 0:
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -294,7 +294,9 @@ def _draw_cells(axes: Axes, x: Sequence[float], cells: Sequence[Summary]) -> Non
             axes.errorbar(
                 place, cell.accuracy.mean, yerr=cell.accuracy.spread, capsize=3, **styles[look]
             )
-    handles = [Line2D([], [], ls="", label=label, **look) for label, look in legend_of(styles)]
+    handles = [
+        Line2D([], [], ls="", label=literal(label), **look) for label, look in legend_of(styles)
+    ]
     if handles:
         columns = 1 + (len(handles) - 1) // LONGEST_LEGEND
         axes.legend(

@@ -158,3 +158,24 @@ def test_a_column_tells_the_bytes_to_a_target_if_there_is_one(tmp_path: Path):
     head, lora = (next(x for x in table if f"| {name} | plain |" in x) for name in ("head", "lora"))
     assert head.endswith("| not reached |")
     assert lora.endswith("| 1.50 MB (1 of 2) |")
+
+
+def test_figures_of_classes_and_clients_have_columns_only_where_runs_have_them(tmp_path: Path):
+    """Two runs whose server evaluates: their macro F1 is 70 ± 14.14 %; clients report nothing."""
+    known = []
+    for run, share in zip(runs(tmp_path)[:2], (0.6, 0.8), strict=True):
+        classes = {"macro_f1": share, "calibration": {"expected_error": 0.05}}
+        result = {**(run.result or {}), "classification": classes, "client_accuracy": None}
+        known.append(replace(run, result=result))
+    found = report("", known, AXES)
+    write_tables(tmp_path, found)
+    (cell,) = csv.DictReader((tmp_path / "table.csv").open())
+    assert float(cell["macro_f1_percent"]) == pytest.approx(70.0)
+    assert cell["worst_tenth_percent"] == ""
+    first, _ = csv.DictReader((tmp_path / "runs.csv").open())
+    assert (first["macro_f1"], first["calibration_error"]) == ("0.6", "0.05")
+    text = to_markdown(found)
+    assert "| macro F1 % |" in text
+    assert "| 70.00 ± 14.14 |" in text
+    assert "worst tenth of clients %" not in text
+    assert "macro F1" not in to_markdown(report("", runs(tmp_path), AXES))

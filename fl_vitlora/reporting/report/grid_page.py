@@ -23,7 +23,7 @@ from fl_vitlora.reporting.comparison_tables import (
 )
 from fl_vitlora.reporting.grid_folder import GRID, read_comparison
 from fl_vitlora.reporting.latex_tables import to_latex
-from fl_vitlora.reporting.report.charts import MEGABYTE, Chart, figure_of, plain
+from fl_vitlora.reporting.report.charts import MEGABYTE, Chart, figure_of, plain, rounds_figure
 from fl_vitlora.reporting.report.page import Table
 from fl_vitlora.reporting.report.run_files import read_lines
 from fl_vitlora.reporting.report.run_page import percent
@@ -43,8 +43,9 @@ def context_of(folder: Path) -> dict[str, Any]:
     runs = sum(1 for record in comparison.records if record.result)
     return {
         "title": comparison.title or folder.resolve().name,
-        "summary": f"A comparison of {len(comparison.summaries)} settings with "
-        f"{runs} finished runs. The settings that differ: {', '.join(comparison.axes)}.",
+        "summary": f"This comparison has {count_of(len(comparison.summaries), 'cell')} and "
+        f"{count_of(runs, 'finished run')}. A cell is one combination of the settings that differ: "
+        f"{', '.join(comparison.axes)}.",
         "cells": Table(
             title="Test accuracy, bytes and time", head=head, rows=rows, texts=len(comparison.axes)
         ),
@@ -57,6 +58,16 @@ def context_of(folder: Path) -> dict[str, Any]:
         "markdown": to_markdown(comparison),
         "settings": (folder / GRID).read_text(encoding="utf-8"),
     }
+
+
+def count_of(number: int, what: str) -> str:
+    """Returns a number with the name of what is counted.
+
+    Example:
+        >>> count_of(1, "cell"), count_of(2, "cell")
+        ('1 cell', '2 cells')
+    """
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def bytes_chart(cells: Sequence[Summary]) -> Chart:
@@ -101,11 +112,12 @@ def rounds_chart(comparison: Report) -> Chart:
                 hovertemplate="round %{x}: %{y:.2f} %<extra>%{fullData.name}</extra>",
             )
         )
+    longest = max((max(trace.x) for trace in traces if trace.x), default=0)
     return Chart(
         name="rounds",
         title="Accuracy after each round, mean over the seeds",
         told="A line for each setting; only rounds that all its runs have evaluated.",
-        figure=_below(figure_of(traces, "round", "accuracy (%)"), len(traces)),
+        figure=_below(rounds_figure(traces, longest, "accuracy (%)"), len(traces)),
     )
 
 
