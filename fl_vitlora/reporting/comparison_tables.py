@@ -119,7 +119,7 @@ def write_plots(folder: Path, comparison: Report) -> None:
     """Writes plots of the cells that have a result to the subfolder `plots`."""
     cells = [summary for summary in comparison.summaries if summary.accuracy]
     if cells:
-        from fl_vitlora.reporting.plots import plot_comparison  # imports matplotlib
+        from fl_vitlora.reporting.comparison_plots import plot_comparison  # imports matplotlib
 
         make_folder(folder / "plots")
         plot_comparison(folder / "plots", cells, comparison.title)

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from fl_vitlora.reporting.plots import legend_of, styles_of
+from fl_vitlora.reporting.comparison_plots import legend_of, styles_of
 
 
 @pytest.mark.parametrize(("hues", "shapes"), [(1, 1), (3, 2), (10, 10), (11, 4), (29, 1), (100, 1)])

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fl_vitlora.reporting.comparison_plots import plot_comparison
 from fl_vitlora.reporting.grid_folder import GRID, read_comparison
 from fl_vitlora.reporting.plots import (
     Form,
     plot_accuracy,
-    plot_comparison,
     plot_confusion,
     plot_labels,
     plot_traffic,
