@@ -35,8 +35,8 @@ def plot_accuracy(
     accuracy: Sequence[float | None],
     cumulative: Sequence[int],
     seconds: Sequence[float],
-    *,
     images: str = "test",
+    *,
     form: Form = "png",
 ) -> list[Path]:
     """Draws three plots: the accuracy over the rounds, the megabytes sent, and the transfer time.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,10 @@ def folder(tmp_path: Path) -> Path:
     grid = read_grid({"title": "Two & two", "compare": AXES, "seeds": [0, 1, 2]}, {})
     (tmp_path / GRID).write_text(write_yaml(to_tree(grid)))
     (axis,) = grid.baselines
-    records = []
+    records: list[Record] = []
     for label, accuracies in ACCURACIES.items():
         for seed, accuracy in enumerate(accuracies):
-            told = record(seed, accuracy, **{axis: label})
+            told = replace(record(seed, accuracy), labels={axis: label})
             place = tmp_path / f"run{len(records)}"
             place.mkdir()
             (place / "result.json").write_text(json.dumps(told.result))

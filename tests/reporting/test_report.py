@@ -18,7 +18,8 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.attacking import ATTACKS, described
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.library.finished import load_run
-from fl_vitlora.reporting.report import run_files
+from fl_vitlora.reporting.plots import LABELS
+from fl_vitlora.reporting.report.run_files import address_of
 from fl_vitlora.reporting.report.writing import write_report
 from tests.browser import browser_page, chromium
 from tests.whole_runs import Finished, execute
@@ -139,7 +140,7 @@ def test_hostile_names_are_shown_and_do_not_run(finished: Finished, copy: Path, 
     """Also where a class name stands in the data of a chart, which is in a script element."""
     place = copy.rename(tmp_path / "<img src=x onerror=alert(1)>")
     names = [HOSTILE, *finished.result["class_names"][1:]]
-    table = place / "plots" / run_files.LABELS
+    table = place / "plots" / LABELS
     table.write_text(table.read_text().replace(",0,", f',"{HOSTILE}",'))
     failures = {"updates": 1, "clients": {"0": 1}, "reasons": {"0": HOSTILE}}
     change(place, class_names=names, failures=failures, warnings=[HOSTILE], strategy=HOSTILE)
@@ -157,7 +158,7 @@ def test_results_of_older_versions_have_a_report_with_less(copy: Path):
         del result[name]
     del result["communication"]["full_fine_tuning_by_round"]
     (copy / "result.json").write_text(json.dumps(result))
-    (copy / "plots" / run_files.LABELS).unlink()
+    (copy / "plots" / LABELS).unlink()
     parsed = Parsed(write_report(copy))
     assert "data-confusion" not in parsed.scripts
     assert parsed.tags.count("img") == 1  # the plot of the labels takes the place of the chart
@@ -170,7 +171,7 @@ def test_a_picture_of_the_run_folder_is_in_the_report(copy: Path):
     (copy / "plots" / "plain_and_encrypted.png").write_bytes(picture)
     parsed = Parsed(write_report(copy))
     assert [kind for kind, _ in parsed.addresses] == ["link href", "img src"]
-    assert parsed.addresses[1][1] == run_files.address_of(copy / "plots/plain_and_encrypted.png")
+    assert parsed.addresses[1][1] == address_of(copy / "plots/plain_and_encrypted.png")
     assert "plain and encrypted" in parsed.text
 
 
@@ -206,9 +207,7 @@ def test_a_missing_package_is_named_with_its_extra(
         (lambda run: (run / "rounds.jsonl").write_text("[]\n"), "rounds.jsonl cannot be read"),
         (lambda run: change(run, communication=3), "do not have the form"),
         (
-            lambda run: (run / "plots" / run_files.LABELS).write_text(
-                "client,class,images\n9,0,1\n"
-            ),
+            lambda run: (run / "plots" / LABELS).write_text("client,class,images\n9,0,1\n"),
             "label_distribution.csv cannot be read",
         ),
     ],
@@ -263,7 +262,7 @@ def test_a_browser_opens_a_report_without_a_request_or_an_error(page: Path, tmp_
 @BROWSER
 def test_a_browser_runs_nothing_of_a_hostile_name(copy: Path, finished: Finished, tmp_path: Path):
     change(copy, class_names=[HOSTILE, *finished.result["class_names"][1:]], warnings=[HOSTILE])
-    (copy / "plots" / run_files.LABELS).unlink()
+    (copy / "plots" / LABELS).unlink()
     with browser_page(str(chromium()), tmp_path / "profile") as seen:
         seen.open(write_report(copy), width=1200)
         assert seen.value("document.title") == "run – report"
