@@ -192,7 +192,7 @@ def partition_chart(counts: Indices, class_names: Sequence[str]) -> Chart:
         y=list(range(len(counts))),
         colorscale="Blues",
         customdata=[[plain(name) for name in class_names]] * len(counts),
-        colorbar={"title": "images"},
+        colorbar={"title": "images", "thickness": 12},
         hovertemplate="client %{y}, %{customdata}: %{z} images<extra></extra>",
     )
     figure = figure_of([trace], "class", "client")
@@ -216,7 +216,7 @@ def confusion_chart(matrix: Sequence[Sequence[int]], class_names: Sequence[str])
         z=shares.tolist(),
         x=_positions(class_names),
         y=_positions(class_names),
-        text=counts.tolist() if few else None,
+        text=[[str(images or "") for images in row] for row in counts.tolist()] if few else None,
         texttemplate="%{text}" if few else None,
         customdata=[
             [[plain(true), plain(taken), images] for taken, images in zip(names, row, strict=True)]
@@ -225,7 +225,8 @@ def confusion_chart(matrix: Sequence[Sequence[int]], class_names: Sequence[str])
         colorscale="Blues",
         zmin=0,
         zmax=100,
-        colorbar={"title": "%"},
+        colorbar={"title": "%", "thickness": 12},
+        showscale=not few,
         hovertemplate="%{customdata[0]} taken for %{customdata[1]}: %{customdata[2]} images, "
         "%{z:.1f} % of the class<extra></extra>",
     )
