@@ -50,5 +50,6 @@ def test_the_wheel_runs_an_experiment_outside_the_checkout(tmp_path: Path) -> No
     told = call(*program, "simulate", *words, folder=work, **found)
     assert "round 1/1" in told
     assert json.loads((work / "run" / "result.json").read_text())["rounds"] == 1
+    assert "report.html" in call(*program, "report", "run", folder=work, **found)
     again = call(*program, "simulate", "--resume", "run", folder=work, **found)
     assert "accuracy" in again  # a finished run is shown, not trained again

@@ -171,6 +171,7 @@ def test_results_of_older_versions_have_a_report_with_less(copy: Path):
 def test_a_picture_of_the_run_folder_is_in_the_report(copy: Path):
     picture = (copy / "plots" / "confusion_matrix.png").read_bytes()
     (copy / "plots" / "plain_and_encrypted.png").write_bytes(picture)
+    (copy / "plots" / "elsewhere.png").symlink_to(copy / "plots" / "confusion_matrix.png")
     parsed = Parsed(write_report(copy))
     assert [kind for kind, _ in parsed.addresses] == ["link href", "img src"]
     assert parsed.addresses[1][1] == address_of(copy / "plots/plain_and_encrypted.png")

@@ -98,7 +98,7 @@ def read_run(folder: Path) -> RunFiles:
         pictures={
             path.stem.replace("_", " "): address_of(path)
             for path in sorted((folder / PLOTS).glob("*.png"))
-            if path.name not in drawn
+            if path.name not in drawn and not path.is_symlink()  # a link may lead to any picture
         },
     )
 
@@ -153,8 +153,9 @@ def _counts(path: Path, result: Line) -> Indices | None:
         {n: i for i, n in enumerate(names)},
     )
     try:
-        for row in csv.DictReader(_text(path).splitlines()):
-            counts[int(row["client"]), column[row["class"]]] = int(row["images"])
-    except (LookupError, ValueError, TypeError, csv.Error) as error:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                counts[int(row["client"]), column[row["class"]]] = int(row["images"])
+    except (OSError, LookupError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     return counts
