@@ -29,6 +29,7 @@ from fl_vitlora.models.backbone import WEIGHTS_FOLDER
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.state import State
 from fl_vitlora.storage.checksummed import DamagedFileError
+from fl_vitlora.storage.files import WriteError
 from fl_vitlora.strategy import ClientPlan, RoundContext, RoundResult, Update, averaged
 from strategies.fedavg import FedAvg
 from tests.whole_runs import SMALL
@@ -134,6 +135,27 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_broken_off(
     play(broken, engine, resume=True)
     assert same(left(tmp_path / "broken"), left(tmp_path / "whole"))
     assert not (tmp_path / "broken" / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("case", ["as it comes", "measured by clients"])
+def test_a_run_that_could_not_write_its_result_writes_the_same_when_it_goes_on(
+    case: str, tmp_path: Path, engine: Engine
+) -> None:
+    """All rounds are done and saved, and nothing is evaluated again."""
+    play(experiment(tmp_path, "whole", CASES[case]), engine)
+    broken = experiment(tmp_path, "broken", CASES[case])
+    obstacle = tmp_path / "broken" / "plots" / "accuracy_over_rounds.png"
+    watch = dataclasses.replace(Watch(), show_round=lambda _: obstacle.mkdir(exist_ok=True))
+    with pytest.raises((OSError, WriteError)):
+        run(broken, strategies.load_for(broken), watch, engine=engine)
+    assert not (tmp_path / "broken" / "result.json").exists()
+    obstacle.rmdir()
+    play(broken, engine, resume=True)
+    assert same(left(tmp_path / "broken"), told := left(tmp_path / "whole"))
+    known = {name: told["result"][name] for name in ("classification", "client_accuracy")}
+    assert [name for name, value in known.items() if value is not None] == [
+        "client_accuracy" if case == "measured by clients" else "classification"
+    ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
