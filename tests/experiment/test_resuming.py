@@ -151,7 +151,8 @@ def test_a_run_that_could_not_write_its_result_writes_the_same_when_it_goes_on(
     assert not (tmp_path / "broken" / "result.json").exists()
     obstacle.rmdir()
     play(broken, engine, resume=True)
-    assert same(left(tmp_path / "broken"), told := left(tmp_path / "whole"))
+    told = left(tmp_path / "whole")
+    assert same(left(tmp_path / "broken"), told)
     known = {name: told["result"][name] for name in ("classification", "client_accuracy")}
     assert [name for name, value in known.items() if value is not None] == [
         "client_accuracy" if case == "measured by clients" else "classification"
