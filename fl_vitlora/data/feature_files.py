@@ -3,7 +3,7 @@
 Features are the outputs of the frozen backbone (`finetuning.features`) for the images of a shard.
 If the run encrypts images, the features are computed from ciphertext. If the file of the shard is
 sealed, the file of the features is sealed with the same storage key of the same party. If the file
-of the shard is not sealed, the two files have only a digest.
+of the shard is not sealed, each of the two files has only a digest, which shows damage.
 
 Features reveal the number of images and which images are similar. With a trained head, features
 also reveal the classes of the images. Features that are computed from ciphertext reveal no more

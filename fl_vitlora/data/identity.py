@@ -38,8 +38,8 @@ def of_folder(root: Path, settled: float = SETTLED) -> str | None:
 
     Args:
         root: The path of the folder.
-        settled: A number of seconds. If a file has changed in this time, the folder has no identity
-            yet.
+        settled: A number of seconds. If a file has changed in the last `settled` seconds, the
+            folder has no identity yet.
 
     Returns:
         The identity, or None if the status of a file cannot be read, or if a file was changed

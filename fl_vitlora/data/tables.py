@@ -88,8 +88,9 @@ def only_table(listing: Listing) -> list[str]:
 def read_tables(listing: Listing, names: Sequence[str], config: DataConfig) -> dict[str, Part]:
     """Reads the images and labels that tables list.
 
-    The column `split` states the split of a row. Without this column, the name of the table states
-    the split, otherwise the name of the table's folder. Otherwise the split is "train".
+    The column `split` states the split of a row. Without this column, the split follows from the
+    name of the table, or from the name of the table's folder. If neither name is the name of a
+    split, the split is "train".
 
     Args:
         listing: The list of all files of the data set's folder.

@@ -40,8 +40,8 @@ def with_head_start(
 
     Returns:
         The configuration with `finetuning.head_start` set to "zero" or "lda". With "lda", the
-        method contains the part `lda`. If this function gets its own result as `config`, it returns
-        the same configuration.
+        method contains the part `lda`. If `config` is already a result of this function, the
+        configuration does not change.
 
     Raises:
         UserError: If the method has the part `lda` although the setting says that the head starts

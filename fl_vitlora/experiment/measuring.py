@@ -111,7 +111,7 @@ class Measuring:
         return tuple(dict.fromkeys(views))
 
     def gives_up(self, server_round: int) -> bool:
-        """Returns True if the best round was `evaluation.patience` rounds ago."""
+        """Returns True if the best round was at least `evaluation.patience` rounds ago."""
         patience, best = self.config.evaluation.patience, best_of(self.record.lines)
         return (
             patience is not None and best is not None and server_round - best["round"] >= patience

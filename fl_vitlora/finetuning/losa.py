@@ -24,8 +24,8 @@ finetuning.parameters.mixers=channels``.
 
 Source: Mercea, Gritsenko, Schmid, Arnab, arXiv 2402.02887. The paper describes the parallel design
 and low-rank mixers that alternate between channels and tokens. The recurrence, the rank, the start
-and the way of the class token through the frozen norm are our own choices. Therefore this method is
-called "LoSA-style".
+and the frozen norm after the side network are our own choices. Therefore this method is called
+"LoSA-style".
 
 Letters in shapes: L blocks, B images, T tokens, S tokens that the classifier reads, D width, r
 rank.

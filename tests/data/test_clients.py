@@ -214,8 +214,8 @@ def test_names_are_compared_exactly_and_across_splits(tmp_path: Path) -> None:
         (
             [1, 2, 3, 1, 2, 3],
             ["1", "2", "3"],
-            "the training split names clients by a whole number, but the split test names them by a "
-            "text",
+            "the training split names clients by a whole number, but the split test names them by "
+            "a text",
         ),
     ],
 )
