@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fl_vitlora.library.callbacks import Callback as Callback
     from fl_vitlora.library.callbacks import EarlyStopping as EarlyStopping
+    from fl_vitlora.library.comparing import FinishedComparison as FinishedComparison
+    from fl_vitlora.library.comparing import compare as compare
+    from fl_vitlora.library.comparing import load_comparison as load_comparison
     from fl_vitlora.library.finished import FinishedRun as FinishedRun
     from fl_vitlora.library.finished import load_run as load_run
     from fl_vitlora.library.predictions import Predictions as Predictions
@@ -30,12 +33,25 @@ __version__ = "0.1.0"
 _PLACES = {
     "Callback": "callbacks",
     "EarlyStopping": "callbacks",
+    "FinishedComparison": "comparing",
     "FinishedRun": "finished",
     "Predictions": "predictions",
+    "compare": "comparing",
+    "load_comparison": "comparing",
     "load_run": "finished",
     "run": "running",
 }
-__all__ = ["Callback", "EarlyStopping", "FinishedRun", "Predictions", "load_run", "run"]
+__all__ = [
+    "Callback",
+    "EarlyStopping",
+    "FinishedComparison",
+    "FinishedRun",
+    "Predictions",
+    "compare",
+    "load_comparison",
+    "load_run",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

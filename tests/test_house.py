@@ -71,7 +71,10 @@ ALLOWED = {
         "fl_vitlora/experiment/comparison.py",
         "fl_vitlora/library/running.py",
     ],
-    "fl_vitlora.experiment.comparison": ["fl_vitlora/command_line/comparing.py"],
+    "fl_vitlora.experiment.comparison": [
+        "fl_vitlora/command_line/comparing.py",
+        "fl_vitlora/library/comparing.py",
+    ],
     "fl_vitlora.command_line": ["simulate.py", "fl_vitlora/command_line/"],
     "fl_vitlora.adaptation.coordinates": [
         "fl_vitlora/federation/evaluation.py",

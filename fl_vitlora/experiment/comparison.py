@@ -210,9 +210,11 @@ class Execute:
             PausedError: If the caller set `watch.pause`.
         """
         self.watch.training.clear()  # a signal before round 1 ends the program at once
+        self.watch.stop.clear()  # it ended the run before
         if self.watch.pause.is_set():
             raise PausedError(f"after run {self.number - 1} of {self.total}")
         strategy = self.load_strategy(config)
+        self.watch.begin(config)
         try:
             return run(config, strategy, self.watch, engine=self.engine, resume=resume)[0]
         except PausedError as pause:

@@ -63,7 +63,7 @@ def run(
     experiment = dataclasses.replace(experiment, out=out)
     for callback in callbacks:
         callback.on_run_begin(experiment)
-    watch = _watch(callbacks, verbose=verbose)
+    watch = watch_for(callbacks, verbose=verbose)
     _, folder = run_experiment(experiment, chosen, watch)
     finished = dataclasses.replace(load_run(folder, trust=confirmed), strategy=chosen)
     for callback in callbacks:
@@ -94,8 +94,13 @@ def _named_by_caller(config: Settings | None, settings: Mapping[str, Any] | None
     return set(texts_in([own, dict(settings or {})]))
 
 
-def _watch(callbacks: Sequence[Callback], *, verbose: bool) -> Watch:
-    """Returns the object through which a run calls the callbacks."""
+def watch_for(callbacks: Sequence[Callback], *, verbose: bool) -> Watch:
+    """Returns the run's view of callbacks.
+
+    Args:
+        callbacks: The objects that follow the run.
+        verbose: True if Flower and Ray may write messages.
+    """
     from fl_vitlora.experiment.watching import Watch
 
     def show(line: Line) -> None:
