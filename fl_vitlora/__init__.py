@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fl_vitlora.library.finished import FinishedRun as FinishedRun
     from fl_vitlora.library.finished import load_run as load_run
     from fl_vitlora.library.predictions import Predictions as Predictions
+    from fl_vitlora.library.running import resume as resume
     from fl_vitlora.library.running import run as run
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ _PLACES = {
     "compare": "comparing",
     "load_comparison": "comparing",
     "load_run": "finished",
+    "resume": "running",
     "run": "running",
 }
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "compare",
     "load_comparison",
     "load_run",
+    "resume",
     "run",
 ]
 

@@ -89,7 +89,12 @@ class DataConfig:
     name: str = setting(
         "digits",
         "The data set: 'digits' (part of this package), the name of a Hugging Face data set, or "
-        "the path of a local folder.",
+        "the path of a local folder. The name 'given' means images that a Python program hands in.",
+    )
+    digest: str | None = setting(
+        None,
+        "A checksum of images that a Python program hands in, which the program writes into the "
+        "run folder.",
     )
     config: str | None = setting(
         None,

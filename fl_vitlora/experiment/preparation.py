@@ -16,6 +16,7 @@ from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data import owner, sources
 from fl_vitlora.data.class_names import disagreement
+from fl_vitlora.data.given import Given
 from fl_vitlora.data.holding_out import hold_out, hold_out_of_each
 from fl_vitlora.data.images import Images, Indices, Name
 from fl_vitlora.data.partition import (
@@ -83,14 +84,18 @@ class OwnedImages:
         return self.train.class_names
 
 
-def prepare_images(config: Config) -> OwnedImages:
+def prepare_images(config: Config, given: Given | None = None) -> OwnedImages:
     """Loads the images and divides them among the clients.
+
+    Args:
+        config: The configuration of the experiment.
+        given: The images that a Python program handed in, if it did.
 
     Raises:
         UserError: If the data set or the partition cannot be used, or if there are too few test
             images.
     """
-    source = sources.load_source(config.data)
+    source = sources.load_source(config.data, given)
     train, test = source.train, source.test
     evaluate, test_parts = policies.clients_evaluate(config), list[Indices]()
     trained, validation = np.arange(len(train)), list[Indices]()
