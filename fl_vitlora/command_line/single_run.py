@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import shlex
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def run(
     import strategies
     from fl_vitlora.experiment.runner import PausedError, silence
     from fl_vitlora.experiment.runner import run as run_experiment
+    from fl_vitlora.experiment.starting import with_start
     from fl_vitlora.reporting.console import RunDisplay
     from fl_vitlora.reporting.result_table import print_result
     from fl_vitlora.reporting.run_folder import default_path
@@ -52,6 +54,9 @@ def run(
     strategy = strategies.load_for(experiment, confirmed)
     out = experiment.out or str(default_path(experiment))
     experiment = dataclasses.replace(experiment, out=out)
+    if not resume:
+        load = functools.partial(strategies.load_for, confirmed=confirmed)
+        experiment = with_start(experiment, load)
     try:
         with RunDisplay(experiment.rounds) as display:
             watch = watch_on(display, verbose=verbose)

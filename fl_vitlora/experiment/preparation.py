@@ -7,6 +7,7 @@ file is written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def prepare_images(config: Config, given: Given | None = None) -> OwnedImages:
 
     Args:
         config: The configuration of the experiment.
-        given: The images that a Python program handed in, if it did.
+        given: The images that a Python program handed in.
 
     Raises:
         UserError: If the data set or the partition cannot be used, or if there are too few test
@@ -136,12 +137,14 @@ def prepare_images(config: Config, given: Given | None = None) -> OwnedImages:
     )
 
 
-def prepare_model(config: Config, classes: int, device: str, adapter: str = "lora") -> Backbone:
+def prepare_model(
+    config: Config, classes: int | Sequence[str], device: str, adapter: str = "lora"
+) -> Backbone:
     """Builds the model with the fine-tuning method; checks that all trained tensors get gradients.
 
     Args:
         config: The configuration of the experiment.
-        classes: The number of classes.
+        classes: The names of the classes, or their number (see `backbone.build`).
         device: The device of the model.
         adapter: The kind of low-rank matrices that the strategy needs: "lora" or "lora_xs".
 

@@ -263,7 +263,7 @@ def _prepare_server(
     """
     config, watch = experiment.config, experiment.watch
     adapter = client_half(experiment.strategy).adapter
-    backbone = prepare_model(config, len(class_names), device, adapter)
+    backbone = prepare_model(config, class_names, device, adapter)
     for note in (*backbone.notes, *note_on_size(config, backbone), *_alone(config, backbone)):
         watch.note(note)
     if policies.lacks_key_ring(config) and not key:

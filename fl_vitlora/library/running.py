@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from fl_vitlora.experiment.watching import Watch
     from fl_vitlora.flower.strategies.aggregators import AnyStrategy
 
-GIVEN_MODELS = ".given-models"  # the folder of models that were handed in, beside run folders
 Settings = Config | Mapping[str, Any] | str | Path
 
 
@@ -33,6 +33,7 @@ def run(
     test: Any = None,
     class_names: Sequence[str] | None = None,
     model: nn.Module | None = None,
+    init_from: FinishedRun | str | Path | None = None,
     strategy: AnyStrategy | None = None,
     callbacks: Sequence[Callback] = (),
     verbose: bool = False,
@@ -52,6 +53,7 @@ def run(
         class_names: The names of the classes, in the order of the numbers that are labels. By
             default `train` names them, or numbers are names.
         model: A pre-trained model of one's own; see `models.own_model`. Its head is not used.
+        init_from: A finished run, or its folder, whose trained model is the start of this run.
         strategy: The strategy, if it is not the one that the settings name.
         callbacks: Objects that follow the run; see `library.callbacks`.
         verbose: True if Flower and Ray may write messages.
@@ -63,6 +65,9 @@ def run(
         RuntimeError: If the run failed; `resume` continues it.
     """
     confirmed = frozenset(trust) | _named_by_caller(config, settings)
+    if init_from is not None:
+        run_before = init_from.folder if isinstance(init_from, FinishedRun) else init_from
+        settings = {**(settings or {}), "model.init_from": str(run_before)}
     experiment = settings_of(config, settings)
     check_confirmed(experiment, confirmed)
     given = _given(experiment, train, test, class_names)
@@ -140,12 +145,16 @@ class _Run:
         """Runs an experiment with callbacks, and returns the finished run."""
         import strategies
         from fl_vitlora.experiment.runner import run as run_experiment
+        from fl_vitlora.experiment.starting import with_start
 
         chosen = self.strategy
         if chosen is None:
             chosen = strategies.load_for(experiment, self.confirmed)
         for callback in self.callbacks:
             callback.on_run_begin(experiment)
+        if not resume:
+            load = functools.partial(strategies.load_for, confirmed=self.confirmed)
+            experiment = with_start(experiment, load)
         watch = watch_for(self.callbacks, verbose=verbose)
         _, folder = run_experiment(experiment, chosen, watch, resume=resume, given=self.given)
         opened = load_run(folder, trust=self.confirmed)
@@ -171,7 +180,7 @@ def _stored(model: nn.Module, experiment: Config) -> str:
     Raises:
         UserError: If workers could not build the model, or the settings name another one.
     """
-    from fl_vitlora.models.own_model import store_model
+    from fl_vitlora.models.own_model import GIVEN_MODELS, store_model
     from fl_vitlora.reporting.run_folder import check_unused
 
     usual, out = ModelConfig(), Path(str(experiment.out))

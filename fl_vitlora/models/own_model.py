@@ -28,6 +28,7 @@ from fl_vitlora.models.timm_models import FOLDER
 from fl_vitlora.storage.checksummed import digest_of, write_sealed
 from fl_vitlora.storage.files import WriteError, make_folder, write_atomically
 
+GIVEN_MODELS = ".given-models"  # the folder of such models, beside the run folders
 PLAIN = "vit_base_patch16_224"  # timm's ViT, to which the sizes of a plain ViT are given
 NAMED = 16  # hexadecimal digits of the name of a folder
 CLOSE = 1e-4  # largest difference of features, as a share of the largest one
