@@ -277,10 +277,7 @@ def prepare_storage(config: Config) -> StorageKey | None:
 
 
 def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
-    """Returns the description of the encryption for `result.json`.
-
-    The description contains no secret.
-    """
+    """Returns the description of the encryption for `result.json`, without any secret."""
     return {
         "steps": list(holder.cipher.steps),
         "scope": holder.scope,

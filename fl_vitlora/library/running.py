@@ -65,18 +65,14 @@ def run(
         RuntimeError: If the run failed; `resume` continues it.
     """
     confirmed = frozenset(trust) | _named_by_caller(config, settings)
-    if init_from is not None:
-        run_before = init_from.folder if isinstance(init_from, FinishedRun) else init_from
-        settings = {**(settings or {}), "model.init_from": str(run_before)}
+    settings = {**(settings or {}), **_of_run(init_from)}
     experiment = settings_of(config, settings)
     check_confirmed(experiment, confirmed)
     given = _given(experiment, train, test, class_names)
     experiment = _with_place(experiment, given)
     if model is not None:
         own = {"model.name": _stored(model, experiment)}
-        experiment = _with_place(
-            settings_of(config, {**(settings or {}), **own}), given, experiment.out
-        )
+        experiment = _with_place(settings_of(config, {**settings, **own}), given, experiment.out)
     whole = _Run(strategy=strategy, callbacks=callbacks, confirmed=confirmed, given=given)
     return whole.start(experiment, verbose=verbose)
 
@@ -162,6 +158,14 @@ class _Run:
         for callback in self.callbacks:
             callback.on_run_end(finished)
         return finished
+
+
+def _of_run(init_from: FinishedRun | str | Path | None) -> dict[str, str]:
+    """Returns the setting that names the finished run from which a run starts."""
+    if init_from is None:
+        return {}
+    folder = init_from.folder if isinstance(init_from, FinishedRun) else init_from
+    return {"model.init_from": str(folder)}
 
 
 def _with_place(experiment: Config, given: Given | None) -> Config:
