@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from fl_vitlora.library.predictions import Predictions as Predictions
     from fl_vitlora.library.running import resume as resume
     from fl_vitlora.library.running import run as run
+    from fl_vitlora.library.trackers import MLflow as MLflow
+    from fl_vitlora.library.trackers import TensorBoard as TensorBoard
+    from fl_vitlora.library.trackers import WandB as WandB
 
 __version__ = "0.1.0"
 
@@ -36,7 +39,10 @@ _PLACES = {
     "EarlyStopping": "callbacks",
     "FinishedComparison": "comparing",
     "FinishedRun": "finished",
+    "MLflow": "trackers",
     "Predictions": "predictions",
+    "TensorBoard": "trackers",
+    "WandB": "trackers",
     "compare": "comparing",
     "load_comparison": "comparing",
     "load_run": "finished",
@@ -48,7 +54,10 @@ __all__ = [
     "EarlyStopping",
     "FinishedComparison",
     "FinishedRun",
+    "MLflow",
     "Predictions",
+    "TensorBoard",
+    "WandB",
     "compare",
     "load_comparison",
     "load_run",
