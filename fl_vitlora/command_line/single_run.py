@@ -44,19 +44,14 @@ def run(
     import strategies
     from fl_vitlora.experiment.runner import PausedError, silence
     from fl_vitlora.experiment.runner import run as run_experiment
-    from fl_vitlora.experiment.starting import with_start
     from fl_vitlora.reporting.console import RunDisplay
     from fl_vitlora.reporting.result_table import print_result
-    from fl_vitlora.reporting.run_folder import default_path
 
     if not verbose:
         silence()
     strategy = strategies.load_for(experiment, confirmed)
-    out = experiment.out or str(default_path(experiment))
-    experiment = dataclasses.replace(experiment, out=out)
     if not resume:
-        load = functools.partial(strategies.load_for, confirmed=confirmed)
-        experiment = with_start(experiment, load)
+        experiment = _new(experiment, confirmed)
     try:
         with RunDisplay(experiment.rounds) as display:
             watch = watch_on(display, verbose=verbose)
@@ -69,6 +64,17 @@ def run(
     except RuntimeError as error:
         raise RuntimeError(f"{error}; {how_to_go_on(experiment)}") from error
     print_result(result, str(folder))
+
+
+def _new(experiment: config.Config, confirmed: frozenset[str]) -> config.Config:
+    """Returns the settings of a new run, which name its folder and the weights of its start."""
+    import strategies
+    from fl_vitlora.experiment.starting import with_start
+    from fl_vitlora.reporting.run_folder import default_path
+
+    out = experiment.out or str(default_path(experiment))
+    placed = dataclasses.replace(experiment, out=out)
+    return with_start(placed, functools.partial(strategies.load_for, confirmed=confirmed))
 
 
 def how_to_go_on(experiment: config.Config) -> str:
