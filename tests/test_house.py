@@ -54,6 +54,9 @@ ALLOWED = {
         "fl_vitlora/models/weight_file.py",  # for the name of its error
         "fl_vitlora/testing/",  # sends a strategy to a client, as Ray would
     ],
+    "mlflow": ["fl_vitlora/library/trackers.py"],
+    "wandb": ["fl_vitlora/library/trackers.py"],
+    "torch.utils.tensorboard": ["fl_vitlora/library/trackers.py"],
     "msgpack": ["fl_vitlora/communication/parcel.py"],
     "strategies": ["fl_vitlora/command_line/", "fl_vitlora/library/", "strategies/"],
     "fl_vitlora.flower": [
