@@ -71,8 +71,8 @@ def run(
     given = _given(experiment, train, test, class_names)
     experiment = _with_place(experiment, given)
     if model is not None:
-        own = {"model.name": _stored(model, experiment)}
-        experiment = _with_place(settings_of(config, {**settings, **own}), given, experiment.out)
+        own = {"model.name": _stored(model, experiment), "out": experiment.out}
+        experiment = _with_place(settings_of(config, {**settings, **own}), given)
     whole = _Run(strategy=strategy, callbacks=callbacks, confirmed=confirmed, given=given)
     return whole.start(experiment, verbose=verbose)
 
