@@ -20,22 +20,50 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fl_vitlora.library.callbacks import Callback as Callback
     from fl_vitlora.library.callbacks import EarlyStopping as EarlyStopping
+    from fl_vitlora.library.comparing import FinishedComparison as FinishedComparison
+    from fl_vitlora.library.comparing import compare as compare
+    from fl_vitlora.library.comparing import load_comparison as load_comparison
     from fl_vitlora.library.finished import FinishedRun as FinishedRun
     from fl_vitlora.library.finished import load_run as load_run
     from fl_vitlora.library.predictions import Predictions as Predictions
+    from fl_vitlora.library.running import resume as resume
     from fl_vitlora.library.running import run as run
+    from fl_vitlora.library.trackers import MLflow as MLflow
+    from fl_vitlora.library.trackers import TensorBoard as TensorBoard
+    from fl_vitlora.library.trackers import WandB as WandB
 
 __version__ = "0.1.0"
 
 _PLACES = {
     "Callback": "callbacks",
     "EarlyStopping": "callbacks",
+    "FinishedComparison": "comparing",
     "FinishedRun": "finished",
+    "MLflow": "trackers",
     "Predictions": "predictions",
+    "TensorBoard": "trackers",
+    "WandB": "trackers",
+    "compare": "comparing",
+    "load_comparison": "comparing",
     "load_run": "finished",
+    "resume": "running",
     "run": "running",
 }
-__all__ = ["Callback", "EarlyStopping", "FinishedRun", "Predictions", "load_run", "run"]
+__all__ = [
+    "Callback",
+    "EarlyStopping",
+    "FinishedComparison",
+    "FinishedRun",
+    "MLflow",
+    "Predictions",
+    "TensorBoard",
+    "WandB",
+    "compare",
+    "load_comparison",
+    "load_run",
+    "resume",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

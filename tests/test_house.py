@@ -61,6 +61,9 @@ ALLOWED = {
         "fl_vitlora/models/weight_file.py",  # for the name of its error
         "fl_vitlora/testing/",  # sends a strategy to a client, as Ray would
     ],
+    "mlflow": ["fl_vitlora/library/trackers.py"],
+    "wandb": ["fl_vitlora/library/trackers.py"],
+    "torch.utils.tensorboard": ["fl_vitlora/library/trackers.py"],
     "msgpack": ["fl_vitlora/communication/parcel.py"],
     "strategies": ["fl_vitlora/command_line/", "fl_vitlora/library/", "strategies/"],
     "fl_vitlora.flower": [
@@ -78,7 +81,10 @@ ALLOWED = {
         "fl_vitlora/experiment/comparison.py",
         "fl_vitlora/library/running.py",
     ],
-    "fl_vitlora.experiment.comparison": ["fl_vitlora/command_line/comparing.py"],
+    "fl_vitlora.experiment.comparison": [
+        "fl_vitlora/command_line/comparing.py",
+        "fl_vitlora/library/comparing.py",
+    ],
     "fl_vitlora.command_line": ["simulate.py", "fl_vitlora/command_line/"],
     "fl_vitlora.adaptation.coordinates": [
         "fl_vitlora/federation/evaluation.py",

@@ -77,6 +77,9 @@ FLAGS = {
     "--model": SettingFlag(
         "model.name", "NAME", "Backbone: vit_letters_16 or any timm ViT (vit_letters_16)"
     ),
+    "--init-from": SettingFlag(
+        "model.init_from", "RUN", "Start with the trained model of this finished run (none)"
+    ),
     "--partition": SettingFlag(
         "data.partition",
         "NAME",
@@ -123,6 +126,7 @@ TEXTS = {  # settings whose value is used exactly as the user typed it, and is n
     "strategy.name",
     "data.name",
     "model.name",
+    "model.init_from",
     "out",
     "budget",
     "engine.ray_address",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import shlex
 from pathlib import Path
 
@@ -13,17 +14,6 @@ from fl_vitlora.command_line.exits import INTERRUPTED, fail, simulation_command
 from fl_vitlora.command_line.signals import pauses_on_signal
 from fl_vitlora.command_line.watching import watch_on
 from fl_vitlora.config import confirmation
-from fl_vitlora.errors import UserError
-
-MAY_CHANGE = (  # settings that may change when a run continues: they do not change its result
-    "encryption.key_file",
-    "model.weights",
-    "engine.workers",
-    "engine.ray_address",
-    "engine.round_timeout",
-    "engine.client_timeout",
-    "checkpoint_every",
-)
 
 
 def run(
@@ -56,13 +46,12 @@ def run(
     from fl_vitlora.experiment.runner import run as run_experiment
     from fl_vitlora.reporting.console import RunDisplay
     from fl_vitlora.reporting.result_table import print_result
-    from fl_vitlora.reporting.run_folder import default_path
 
     if not verbose:
         silence()
     strategy = strategies.load_for(experiment, confirmed)
-    out = experiment.out or str(default_path(experiment))
-    experiment = dataclasses.replace(experiment, out=out)
+    if not resume:
+        experiment = _new(experiment, confirmed)
     try:
         with RunDisplay(experiment.rounds) as display:
             watch = watch_on(display, verbose=verbose)
@@ -75,6 +64,17 @@ def run(
     except RuntimeError as error:
         raise RuntimeError(f"{error}; {how_to_go_on(experiment)}") from error
     print_result(result, str(folder))
+
+
+def _new(experiment: config.Config, confirmed: frozenset[str]) -> config.Config:
+    """Returns the settings of a new run, which name its folder and the weights of its start."""
+    import strategies
+    from fl_vitlora.experiment.starting import with_start
+    from fl_vitlora.reporting.run_folder import default_path
+
+    out = experiment.out or str(default_path(experiment))
+    placed = dataclasses.replace(experiment, out=out)
+    return with_start(placed, functools.partial(strategies.load_for, confirmed=confirmed))
 
 
 def how_to_go_on(experiment: config.Config) -> str:
@@ -98,13 +98,14 @@ def resume(arguments: argparse.Namespace, started: float) -> None:
         UserError: If the command line changes a setting that must not change in this run.
     """
     from fl_vitlora.checkpoints.logbook import remove as remove_checkpoints
+    from fl_vitlora.experiment.resuming import check_same
     from fl_vitlora.reporting.result_table import print_result
     from fl_vitlora.reporting.run_folder import find_run, located
 
     folder = arguments.resume
     begun, result = find_run(folder)
     asked = _asked_for(arguments, begun)
-    _check_same(folder, begun, asked, finished=result is not None)
+    check_same(folder, begun, asked, finished=result is not None)
     if result is not None:
         remove_checkpoints(folder)  # the run may have been killed just before it removed them
         print_result(result, str(folder))
@@ -128,34 +129,3 @@ def _asked_for(arguments: argparse.Namespace, begun: config.Config) -> config.Co
     if arguments.config:
         return config.load(arguments.config, overrides)
     return config.resolve(config.to_mapping(begun), overrides)
-
-
-def _check_same(
-    folder: Path, begun: config.Config, asked: config.Config, *, finished: bool
-) -> None:
-    """Raises an error if the command line changes a setting that influences the result.
-
-    Args:
-        folder: The path of the run folder.
-        begun: The settings with which the run was started.
-        asked: The settings that the command line asks for.
-        finished: True if the run folder has a result.
-
-    Raises:
-        UserError: If a setting differs that is not in `MAY_CHANGE`.
-    """
-    differences = "; ".join(
-        f"{path} is {was} in this run, not {now}"
-        for path, (was, now) in config.differences(begun, asked).items()
-        if path not in MAY_CHANGE
-    )
-    if differences and finished:
-        raise UserError(
-            f"--resume {folder}: this run is finished with other settings: {differences}; "
-            "start a new run with another --out, or remove these settings to see the result"
-        )
-    if differences:
-        raise UserError(
-            f"--resume {folder}: {differences}; remove these settings, because a run can continue "
-            f"only with its own (you may change: {', '.join(MAY_CHANGE)})"
-        )

@@ -67,14 +67,33 @@ def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
         >>> resolve({"training": {"epochs": 2}}, {"strategy": "fedprox"}).strategy.name
         'fedprox'
     """
-    whole = _spell_out(with_present_names(copy.deepcopy(dict(tree))))
-    for dotted, value in overrides.items():
-        _graft(whole, dotted if isinstance(value, Mapping) else full_path(dotted), value)
+    whole = nested(overrides, _spell_out(with_present_names(copy.deepcopy(dict(tree)))))
     spelt_out = _gather_strategy_options(_spell_out(_without_auto(whole)))
     _check_names(Config, spelt_out)
     config = from_mapping(Config, _with_homes(spelt_out))
     _check_lists(config)
     return _with_rates(config, whole)
+
+
+def nested(settings: Mapping[str, Any], below: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns settings with dotted paths in the form that a YAML file has.
+
+    Args:
+        settings: The values by dotted path, or by the name of a group.
+        below: Nested values that `settings` replace; it may be changed.
+
+    Example:
+        >>> nested({"data.limit": 50, "data.alpha": 1, "strategy": "fedavg"})
+        {'data': {'limit': 50, 'alpha': 1}, 'strategy': {'name': 'fedavg'}}
+    """
+    whole = dict(below or {})
+    named = [
+        (name if isinstance(value, Mapping) else full_path(name), value)
+        for name, value in settings.items()
+    ]
+    for path, value in sorted(named, key=lambda pair: pair[0].count(".")):  # groups come first
+        _graft(whole, path, copy.deepcopy(value))
+    return whole
 
 
 def _without_auto(tree: Mapping[str, Any]) -> dict[str, Any]:

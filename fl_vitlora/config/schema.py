@@ -50,7 +50,10 @@ SCHEMES: Mapping[str, tuple[CipherStep, ...]] = {
 SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "codec"}
 
 # Settings that are, or may be, the path of a file or folder.
-PATHS = ("out", "data.name", "data.keep_shards", "model.weights", "encryption.key_file")
+PATHS = (
+    *("out", "data.name", "data.keep_shards", "model.weights", "model.init_from"),
+    "encryption.key_file",
+)
 
 RATES = tuple(item.name for item in dataclasses.fields(Rates))  # their defaults depend on the model
 AUTO = "auto"
@@ -89,7 +92,12 @@ class DataConfig:
     name: str = setting(
         "digits",
         "The data set: 'digits' (part of this package), the name of a Hugging Face data set, or "
-        "the path of a local folder.",
+        "the path of a local folder. The name 'given' means images that a Python program hands in.",
+    )
+    digest: str | None = setting(
+        None,
+        "A checksum of images that a Python program hands in, which the program writes into the "
+        "run folder.",
     )
     config: str | None = setting(
         None,
@@ -247,6 +255,12 @@ class ModelConfig:
         "pretrained",
         "The weights with which the backbone starts: 'pretrained' (from this package or the "
         "Hugging Face hub), 'random', or the path of a local file.",
+    )
+    init_from: str | None = setting(
+        None,
+        "The folder of a finished run, whose trained model is the start of this run. The images, "
+        "the clients, the key and the fine-tuning method may be others. Classes are matched by "
+        "name. By default a run starts with the weights in model.weights.",
     )
     image_size: tuple[int, ...] | None = setting(
         None,

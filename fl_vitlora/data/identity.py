@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 DIGITS = "digits"
+GIVEN = "given"  # the name of images that a Python program hands in
 FOLDER, ROWS = "folder ", "rows "  # prefixes of identities
 SETTLED = 1.0  # in seconds; file systems store times in shorter steps
 

@@ -97,7 +97,7 @@ def read_pixels(part: Part, look: Look, positions: Indices, height: int, width: 
     pixels = np.empty((len(positions), 3, height, width), dtype=np.uint8)
 
     def convert(number: int, stored: Encoded) -> None:
-        image = _fitted(_decoded(stored, part.mode, look), height, width, look)
+        image = fitted(_decoded(stored, part.mode, look), height, width, look)
         pixels[number] = np.asarray(image).transpose(2, 0, 1)
 
     _formats()  # loads the plugins of Pillow before several threads need them
@@ -195,7 +195,7 @@ def _decode(stored: Encoded, mode: str | None, look: Look) -> Any:
             expect_readable_colours(image, look.pixel_range)
         if mode is not None and not is_deep(mode):
             image = image.convert(mode)
-        return _opaque(image, look.background)
+        return opaque(image, look.background)
 
 
 @cache
@@ -207,8 +207,13 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _opaque(image: Any, background: tuple[int, int, int]) -> Any:
-    """Returns an image as RGB, with the background colour behind its transparent pixels."""
+def opaque(image: Any, background: tuple[int, int, int]) -> Any:
+    """Returns an image as RGB, with the background colour behind its transparent pixels.
+
+    Args:
+        image: An image of the library Pillow, of at most 8 bits per channel.
+        background: The red, green and blue of the background.
+    """
     from PIL import Image
 
     if image.mode not in TRANSPARENT and "transparency" not in image.info:
@@ -220,8 +225,15 @@ def _opaque(image: Any, background: tuple[int, int, int]) -> Any:
     return Image.alpha_composite(below, layer).convert("RGB")
 
 
-def _fitted(image: Any, height: int, width: int, look: Look) -> Any:
-    """Resizes an image to H × W pixels by stretching, cropping or padding."""
+def fitted(image: Any, height: int, width: int, look: Look) -> Any:
+    """Resizes an image to H × W pixels by stretching, cropping or padding.
+
+    Args:
+        image: An RGB image of the library Pillow.
+        height: The height H of the result in pixels.
+        width: The width W of the result in pixels.
+        look: The settings for the conversion.
+    """
     from PIL import Image, ImageOps
 
     if image.size == (width, height):

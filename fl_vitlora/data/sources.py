@@ -18,7 +18,8 @@ from torch import Tensor
 from fl_vitlora.config import DataConfig
 from fl_vitlora.data.classes import Part, count, expect_classes, match_classes, name_some, printable
 from fl_vitlora.data.clients import match_owners
-from fl_vitlora.data.identity import DIGITS
+from fl_vitlora.data.given import Given, expect_given
+from fl_vitlora.data.identity import DIGITS, GIVEN
 from fl_vitlora.data.images import Images as Images  # noqa: PLC0414 - for all who use a source
 from fl_vitlora.data.images import Indices as Indices  # noqa: PLC0414
 from fl_vitlora.data.local_folder import Found, from_rows, open_folder
@@ -62,11 +63,12 @@ def load(config: DataConfig) -> tuple[Images, Images]:
     return source.train, source.test
 
 
-def load_source(config: DataConfig) -> Source:
+def load_source(config: DataConfig, given: Given | None = None) -> Source:
     """Loads the images of the data set that the settings name.
 
     Args:
         config: The settings of the data, which name the data set.
+        given: The images that a Python program handed in, if it did.
 
     Returns:
         The images and a line of text about the images. If the data set has no test split, a share
@@ -89,6 +91,14 @@ def load_source(config: DataConfig) -> Source:
             )
         train, test = _hold_out(_digits(), config.test_fraction)
         told, identity = _held_out(config), DIGITS
+    elif config.name == GIVEN:
+        handed = expect_given(config, given)
+        told, identity = handed.told, handed.identity
+        if handed.test is None:
+            train, test = _hold_out(handed.train, config.test_fraction)
+            told += f", {_held_out(config)}"
+        else:
+            train, test = handed.train, handed.test
     else:
         found = open_folder(config) if Path(config.name).exists() else _from_hub(config)
         train, test, validation, told, notes, warning = _images_of(found, config)

@@ -159,7 +159,7 @@ def open_run(folder: Path, config: Config, strategy: object) -> AttackedRun:
         )
     keys = storage_keys(config)
     shards = shards_of(folder, keys)
-    backbone = prepare_model(config, len(shards.class_names), "cpu", adapter)
+    backbone = prepare_model(config, shards.class_names, "cpu", adapter)
     return AttackedRun(
         folder=folder,
         config=config,

@@ -27,6 +27,7 @@ from fl_vitlora.experiment.head_start import with_head_start
 from fl_vitlora.experiment.preparation import shards_of, storage_keys
 from fl_vitlora.experiment.runner import PausedError, run
 from fl_vitlora.experiment.shard_reuse import KEPT
+from fl_vitlora.experiment.starting import with_start
 from fl_vitlora.experiment.watching import Line, Watch
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.flower.strategies.aggregators import LoadStrategy
@@ -135,7 +136,7 @@ def compare(
                 number=number,
                 total=len(grid.runs),
             )
-            config = with_ring_of(as_it_runs(planned, load_strategy), starts)
+            config = with_ring_of(as_it_runs(planned, load_strategy, folder), starts)
             place = known.finished_run(config)
             record = (
                 _attempt(cell, config, folder, known.interrupted_run(config), execute)
@@ -209,9 +210,13 @@ class Execute:
             PausedError: If the caller set `watch.pause`.
         """
         self.watch.training.clear()  # a signal before round 1 ends the program at once
+        self.watch.stop.clear()  # it ended the run before
         if self.watch.pause.is_set():
             raise PausedError(f"after run {self.number - 1} of {self.total}")
+        if not resume:
+            config = with_start(config, self.load_strategy)
         strategy = self.load_strategy(config)
+        self.watch.begin(config)
         try:
             return run(config, strategy, self.watch, engine=self.engine, resume=resume)[0]
         except PausedError as pause:
@@ -244,9 +249,10 @@ def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
     return runs
 
 
-def as_it_runs(config: Config, load_strategy: LoadStrategy) -> Config:
+def as_it_runs(config: Config, load_strategy: LoadStrategy, folder: Path | None = None) -> Config:
     """Returns the configuration that the run folder will contain, but with the given `out`."""
     try:
+        config = with_start(config, load_strategy, folder)
         strategy = load_strategy(config)
         return with_head_start(told(config, strategy), strategy)
     except UserError:  # the error is reported when the run starts
@@ -263,7 +269,10 @@ def is_same(known: Config, config: Config) -> bool:
     encryption = dataclasses.replace(known.encryption, key_file=ring)
     kept = {name: getattr(config.data, name) for name in KEEPING}
     data = dataclasses.replace(known.data, **kept)
-    return dataclasses.replace(known, encryption=encryption, data=data) == config
+    model = known.model
+    if model.init_from is not None and Path(model.weights).name == Path(config.model.weights).name:
+        model = dataclasses.replace(model, weights=config.model.weights)  # named by its content
+    return dataclasses.replace(known, encryption=encryption, data=data, model=model) == config
 
 
 def has_current_key(config: Config, run_folder: Path) -> bool:

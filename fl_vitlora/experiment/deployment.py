@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -178,7 +178,7 @@ def prepare_server(given: Mapping[str, Any], load_strategy: LoadStrategy) -> Run
     device = choose_workers(config.engine.device, 1, most=1).device
     storage = _storage(config, given)
     class_names = _classes(given, shards, storage)
-    server = _server_model(config, strategy, shards, device, classes=len(class_names))
+    server = _server_model(config, strategy, shards, device, class_names)
     folder = RunFolder.create(written)
     folder.write_classes(class_names)
     return Run(
@@ -197,7 +197,7 @@ def prepare_server(given: Mapping[str, Any], load_strategy: LoadStrategy) -> Run
 
 
 def _server_model(
-    config: Config, strategy: AnyStrategy, shards: Path, device: str, *, classes: int
+    config: Config, strategy: AnyStrategy, shards: Path, device: str, classes: Sequence[str]
 ) -> Server:
     """Builds the server's model, and logs the notes that a simulation shows on the terminal."""
     built = prepare_model(config, classes, device, client_half(strategy).adapter)

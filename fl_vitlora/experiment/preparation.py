@@ -7,6 +7,7 @@ file is written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data import owner, sources
 from fl_vitlora.data.class_names import disagreement
+from fl_vitlora.data.given import Given
 from fl_vitlora.data.holding_out import hold_out, hold_out_of_each
 from fl_vitlora.data.images import Images, Indices, Name
 from fl_vitlora.data.partition import (
@@ -83,14 +85,18 @@ class OwnedImages:
         return self.train.class_names
 
 
-def prepare_images(config: Config) -> OwnedImages:
+def prepare_images(config: Config, given: Given | None = None) -> OwnedImages:
     """Loads the images and divides them among the clients.
+
+    Args:
+        config: The configuration of the experiment.
+        given: The images that a Python program handed in.
 
     Raises:
         UserError: If the data set or the partition cannot be used, or if there are too few test
             images.
     """
-    source = sources.load_source(config.data)
+    source = sources.load_source(config.data, given)
     train, test = source.train, source.test
     evaluate, test_parts = policies.clients_evaluate(config), list[Indices]()
     trained, validation = np.arange(len(train)), list[Indices]()
@@ -131,12 +137,14 @@ def prepare_images(config: Config) -> OwnedImages:
     )
 
 
-def prepare_model(config: Config, classes: int, device: str, adapter: str = "lora") -> Backbone:
+def prepare_model(
+    config: Config, classes: int | Sequence[str], device: str, adapter: str = "lora"
+) -> Backbone:
     """Builds the model with the fine-tuning method; checks that all trained tensors get gradients.
 
     Args:
         config: The configuration of the experiment.
-        classes: The number of classes.
+        classes: The names of the classes, or their number (see `backbone.build`).
         device: The device of the model.
         adapter: The kind of low-rank matrices that the strategy needs: "lora" or "lora_xs".
 
@@ -269,10 +277,7 @@ def prepare_storage(config: Config) -> StorageKey | None:
 
 
 def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
-    """Returns the description of the encryption for `result.json`.
-
-    The description contains no secret.
-    """
+    """Returns the description of the encryption for `result.json`, without any secret."""
     return {
         "steps": list(holder.cipher.steps),
         "scope": holder.scope,

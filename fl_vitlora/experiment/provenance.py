@@ -51,6 +51,7 @@ class Provenance:
         key: str,
         strategy: object,
         name: str,
+        start: str = "",
     ) -> Self:
         """Returns the conditions of this process.
 
@@ -61,6 +62,8 @@ class Provenance:
             key: The id of the secret with which the images are encrypted.
             strategy: The strategy of the run.
             name: The class and the parameters of the strategy, as one line of text.
+            start: The finished run from which the run started, with the checksum of its model; ""
+                if it started from none.
         """
         digest = digest_of(weights, {})[:SHOWN]
         classes = hashlib.sha256(write_names(class_names).encode()).hexdigest()[:SHOWN]
@@ -71,6 +74,7 @@ class Provenance:
                 "key": key,
                 "weights": digest,
                 "strategy": name,
+                **({"start": start} if start else {}),
             },
             may_change=versions_and_code(strategy),
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
+from fl_vitlora.data.given import Given
 from fl_vitlora.experiment import validation
 from fl_vitlora.experiment.client_settings import SameForAll, client_settings
 from fl_vitlora.experiment.finished_run import Outcome
@@ -42,6 +43,7 @@ def run(
     *,
     resume: bool = False,
     observers: Sequence[Observer] = (),
+    given: Given | None = None,
 ) -> tuple[Line, Path]:
     """Runs an experiment and writes its run folder.
 
@@ -55,21 +57,20 @@ def run(
             with this run.
         resume: True to resume an interrupted run in the folder `out`.
         observers: Objects whose method `observe` gets the data that the server sees in each round.
+        given: The images that the program hands in.
 
     Returns:
         A pair: the content of `result.json`, and the path of the run folder.
 
     Raises:
-        UserError: If no run is possible with the configuration or the images. After this error, a
-            new run leaves no folder behind. A UserError is also raised if the code of the strategy
-            or of an observer fails in a round.
+        UserError: If no run is possible with the configuration or the images (a new run then leaves
+            no folder behind), or if the code of the strategy or of an observer fails in a round.
         RuntimeError: If the run failed.
         PausedError: If the caller has set `watch.pause`; the run ends after the current round.
     """
     watch, started = watch or Watch(), started or time.perf_counter()
-    if not watch.verbose:
-        silence()
-    experiment = _checked(config, strategy, watch, resume=resume)
+    _silence(watch)
+    experiment = _checked(config, strategy, watch, given, resume=resume)
     own = Engine(verbose=watch.verbose)
     ray = (engine or own).start(_workers_for(experiment.config))  # starts during the preparation
     stage: Stage | None = None
@@ -85,7 +86,15 @@ def run(
     return result, stage.folder.path
 
 
-def _checked(config: Config, strategy: AnyStrategy, watch: Watch, *, resume: bool) -> Experiment:
+def _silence(watch: Watch) -> None:
+    """Silences Flower and Ray, unless the caller wants to see their messages."""
+    if not watch.verbose:
+        silence()
+
+
+def _checked(
+    config: Config, strategy: AnyStrategy, watch: Watch, given: Given | None, *, resume: bool
+) -> Experiment:
     """Checks the configuration and the strategy before any file is written or Ray starts."""
     drafted = validation.draft_of(config.model)
     written = with_head_start(identity.told(config, strategy), strategy, drafted)
@@ -97,7 +106,7 @@ def _checked(config: Config, strategy: AnyStrategy, watch: Watch, *, resume: boo
         writes_checkpoints=written.checkpoint_every > 0,
         needs_passphrase=True,
     )
-    return Experiment(written=written, config=config, strategy=strategy, watch=watch)
+    return Experiment(written=written, config=config, strategy=strategy, watch=watch, given=given)
 
 
 def _workers_for(config: Config) -> Workers:

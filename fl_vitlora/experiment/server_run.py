@@ -263,6 +263,7 @@ def _provenance_of(run: Run) -> Provenance:
         key=holder.key_id if holder is not None and holder.cipher.steps else "none",
         strategy=run.strategy,
         name=identity.describe(run.strategy),
+        start=run.server.backbone.source if run.config.model.init_from else "",
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from fl_vitlora.adaptation import coordinates, policies
 from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook, lacks_checkpoints
 from fl_vitlora.config import Config
+from fl_vitlora.data.given import Given
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.errors import UserError
@@ -49,12 +50,14 @@ class Experiment:
         config: The configuration that the run uses, with the changes that the strategy requires.
         strategy: The strategy of the run, from this project or from Flower.
         watch: The callbacks of the program that started the run.
+        given: The images that the program handed in, if it did.
     """
 
     written: Config
     config: Config
     strategy: AnyStrategy
     watch: Watch
+    given: Given | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +157,7 @@ def prepare_stage(experiment: Experiment, device: str, *, again: bool = False) -
     if again:
         _check_key_ring(config)
     watch.announce("preparing images and model")
-    images = prepare_images(config)
+    images = prepare_images(config, experiment.given)
     watch.note(images.summary)
     key = _key_of_shards(config) if again else ""
     holder, server = _prepare_server(experiment, device, images.class_names, key)
@@ -260,7 +263,7 @@ def _prepare_server(
     """
     config, watch = experiment.config, experiment.watch
     adapter = client_half(experiment.strategy).adapter
-    backbone = prepare_model(config, len(class_names), device, adapter)
+    backbone = prepare_model(config, class_names, device, adapter)
     for note in (*backbone.notes, *note_on_size(config, backbone), *_alone(config, backbone)):
         watch.note(note)
     if policies.lacks_key_ring(config) and not key:

@@ -245,7 +245,7 @@ def open_model(
     class_names = read_names(metadata[CLASS_NAMES], f"model {path}")
     half = client_half(strategy)
     config = policies.for_strategy(config, half)
-    public = prepare_model(config, len(class_names), "cpu", half.adapter)
+    public = prepare_model(config, class_names, "cpu", half.adapter)
     model = TrainedModel(
         folder=folder,
         config=config,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fl_vitlora.config import Config
 from fl_vitlora.flower.server.posting import Tap
 
 Line = dict[str, Any]
@@ -19,6 +20,8 @@ class Watch:
     Attributes:
         announce: A function that is called with the name of each phase of the preparation.
         note: A function that is called with each sentence for the user.
+        begin: A function that is called before each run of a comparison, with the settings of the
+            run. The setting `out` is the path of its run folder.
         show_round: A function that is called with each line of `rounds.jsonl`.
         training: An event that the run sets when its first round begins.
         pause: An event that the program sets to end the run after the current round. The run can be
@@ -33,6 +36,7 @@ class Watch:
 
     announce: Callable[[str], None] = lambda phase: None
     note: Callable[[str], None] = lambda sentence: None
+    begin: Callable[[Config], None] = lambda config: None
     show_round: Callable[[Line], None] = lambda line: None
     training: threading.Event = field(default_factory=threading.Event)
     pause: threading.Event = field(default_factory=threading.Event)

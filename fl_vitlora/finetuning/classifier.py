@@ -7,7 +7,7 @@ predictions would be wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -67,6 +67,51 @@ def replace_heads(model: nn.Module, classes: int) -> None:
         for parameter in last.parameters(recurse=False):
             nn.init.zeros_(parameter)
         vars(head)["forward"] = partial(_in_own_precision, head)  # hides the method of the class
+
+
+def take_heads(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    theirs: Sequence[str],
+    ours: Sequence[str],
+    where: str,
+) -> int:
+    """Copies the heads of a trained model into new heads of zeros; classes are matched by name.
+
+    Args:
+        model: A model whose heads `replace_heads` has made.
+        tensors: The tensors of the trained model, by name.
+        theirs: The names of the classes of the trained model.
+        ours: The names of the classes of the new heads.
+        where: The origin of the tensors, for messages.
+
+    Returns:
+        The number of classes that both models have.
+
+    Raises:
+        UserError: If the trained model has other heads.
+    """
+    rows = {
+        id(parameter)
+        for head in heads_of(model)
+        if (last := _last_layer(head.modules(), len(ours))) is not None
+        for parameter in last.parameters(recurse=False)
+    }
+    common = [(ours.index(name), number) for number, name in enumerate(theirs) if name in ours]
+    new, old = [pair[0] for pair in common], [pair[1] for pair in common]
+    for name in sorted(head_parameters(model)):
+        own, other = model.get_parameter(name), tensors.get(name)
+        is_rows = id(own) in rows
+        expected = (len(theirs), *own.shape[1:]) if is_rows else tuple(own.shape)
+        if other is None or tuple(other.shape) != expected:
+            found = "no such tensor" if other is None else f"the shape {tuple(other.shape)}"
+            raise UserError(f"{where}: expected {name} of the shape {expected}, found {found}")
+        with torch.no_grad():
+            if is_rows:
+                own[new] = other[old].to(own.dtype)
+            else:
+                own.copy_(other)
+    return len(common)
 
 
 def plain_heads(model: nn.Module) -> None:

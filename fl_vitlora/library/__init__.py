@@ -5,8 +5,8 @@
     run = fv.run({"clients": 20, "rounds": 5})
     run.predict("photos/").write("photos.csv")
 
-`running` starts a run, and `callbacks` has the contract of objects that follow a run. `finished`
-opens a finished run, `predictions` classifies images, and `exporting` writes the model for timm and
-peft.
-The names that a program needs are attributes of the package `fl_vitlora`.
+`running` starts a run and `comparing` a comparison. `callbacks` has the contract of objects that
+follow them. `finished` opens a finished run, `predictions` classifies images, and `exporting`
+writes the model for timm and peft. The names that a program needs are attributes of the package
+`fl_vitlora`.
 """

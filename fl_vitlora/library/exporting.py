@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import nn
+from typing import Literal
 
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.merging import merged
 from fl_vitlora.experiment.trained_model import TrainedModel
-from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.classifier import heads_of, plain_heads
 from fl_vitlora.finetuning.peft_export import (
     adapter_of,
@@ -21,7 +18,6 @@ from fl_vitlora.finetuning.peft_export import (
 )
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import BUNDLED, PRETRAINED, Backbone
-from fl_vitlora.models.reading import KernelPerPatch
 from fl_vitlora.models.timm_folder import (
     describe,
     expect_same_logits,
@@ -76,7 +72,7 @@ def export(
 
 
 def _write_timm(trained: TrainedModel, folder: Path, reads: str, client: int | None) -> None:
-    plain = replace(trained.backbone, model=_merged(trained, reads, client).float())
+    plain = replace(trained.backbone, model=merged(trained, reads, client).float())
     described = describe(trained.backbone, trained.config.model.name)
     write_timm_folder(folder, plain, described, trained.class_names, trained.config.data.fit)
     opened = open_timm_folder(folder)
@@ -84,9 +80,9 @@ def _write_timm(trained: TrainedModel, folder: Path, reads: str, client: int | N
 
 
 def _write_peft(trained: TrainedModel, folder: Path, reads: str, client: int | None) -> None:
-    public = backbone.build(trained.config.model, len(trained.class_names), trained.config.seed)
+    public = backbone.build(trained.config.model, trained.class_names, trained.config.seed)
     plain_heads(public.model)
-    tuned = _merged(trained, reads, client)
+    tuned = merged(trained, reads, client)
     heads = [name for name, module in tuned.named_modules() if module in heads_of(tuned)]
     # This project's patch embedding takes pixels in [-1, 1]; timm's may take other pixel values.
     always = [*heads, PATCH_EMBEDDING]
@@ -101,26 +97,6 @@ def _whole(trained: TrainedModel, reads: str, client: int | None) -> Backbone:
     """Returns the trained model with the layers of the method, as the run uses the model."""
     made = trained.for_plain if reads == "plain" else trained.for_ciphertext
     return replace(trained.backbone, model=made(client))
-
-
-def _merged(trained: TrainedModel, reads: str, client: int | None) -> nn.Module:
-    """Returns the trained model as a plain timm model in float64.
-
-    Raises:
-        UserError: If a part of the method cannot be merged into a plain timm model, or if every
-            patch has its own kernel.
-    """
-    made = trained.for_plain if reads == "plain" else trained.for_ciphertext
-    model: Any = made(client, torch.float64)
-    if isinstance(model.patch_embed.proj, KernelPerPatch):
-        raise UserError(
-            "every block has its own key (encryption.scope block), so every patch has its own "
-            "kernel, and timm has no such model; nothing can be exported"
-        )
-    methods.merge(model)
-    plain_heads(model)
-    plain: nn.Module = model
-    return plain
 
 
 def _make_empty(folder: Path) -> None:
@@ -167,7 +143,7 @@ def _loading(trained: TrainedModel, form: str) -> str:
             "from fl_vitlora.config import ModelConfig\nfrom fl_vitlora.models import backbone"
         )
         base = (
-            f"backbone.build(\n    {wanted!r},\n    classes={classes},\n"
+            f"backbone.build(\n    {wanted!r},\n    classes={list(trained.class_names)!r},\n"
             f"    seed={trained.config.seed},\n).model"
         )
     else:

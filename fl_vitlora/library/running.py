@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fl_vitlora.config import Config, load, resolve, to_mapping
+from fl_vitlora.config import Config, ModelConfig, load, resolve, to_mapping
 from fl_vitlora.config.confirmation import check_confirmed, texts_in
+from fl_vitlora.data.given import Given, expect_given, read_given, with_given
 from fl_vitlora.errors import UserError
 from fl_vitlora.library.callbacks import Callback, Line
 from fl_vitlora.library.finished import FinishedRun, load_run
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fl_vitlora.experiment.watching import Watch
     from fl_vitlora.flower.strategies.aggregators import AnyStrategy
 
@@ -24,6 +29,11 @@ def run(
     config: Settings | None = None,
     settings: Mapping[str, Any] | None = None,
     *,
+    train: Any = None,
+    test: Any = None,
+    class_names: Sequence[str] | None = None,
+    model: nn.Module | None = None,
+    init_from: FinishedRun | str | Path | None = None,
     strategy: AnyStrategy | None = None,
     callbacks: Sequence[Callback] = (),
     verbose: bool = False,
@@ -35,12 +45,16 @@ def run(
     run after the other.
 
     Args:
-        config: The experiment: a mapping of settings, the path of a YAML file, or a `Config`. A
-            mapping has dotted paths, ``{"data.limit": 100}``, or groups,
-            ``{"data": {"limit": 100}}``. If `config` is None, the default job is run.
+        config: The experiment: a mapping of settings by dotted paths or groups, the path of a YAML
+            file, or a `Config`. None for the default job.
         settings: Single settings by their dotted paths, which replace those of `config`.
-        strategy: The strategy, if the settings name another strategy. The run folder then names the
-            class of this strategy.
+        train: Training images of one's own, in a form that `data.given` names.
+        test: Test images of one's own; None to test on a share of `train`.
+        class_names: The names of the classes, in the order of the numbers that are labels. By
+            default `train` names them, or numbers are names.
+        model: A pre-trained model of one's own; see `models.own_model`. Its head is not used.
+        init_from: A finished run, or its folder, whose trained model is the start of this run.
+        strategy: The strategy, if it is not the one that the settings name.
         callbacks: Objects that follow the run; see `library.callbacks`.
         verbose: True if Flower and Ray may write messages.
         trust: The names of code outside of this project and Flower that a YAML file may name. Code
@@ -48,27 +62,152 @@ def run(
 
     Raises:
         UserError: If no run is possible with the settings or the images.
-        RuntimeError: If the run failed; ``simulate.py --resume FOLDER`` continues the run.
-
+        RuntimeError: If the run failed; `resume` continues it.
     """
-    import strategies
-    from fl_vitlora.experiment.runner import run as run_experiment
+    confirmed = frozenset(trust) | _named_by_caller(config, settings)
+    settings = {**(settings or {}), **_of_run(init_from)}
+    experiment = settings_of(config, settings)
+    check_confirmed(experiment, confirmed)
+    given = _given(experiment, train, test, class_names)
+    experiment = _with_place(experiment, given)
+    if model is not None:
+        own = {"model.name": _stored(model, experiment), "out": experiment.out}
+        experiment = _with_place(settings_of(config, {**settings, **own}), given)
+    whole = _Run(strategy=strategy, callbacks=callbacks, confirmed=confirmed, given=given)
+    return whole.start(experiment, verbose=verbose)
+
+
+def resume(
+    folder: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    train: Any = None,
+    test: Any = None,
+    class_names: Sequence[str] | None = None,
+    strategy: AnyStrategy | None = None,
+    callbacks: Sequence[Callback] = (),
+    verbose: bool = False,
+    trust: Collection[str] = (),
+) -> FinishedRun:
+    """Continues an interrupted run, as ``simulate.py --resume`` does; opens a finished one.
+
+    The run continues from its last checkpoint with its own settings.
+
+    Args:
+        folder: The run folder.
+        settings: Settings that do not change the result, such as `engine.workers`, and new places
+            of files that have moved.
+        train: The training images, if the run began with images that were handed in. They are
+            needed only if the run was interrupted before its first checkpoint.
+        test: The test images, as for `run`.
+        class_names: The names of the classes, as for `run`.
+        strategy: The strategy of the run, if its settings name a class that is not to be imported.
+        callbacks: Objects that follow the run.
+        verbose: True if Flower and Ray may write messages.
+        trust: The names of code from elsewhere that the run may import.
+
+    Raises:
+        UserError: If the folder has no run, a setting may not change, or the images are others.
+        RuntimeError: If the run failed.
+    """
+    from fl_vitlora.experiment.resuming import check_same
+    from fl_vitlora.reporting.run_folder import find_run, located
+
+    folder = Path(folder)
+    begun, result = find_run(folder)
+    asked = resolve(to_mapping(begun), dict(settings or {}))
+    check_same(folder, begun, asked, finished=result is not None)
+    confirmed = frozenset(trust) | set(texts_in(dict(settings or {})))
+    if result is not None:
+        return load_run(folder, trust=confirmed)
+    check_confirmed(asked, confirmed)
+    given = _given(asked, train, test, class_names)
+    if given is not None:
+        expect_given(asked.data, given)
+    whole = _Run(strategy=strategy, callbacks=callbacks, confirmed=confirmed, given=given)
+    return whole.start(located(asked, begun, folder), verbose=verbose, resume=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What a caller hands in beside settings."""
+
+    strategy: AnyStrategy | None
+    callbacks: Sequence[Callback]
+    confirmed: frozenset[str]
+    given: Given | None
+
+    def start(self, experiment: Config, *, verbose: bool, resume: bool = False) -> FinishedRun:
+        """Runs an experiment with callbacks, and returns the finished run."""
+        import strategies
+        from fl_vitlora.experiment.runner import run as run_experiment
+        from fl_vitlora.experiment.starting import with_start
+
+        chosen = self.strategy
+        if chosen is None:
+            chosen = strategies.load_for(experiment, self.confirmed)
+        for callback in self.callbacks:
+            callback.on_run_begin(experiment)
+        if not resume:
+            load = functools.partial(strategies.load_for, confirmed=self.confirmed)
+            experiment = with_start(experiment, load)
+        watch = watch_for(self.callbacks, verbose=verbose)
+        _, folder = run_experiment(experiment, chosen, watch, resume=resume, given=self.given)
+        opened = load_run(folder, trust=self.confirmed)
+        finished = dataclasses.replace(opened, strategy=chosen)
+        for callback in self.callbacks:
+            callback.on_run_end(finished)
+        return finished
+
+
+def _of_run(init_from: FinishedRun | str | Path | None) -> dict[str, str]:
+    """Returns the setting that names the finished run from which a run starts."""
+    if init_from is None:
+        return {}
+    folder = init_from.folder if isinstance(init_from, FinishedRun) else init_from
+    return {"model.init_from": str(folder)}
+
+
+def _with_place(experiment: Config, given: Given | None) -> Config:
+    """Returns settings that name the run folder, and the images that were handed in."""
     from fl_vitlora.reporting.run_folder import default_path
 
-    experiment = settings_of(config, settings)
-    confirmed = frozenset(trust) | _named_by_caller(config, settings)
-    check_confirmed(experiment, confirmed)
-    chosen = strategies.load_for(experiment, confirmed) if strategy is None else strategy
+    if given is not None:
+        experiment = dataclasses.replace(experiment, data=with_given(experiment.data, given))
     out = experiment.out or str(default_path(experiment))
-    experiment = dataclasses.replace(experiment, out=out)
-    for callback in callbacks:
-        callback.on_run_begin(experiment)
-    watch = _watch(callbacks, verbose=verbose)
-    _, folder = run_experiment(experiment, chosen, watch)
-    finished = dataclasses.replace(load_run(folder, trust=confirmed), strategy=chosen)
-    for callback in callbacks:
-        callback.on_run_end(finished)
-    return finished
+    return dataclasses.replace(experiment, out=out)
+
+
+def _stored(model: nn.Module, experiment: Config) -> str:
+    """Stores a model that a caller hands in beside the run folder, and returns its name.
+
+    Raises:
+        UserError: If workers could not build the model, or the settings name another one.
+    """
+    from fl_vitlora.models.own_model import GIVEN_MODELS, store_model
+    from fl_vitlora.reporting.run_folder import check_unused
+
+    usual, out = ModelConfig(), Path(str(experiment.out))
+    for name in ("name", "weights"):
+        if (value := getattr(experiment.model, name)) != getattr(usual, name):
+            raise UserError(f"model.{name} {value}: a model was handed in; remove one of the two")
+    check_unused(out)
+    return store_model(model, out.absolute().parent / GIVEN_MODELS)
+
+
+def _given(
+    experiment: Config, train: Any, test: Any, class_names: Sequence[str] | None
+) -> Given | None:
+    """Returns the images that a caller hands in; None if there are none.
+
+    Raises:
+        UserError: If the images cannot be read, or test images are given without others.
+    """
+    if train is not None:
+        return read_given(train, test, class_names, experiment.data)
+    if test is not None or class_names is not None:
+        raise UserError("fv.run: test and class_names need train, the images for training")
+    return None
 
 
 def settings_of(config: Settings | None, settings: Mapping[str, Any] | None = None) -> Config:
@@ -94,8 +233,13 @@ def _named_by_caller(config: Settings | None, settings: Mapping[str, Any] | None
     return set(texts_in([own, dict(settings or {})]))
 
 
-def _watch(callbacks: Sequence[Callback], *, verbose: bool) -> Watch:
-    """Returns the object through which a run calls the callbacks."""
+def watch_for(callbacks: Sequence[Callback], *, verbose: bool) -> Watch:
+    """Returns the run's view of callbacks.
+
+    Args:
+        callbacks: The objects that follow the run.
+        verbose: True if Flower and Ray may write messages.
+    """
     from fl_vitlora.experiment.watching import Watch
 
     def show(line: Line) -> None:

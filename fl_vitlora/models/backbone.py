@@ -20,6 +20,7 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning.classifier import replace_heads
 from fl_vitlora.models import timm_models
 from fl_vitlora.models.fitting import fit
+from fl_vitlora.models.start import start_of
 from fl_vitlora.models.weight_file import read_weights
 from fl_vitlora.rng import derive_seed
 
@@ -101,12 +102,14 @@ def import_timm() -> None:
     import timm.models.vision_transformer  # noqa: F401
 
 
-def build(config: ModelConfig, classes: int, seed: int) -> Backbone:
+def build(config: ModelConfig, classes: int | Sequence[str], seed: int) -> Backbone:
     """Builds the backbone: loads the pre-trained model and replaces its head.
 
     Args:
         config: The name, the weights and the sizes of the model.
-        classes: The number of classes that the new head distinguishes.
+        classes: The names of the classes that the new head distinguishes, or their number. If the
+            weights are those of a finished run, the head keeps its rows for classes of the same
+            name; without names, all rows are zero.
         seed: The seed of the new head, and of all other weights if `config` asks for random
             weights.
 
@@ -116,10 +119,16 @@ def build(config: ModelConfig, classes: int, seed: int) -> Backbone:
     Raises:
         UserError: When the name is unknown, or when the weights or the sizes do not fit the model.
     """
+    start = start_of(config)
+    number = classes if isinstance(classes, int) else len(classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "model"))
+        if start is not None:
+            model = _small(config) if config.name in BUNDLED else _created(config)[0]
+            notes = start.fill(model, config.name, classes)
+            return _described(model, config.name, start.told, notes)
         model, source, notes = _bundled(config) if config.name in BUNDLED else _from_timm(config)
-        replace_heads(model, classes)
+        replace_heads(model, number)
     defaults: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     projection = patch_embedding(model, config.name).proj
     _fold_normalization(projection, defaults.get("mean", 0.5), defaults.get("std", 0.5))

@@ -173,7 +173,7 @@ class Workspace:
 def workspace(settings: ClientSettings) -> Workspace:
     """Builds the model once for each process and run, and drops the model of an earlier run."""
     config, shards = settings.config, Path(settings.shards)
-    built = backbone.build(config.model, len(settings.class_names), config.seed)
+    built = backbone.build(config.model, settings.class_names, config.seed)
     methods.prepare(built.model, config.finetuning, config.seed, settings.strategy.adapter)
     origin = reader_of(built)
     holder = _holder(settings, built) if config.encryption.key_file else None

@@ -1,0 +1,115 @@
+"""Starts an experiment from the trained model of a finished run.
+
+The model of the finished run is merged into a plain model of timm and written to a file, to which
+the setting `model.weights` then leads. So server and workers load it as they load other weights.
+Which images this model reads depends on the keys of both runs:
+
+* If the images of the new run are encrypted with the same key, and the new run does not adapt its
+  model, the model for ciphertext is taken: it reads the new images as the old run did.
+* Otherwise the model for plain images is taken, as a pre-trained model would be. It can be adapted
+  to any key. To take the key of the old run out of its model, the old key ring may be needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from fl_vitlora.adaptation import policies
+from fl_vitlora.config import Config, EncryptionConfig
+from fl_vitlora.encryption.keys import key_id, open_ring
+from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.merging import merged
+from fl_vitlora.experiment.trained_model import TrainedModel, open_model
+from fl_vitlora.flower.strategies.aggregators import LoadStrategy
+from fl_vitlora.models.backbone import PRETRAINED
+from fl_vitlora.models.own_model import GIVEN_MODELS
+from fl_vitlora.models.start import NAMED, Start, start_of
+from fl_vitlora.reporting.run_folder import MODEL, find_run, located
+from fl_vitlora.storage.checksummed import digest_of, read_sealed
+from fl_vitlora.storage.files import WriteError
+
+SAME = ("steps", "scope", "block_size", "fixed_blocks", "fixed_entries")  # for the same ciphertext
+
+
+def with_start(config: Config, load_strategy: LoadStrategy, place: Path | None = None) -> Config:
+    """Returns a configuration in which `model.weights` leads to the model of a finished run.
+
+    Args:
+        config: The configuration of the new experiment. If it names no run to start from, or if
+            its weights are already such a file, it is returned as it is.
+        load_strategy: A function that makes the strategy of the finished run.
+        place: The folder of run folders, beside which the file is written. By default this is the
+            folder above the run folder of `config`.
+
+    Raises:
+        UserError: If the run is not finished, if its model cannot be merged into a plain one, or if
+            a key is needed and missing.
+    """
+    if config.model.init_from is None:
+        return config
+    if config.model.weights != PRETRAINED:
+        start_of(config.model)  # an error if these are other weights
+        return config
+    run = Path(config.model.init_from)
+    try:
+        begun = find_run(run)[0]
+        old = _with_a_ring(located(begun, begun, run), config)
+        trained = open_model(run, old, load_strategy(old))
+        start = _start(trained, config)
+        above = Path(config.out or "runs/run").parent if place is None else place
+        path = start.write(above.absolute() / GIVEN_MODELS)
+    except (UserError, WriteError) as error:
+        raise UserError(f"model.init_from {run}: {error}") from None
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, weights=str(path)))
+
+
+def _start(trained: TrainedModel, config: Config) -> Start:
+    """Returns the start of a new experiment."""
+    encrypted = has_same_key(trained, config)
+    steps = trained.config.encryption.steps
+    reads = "plain images"
+    if encrypted and steps:
+        reads = f"ciphertext under the key {trained.key_id}"
+    model = merged(trained, "ciphertext" if encrypted else "plain").float()
+    state, metadata = read_sealed(trained.folder / MODEL)
+    return Start(
+        run=str(trained.folder),
+        digest=digest_of(state, metadata)[:NAMED],
+        model=trained.config.model.name,
+        reads=reads,
+        class_names=trained.class_names,
+        tensors={name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+    )
+
+
+def has_same_key(trained: TrainedModel, config: Config) -> bool:
+    """Returns True if a new run encrypts its images as a finished run did, and does not adapt.
+
+    Args:
+        trained: The model of the finished run.
+        config: The configuration of the new run.
+    """
+    old, new = trained.config, config
+    if policies.adapts(new) or any(_of(old.encryption, n) != _of(new.encryption, n) for n in SAME):
+        return False
+    if not new.encryption.steps or new.encryption.scope == "image":
+        return True
+    ring = Path(new.encryption.key_file)
+    common = policies.common_key(new) and old.seed == new.seed and ring.is_file()
+    return common and key_id(open_ring(ring).current) == trained.key_id
+
+
+def _of(encryption: EncryptionConfig, name: str) -> object:
+    return getattr(encryption, name)
+
+
+def _with_a_ring(old: Config, new: Config) -> Config:
+    """Returns the configuration of the old run; a lost key ring is replaced by that of the new run.
+
+    The new key ring is only of use if it also has the secret of the old run.
+    """
+    if not policies.lacks_key_ring(old) or not Path(new.encryption.key_file).is_file():
+        return old
+    encryption = dataclasses.replace(old.encryption, key_file=new.encryption.key_file)
+    return dataclasses.replace(old, encryption=encryption)
