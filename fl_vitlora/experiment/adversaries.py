@@ -38,7 +38,7 @@ from fl_vitlora.encryption.cipher import CipherKey
 from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.experiment.attacked_run import AttackedRun
-from fl_vitlora.experiment.hostile_server import hostile_server
+from fl_vitlora.experiment.hostile_server import first_update, hostile_server
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import normalize
 from fl_vitlora.models.reading import WEIGHT, exchanged_reader, put_reader
@@ -131,6 +131,7 @@ class Adversaries:
             labels=Opened(clients, lambda client: self.run.shard(client).labels),
             owned=Opened(clients, self._owned),
             members=lambda: self._candidates.members,
+            updates=Opened(clients, lambda client: first_update(self.run, self.public, client)),
         )
 
     @property

@@ -13,6 +13,7 @@ from fl_vitlora.adaptation import coordinates, policies
 from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook, lacks_checkpoints
 from fl_vitlora.config import Config
 from fl_vitlora.encryption.holder import KeyHolder
+from fl_vitlora.encryption.identities import Identities
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.preparation import (
@@ -49,12 +50,15 @@ class Experiment:
         config: The configuration that the run uses, with the changes that the strategy requires.
         strategy: The strategy of the run, from this project or from Flower.
         watch: The callbacks of the program that started the run.
+        identities: The identity keys of all clients; None if clients do not sign the rosters of
+            secure sums.
     """
 
     written: Config
     config: Config
     strategy: AnyStrategy
     watch: Watch
+    identities: Identities | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
