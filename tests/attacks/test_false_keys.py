@@ -34,8 +34,9 @@ IDENTITIES = Identities(pins=PINS, private_keys={c: one.private for c, one in DR
 
 @pytest.fixture
 def written(tmp_path: Path) -> ClientSettings:
-    config = settings(privacy__secure_aggregation=True, encryption__key_file="")
-    return write_shards(tmp_path, config, bytes(32))
+    config = settings(privacy__secure_aggregation=True)
+    keyless = replace(config, encryption=replace(config.encryption, key_file=""))
+    return write_shards(tmp_path, keyless, bytes(32))
 
 
 def observed(
