@@ -15,22 +15,29 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import strategies
+from fl_vitlora import config as configuration
 from fl_vitlora.attacks.results import WHOLE, Figure
+from fl_vitlora.config import Config
 from fl_vitlora.config.attack_names import USUAL
+from fl_vitlora.experiment.attacked_run import settings_of
+from fl_vitlora.experiment.attacking import attack_run
+from fl_vitlora.experiment.runner import run
+from fl_vitlora.flower.simulation.engine import Engine
+from fl_vitlora.strategy import Strategy
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS, PAGE = ROOT / "configs" / "trust", ROOT / "docs" / "trust.md"
 BEGIN, END = "<!-- what each adversary finds -->", "<!-- end -->"
 MORE = "crafted.json"  # the outcome of the second audit
-ON_REQUEST = ("--only", "crafted_embedding", "--images", "1", "--attack-seconds", "600")
-ATTACKS = (*USUAL, "crafted_embedding")
+ON_REQUEST = ("crafted_embedding",)
+ATTACKS = (*USUAL, *ON_REQUEST)
 ADVERSARIES = (
     "server",
     "informed server",
@@ -41,7 +48,7 @@ ADVERSARIES = (
     "worker",
     "insider",
 )
-NOTHING = "–"
+NOTHING, HOSTILE = "–", "hostile server"
 
 
 def main() -> None:
@@ -53,6 +60,14 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="ROW")
+    parser.add_argument(
+        "--crafted",
+        nargs="*",
+        choices=names,
+        default=names,
+        metavar="ROW",
+        help="rows that crafted_embedding attacks, too; it takes minutes (all)",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/trust"))
     parser.add_argument("--page", type=Path, default=PAGE)
@@ -61,9 +76,12 @@ def main() -> None:
     if arguments.seconds:
         print(seconds_table(arguments.folder, arguments.seconds, arguments.seeds[0]))
         return
-    for name in arguments.rows:
-        for seed in arguments.seeds:
-            make(arguments.folder, name, seed, audited=seed == arguments.seeds[0])
+    with Engine(verbose=False) as engine:
+        for name in arguments.rows:
+            for seed in arguments.seeds:
+                audited = seed == arguments.seeds[0]
+                crafted = name in arguments.crafted
+                make(arguments.folder, name, seed, engine, audited=audited, crafted=crafted)
     there = [name for name in names if audit_of(arguments.folder, name, arguments.seeds[0])]
     lines = [row(arguments.folder, name, arguments.seeds) for name in ordered(there)]
     table = "\n".join([*head(arguments.seeds), *lines])
@@ -71,37 +89,51 @@ def main() -> None:
     print(table)
 
 
-def make(folder: Path, name: str, seed: int, *, audited: bool) -> None:
+def make(
+    folder: Path, name: str, seed: int, engine: Engine, *, audited: bool, crafted: bool
+) -> None:
     """Runs a configuration and audits the run, unless that has been done.
 
     Args:
         folder: The folder for the runs.
         name: The name of the configuration.
         seed: The seed of the run.
+        engine: The object that keeps Ray running for the next run.
         audited: True if the run is audited.
+        crafted: True if the attack by crafted models is carried out, too, which takes minutes.
     """
-    run, started = place(folder, name, seed), time.perf_counter()
-    if not (run / "result.json").exists():
-        config = str((CONFIGS / f"{name}.yaml").relative_to(ROOT))
-        simulate("--config", config, "--seed", str(seed), "--out", str(run.resolve()))
-    done = time.perf_counter()
-    if audited and not (run / "attacks.json").exists():
-        simulate("--attack", str(run.resolve()), *ON_REQUEST)
-        (run / "attacks.json").rename(run / MORE)
-        crafted = time.perf_counter()
-        simulate("--attack", str(run.resolve()))
-        print(f"{run.name}: {MORE} {crafted - done:.0f} s", flush=True)
-        done, started = crafted, started + crafted - done
-    spent = time.perf_counter() - done
-    print(f"{run.name}: run {done - started:.0f} s, audit {spent:.0f} s", flush=True)
+    place_of_run = place(folder, name, seed)
+    if not (place_of_run / "result.json").exists():
+        given = {"seed": seed, "out": str(place_of_run)}
+        config = configuration.load(str(CONFIGS / f"{name}.yaml"), given)
+        timed(f"{name}, seed {seed}: run", lambda: run(config, load_for(config), engine=engine))
+    if audited and crafted and not (place_of_run / MORE).exists():
+        timed(f"{name}: {MORE}", lambda: audit(place_of_run, ON_REQUEST, images=1, seconds=1200))
+        (place_of_run / "attacks.json").rename(place_of_run / MORE)
+    if audited and not (place_of_run / "attacks.json").exists():
+        timed(f"{name}: attacks.json", lambda: audit(place_of_run, USUAL, images=8, seconds=120))
 
 
-def simulate(*words: str) -> None:
-    """Runs simulate.py, and ends this program if it fails."""
-    command = [sys.executable, "simulate.py", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
+def load_for(config: Config) -> Strategy:
+    """Returns the strategy of a configuration."""
+    strategy = strategies.load_for(config)
+    assert isinstance(strategy, Strategy)
+    return strategy
+
+
+def audit(run_folder: Path, names: Sequence[str], *, images: int, seconds: float) -> None:
+    """Audits a run, as `simulate.py --attack` does."""
+    settings = settings_of(run_folder)
+    strategy = load_for(settings)
+    for _ in attack_run(run_folder, settings, strategy, names, images, seconds=seconds):
+        pass
+
+
+def timed(what: str, work: Callable[[], object]) -> None:
+    """Does something, and prints how many seconds it took."""
+    started = time.perf_counter()
+    work()
+    print(f"{what} {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def place(folder: Path, name: str, seed: int) -> Path:
@@ -114,10 +146,12 @@ def audit_of(folder: Path, name: str, seed: int) -> list[dict[str, Any]]:
     run = place(folder, name, seed)
     if not (run / "attacks.json").exists():
         return []
+    files = [run / name for name in ("attacks.json", MORE)]
     return [
         outcome
-        for file in ("attacks.json", MORE)
-        for outcome in json.loads((run / file).read_text("utf-8"))["attacks"]
+        for file in files
+        if file.exists()
+        for outcome in json.loads(file.read_text("utf-8"))["attacks"]
     ]
 
 
@@ -173,8 +207,10 @@ def row(folder: Path, name: str, seeds: Sequence[int]) -> str:
     outcomes = audit_of(folder, name, seeds[0])
     if late := [one["attack"] for one in outcomes if one["verdict"] == "out of time"]:
         sys.exit(f"{name}: {', '.join(late)} did not end in time, so there is no worst figure")
-    cells = [cell(worst_of(outcomes, adversary)) for adversary in ADVERSARIES]
-    return f"| `{name}` | {accuracy(folder, name, seeds)} | {' | '.join(cells)} |"
+    cells = {adversary: cell(worst_of(outcomes, adversary)) for adversary in ADVERSARIES}
+    if cells[HOSTILE] == NOTHING and not (place(folder, name, seeds[0]) / MORE).exists():
+        cells[HOSTILE] = "not tried"
+    return f"| `{name}` | {accuracy(folder, name, seeds)} | {' | '.join(cells.values())} |"
 
 
 def accuracy(folder: Path, name: str, seeds: Sequence[int]) -> str:

@@ -88,7 +88,7 @@ def identity(folder: Path, client: int, capsys: pytest.CaptureFixture[str]) -> s
 
 def settings_of(node: dict[str, Any]) -> Any:
     context = Context(1, 1, node, RecordDict(), {})
-    return node_settings(context, strategies.load_for)  # type: ignore[arg-type]
+    return node_settings(context, strategies.load_for)
 
 
 def test_a_deployed_node_has_its_own_identity_and_the_keys_of_all(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, Message
+from flwr.app import Message
 
 from fl_vitlora.encryption.identities import Identities, Pins, draw_identity
 from fl_vitlora.flower.server.secure_sums import SecureAggregator
@@ -32,7 +32,7 @@ def pinned(folder: Path, **given: Any) -> Clients:
     return clients
 
 
-def altered(clients: Clients, change: Callable[[ConfigRecord], None], kind: str = "train") -> None:
+def altered(clients: Clients, change: Callable[[Any], None], kind: str = "train") -> None:
     """Lets the server change the roster, with its signatures, in each message of a kind."""
     app = clients.grid.app
 
@@ -93,44 +93,44 @@ def test_a_client_that_does_not_sign_is_left_out_before_anybody_trains(tmp_path:
 FALSE = draw_secret(1).public
 
 
-def swap_key(record: ConfigRecord) -> None:
-    keys = list(record[masking.KEYS])  # type: ignore[arg-type]
+def swap_key(record: Any) -> None:
+    keys = list(record[masking.KEYS])
     record[masking.KEYS] = [*keys[:1], FALSE, *keys[2:]]
 
 
-def swap_signatures(record: ConfigRecord) -> None:
-    first, second, third = record[vouching.SIGNATURES]  # type: ignore[misc, str-unpack]
+def swap_signatures(record: Any) -> None:
+    first, second, third = record[vouching.SIGNATURES]
     record[vouching.SIGNATURES] = [first, third, second]
 
 
-def drop_signatures(record: ConfigRecord) -> None:
+def drop_signatures(record: Any) -> None:
     del record[vouching.SIGNATURES]
 
 
-def fewer(record: ConfigRecord) -> None:
+def fewer(record: Any) -> None:
     for name in (masking.CLIENTS, masking.SHARES, masking.KEYS, vouching.SIGNATURES):
-        record[name] = list(record[name])[:2]  # type: ignore[arg-type]
+        record[name] = list(record[name])[:2]
 
 
-def doubled(record: ConfigRecord) -> None:
+def doubled(record: Any) -> None:
     for name in (masking.CLIENTS, masking.KEYS, vouching.SIGNATURES):
-        first, second, _ = record[name]  # type: ignore[misc, str-unpack]
+        first, second, _ = record[name]
         record[name] = [first, second, second]
 
 
-def stranger(record: ConfigRecord) -> None:
+def stranger(record: Any) -> None:
     record[masking.CLIENTS] = [0, 1, 9]
 
 
-def later(record: ConfigRecord) -> None:
+def later(record: Any) -> None:
     record[masking.ROUND] = 7
 
 
-def other_share(record: ConfigRecord) -> None:
+def other_share(record: Any) -> None:
     record[masking.SHARES] = [0.5, 0.25, 0.25]
 
 
-LIES: dict[str, tuple[Callable[[ConfigRecord], None], str]] = {
+LIES: dict[str, tuple[Callable[[Any], None], str]] = {
     "a key of the server": (swap_key, "client 0 has not signed it by the key in clients.pub"),
     "signatures of others": (swap_signatures, "client 1 has not signed it"),
     "no signatures": (drop_signatures, "client 0 has not signed it"),
@@ -158,7 +158,7 @@ def test_without_pinned_keys_a_false_key_is_not_noticed(tmp_path: Path):
     """Client 2 then masks by the seed that it shares with the server."""
     plain = make(tmp_path, **SECURE)
 
-    def change(record: ConfigRecord) -> None:
+    def change(record: Any) -> None:
         swap_key(record)
 
     altered(plain, change)
