@@ -218,8 +218,8 @@ class Adversaries:
         own = self.run.coordinates_of(client_party(client))
         if WEIGHT not in self.run.final:
             return own.base
-        model = own.to_client(self.run.final)
-        return own.base.with_weight(exchanged_reader(model, self._blocks).weight)
+        model, blocks = own.to_client(self.run.final), self.run.holder.cipher.geometry.blocks
+        return own.base.with_weight(exchanged_reader(model, blocks).weight)
 
     def _owned(self, client: int) -> Owned:
         shard, party = self.run.shard(client), client_party(client)
@@ -243,10 +243,6 @@ class Adversaries:
             return "the images are not encrypted"
         key = three_steps(self.run.holder, client_party(0))
         return key if isinstance(key, str) else ""
-
-    @property
-    def _blocks(self) -> int:
-        return self.run.holder.cipher.geometry.blocks
 
     @property
     def _attacked(self) -> range:
