@@ -66,6 +66,20 @@ def test_a_row_has_the_accuracy_over_seeds_and_a_cell_for_each_adversary(tmp_pat
     assert len(cells) == 2 + len(trust.ADVERSARIES)
 
 
+def test_an_attack_that_did_not_end_is_named_in_its_cell(tmp_path: Path):
+    run = trust.place(tmp_path, "shared", 0)
+    run.mkdir()
+    (run / "result.json").write_text(json.dumps({"accuracy": 0.9}))
+    late = outcome("membership_rounds", "server") | {"verdict": "out of time"}
+    (run / "attacks.json").write_text(json.dumps({"attacks": [*OUTCOMES, late]}))
+    row = trust.row(tmp_path, "shared", [0])
+    assert "40.0 (10.0) `label_counts`; `membership_rounds` out of time |" in row
+
+
+def test_a_row_that_was_not_audited_says_so(tmp_path: Path):
+    assert trust.row(tmp_path, "shared", [0]).startswith("| `shared` | not audited | | |")
+
+
 def test_a_page_without_marks_is_left_alone():
     with pytest.raises(SystemExit, match="no marks"):
         trust.put_between("a page", "a table")
