@@ -167,12 +167,14 @@ ROOMS = {
     "models/": ["config", "encryption", "errors", "finetuning", "rng", "state", "storage"],
     "privacy/": ["encryption", "rng", "state", "strategy"],
     "attacks/": [
+        "communication",  # the words of a secure sum
         "config",
         "encryption",
         "errors",
         "federation",  # the type of what the server sees
         "finetuning",  # names of tensors
         "models",  # names of tensors, and how the model reads pixels
+        "privacy",  # the masks and signatures of secure sums
         "state",
         "strategy",
     ],

@@ -51,6 +51,10 @@ MISTAKES = {
     "--storage-keys used": ["--storage-keys", "--out FOLDER"],
     "--storage-keys nowhere --out keys": ["nowhere", "expected shards", "client-00000.safetensors"],
     "--storage-keys used --seeds 0 1": ["--storage-keys", "--seeds"],
+    "--new-identity 3": ["--new-identity", "--out FILE"],
+    "--new-identity 3 --resume used": ["--new-identity", "--resume"],
+    "--set privacy.client_keys=a.pub": ["privacy.client_keys", "privacy.secure_aggregation=true"],
+    "--set privacy.reveal_seeds=false": ["privacy.reveal_seeds", "remove privacy.reveal_seeds"],
     "--set encryption.at_rest=rings": ["encryption.at_rest", "did you mean 'ring'?"],
     "--config missing.yaml": ["missing.yaml", "no such file"],
     "--strategy fedavgg": ["strategy", "did you mean 'fedavg'?"],
@@ -224,11 +228,15 @@ def test_flags_and_settings_override_the_file(tmp_path: Path) -> None:
     assert (read.strategy.name, read.strategy.options) == ("fedprox", {"mu": 1})
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "trust").glob("*.yaml")]),
+    ids=lambda p: p.stem,
+)
 def test_committed_experiments_are_valid_and_begin_with_their_command(path: Path) -> None:
     config.load(str(path))
     first = path.read_text().splitlines()[0]
-    assert first == f"# python simulate.py --config configs/{path.name}"
+    assert first == f"# python simulate.py --config {path.relative_to(ROOT).as_posix()}"
 
 
 def test_a_strategy_is_held_to_every_rule(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fl_vitlora.encryption.cipher import CipherKey
+from fl_vitlora.state import State
 
 T = TypeVar("T")
 
@@ -56,12 +57,15 @@ class Truth:
         owned: The data that only one client has, for each client.
         members: A function that returns True for the candidates of a `UserView`, and of an
             `InformedServerView`, on which a client has trained, bool (M,).
+        updates: The update that each client sends in round 1, if the server sends the model with
+            which an honest server begins. No mask hides it here.
     """
 
     keys: Mapping[int, CipherKey] = field(default_factory=dict, repr=False)
     labels: Mapping[int, Tensor] = field(default_factory=dict, repr=False)
     owned: Mapping[int, Owned] = field(default_factory=dict, repr=False)
     members: Callable[[], Tensor] = field(default=_nobody, repr=False)
+    updates: Mapping[int, State] = field(default_factory=dict, repr=False)
 
 
 class Opened(Mapping[int, T]):

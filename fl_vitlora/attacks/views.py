@@ -9,18 +9,21 @@ entries of a patch, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from fl_vitlora.attacks.clock import UNLIMITED, Clock
+from fl_vitlora.communication.fixed_point import Words
 from fl_vitlora.config import Config
 from fl_vitlora.encryption.cipher import Cipher
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.federation.observer import Sight
 from fl_vitlora.models.reading import WEIGHT
+from fl_vitlora.privacy.agreement import Signatures
+from fl_vitlora.privacy.secure_sum import Roster, Seeds
 from fl_vitlora.state import State
 from fl_vitlora.strategy import SEVERAL
 
@@ -167,6 +170,30 @@ class Order:
     rate: float
 
 
+class SumClient(Protocol):
+    """A client to whom a hostile server speaks in secure sums.
+
+    The client answers as it answers every server, and remembers what it remembers in a run. If it
+    refuses a message, its reason comes back as a text.
+    """
+
+    def key(self) -> bytes:
+        """Greets the client, and returns its public key for the sums of this run."""
+
+    def vouch(self, roster: Roster) -> bytes | str:
+        """Asks the client to sign a roster."""
+
+    def train(self, order: Order, roster: Roster, signatures: Signatures) -> Words | str:
+        """Sends an order with a signed roster, and returns the masked words of the update."""
+
+    def reveal(self, roster: Roster, dropped: frozenset[int]) -> Seeds | str:
+        """Asks the client for the seeds that it shares with clients that dropped out."""
+
+
+def _no_clients() -> Mapping[int, SumClient]:
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class HostileServerView(View):
     """A server that does not follow the protocol: it sends any message to one client.
@@ -181,6 +208,7 @@ class HostileServerView(View):
             client refuses the order, the result is its reason, as a text.
         accepted: A function that changes an order as little as possible, so that a client with a
             guard accepts it.
+        sum_clients: A function that returns all clients of a new run with secure sums, by number.
     """
 
     adversary: ClassVar[str] = "hostile server"
@@ -190,6 +218,7 @@ class HostileServerView(View):
     start: State = field(repr=False)
     ask: Callable[[Order], State | str] = field(repr=False)
     accepted: Callable[[Order], Order] = field(default=lambda order: order, repr=False)
+    sum_clients: Callable[[], Mapping[int, SumClient]] = field(default=_no_clients, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,12 @@ from fl_vitlora.errors import UserError
 
 IMAGES = 8  # default number of encrypted images that an attack on ciphertext uses
 SECONDS = 120.0  # default time budget of an attack
-MAY_NAME = ("encryption.key_file", "model.weights", "data.name")  # these files may have moved
+MAY_NAME = (  # these files may have moved
+    "encryption.key_file",
+    "model.weights",
+    "data.name",
+    "privacy.client_keys",
+)
 
 
 def attack(arguments: argparse.Namespace) -> None:

@@ -250,6 +250,14 @@ OTHER_FLAGS = {
         "disk. It does not have the key with which the images are encrypted. Give each deployed "
         "node its file.",
     ),
+    "--new-identity": OtherFlag(
+        "CLIENT",
+        "Write a new identity key of this client to the file that --out names",
+        {"type": int},
+        "CLIENT is the number of the client. A deployed client signs with this key (see "
+        "privacy.client_keys). Only the client has the file. The command prints the line with the "
+        "public key, which the owner adds to the file that privacy.client_keys names.",
+    ),
     "--trust-strategy": OtherFlag(
         "NAME",
         "Allow a configuration file to name this code, package.module:Class",

@@ -1,4 +1,4 @@
-"""Commands for the owner of the images: encrypt shards under a new secret; write storage keys.
+"""Commands for owners: encrypt shards under a new secret; write storage and identity keys.
 
 A shard is the file with the encrypted images of one client. A storage key opens the file, but does
 not decrypt the images in it.
@@ -44,3 +44,23 @@ def storage_keys(experiment: config.Config, places: Sequence[Path]) -> None:
         raise UserError("--storage-keys needs a folder to which it writes the keys: --out FOLDER")
     files = owner_keys.hand_out_keys(experiment, places, Path(experiment.out))
     print(f"storage keys written to {experiment.out}: {', '.join(file.name for file in files)}")
+
+
+def new_identity(experiment: config.Config, client: int) -> None:
+    """Writes a new identity key of a client to the file `out`, and prints its public key.
+
+    Args:
+        experiment: The settings; `out` names the file.
+        client: The number of the client.
+
+    Raises:
+        UserError: If the setting `out` is missing, or the file exists or cannot be written.
+    """
+    from fl_vitlora.experiment import owner_keys
+
+    if experiment.out is None or client < 0:
+        raise UserError(
+            "--new-identity needs the number of a client, from 0, and a file to which it writes "
+            "the key: --new-identity 3 --out FILE"
+        )
+    print(owner_keys.write_identity(client, Path(experiment.out)), end="")

@@ -14,7 +14,7 @@ from fl_vitlora.command_line.attacking import attack
 from fl_vitlora.command_line.comparing import compare
 from fl_vitlora.command_line.contract_checks import CHECKS, check_contract
 from fl_vitlora.command_line.exits import INTERRUPTED, RUN_FAILED, USER_MISTAKE, fail
-from fl_vitlora.command_line.owner_tools import rotate_key, storage_keys
+from fl_vitlora.command_line.owner_tools import new_identity, rotate_key, storage_keys
 from fl_vitlora.command_line.parser import make_parser
 from fl_vitlora.command_line.single_run import resume, run
 from fl_vitlora.errors import UserError
@@ -70,6 +70,8 @@ def start(arguments: argparse.Namespace, started: float) -> None:
         rotate_key(grid.shared if grid else read_config(arguments), arguments.rotate_key)
     elif arguments.storage_keys:
         storage_keys(read_config(arguments), arguments.storage_keys)
+    elif arguments.new_identity is not None:
+        new_identity(read_config(arguments), arguments.new_identity)
     elif grid is not None:
         compare(grid, confirmed_by(arguments), verbose=arguments.verbose)
     else:
@@ -89,6 +91,7 @@ def check_flags(given: Mapping[str, Any]) -> None:
         **dict.fromkeys(CHECKS, "runs nothing else"),
         "rotate_key": "runs nothing else",
         "storage_keys": "runs nothing else",
+        "new_identity": "runs nothing else",
         "attack": "audits one run",
         "resume": "continues one run",
     }

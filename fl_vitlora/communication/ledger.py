@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Direction = Literal["uplink", "downlink"]
-Purpose = Literal["greeting", "training", "revealing", "evaluation"]
+Purpose = Literal["greeting", "vouching", "training", "revealing", "evaluation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,8 @@ class Entry:
     Attributes:
         round: The number of the round, from 1; 0 means the greeting, in which the server asks each
             node for its client number before the first round.
-        purpose: What the message is for; "revealing" means that clients of a secure sum send seeds.
+        purpose: What the message is for; "revealing" means that clients of a secure sum send seeds,
+            and "vouching" that they sign its list of participants.
         client: The number of the client; -1 for a node that is not a client.
         direction: The direction: "uplink" from a client to the server, or "downlink" from the
             server to a client.

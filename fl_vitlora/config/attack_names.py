@@ -27,6 +27,8 @@ ATTACKS: Mapping[str, str] = {
     "membership_rounds": "fl_vitlora.attacks.membership_rounds:MembershipRounds",
     "class_presence": "fl_vitlora.attacks.class_presence:ClassPresence",
     "crafted_embedding": "fl_vitlora.attacks.crafted_embedding:CraftedEmbedding",
+    "false_keys": "fl_vitlora.attacks.false_keys:FalseKeys",
+    "false_dropout": "fl_vitlora.attacks.false_dropout:FalseDropout",
     "position_closed_form": "fl_vitlora.attacks.position_closed_form:PositionClosedForm",
 }
 

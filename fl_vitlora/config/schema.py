@@ -52,7 +52,7 @@ SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "
 # Settings that are, or may be, the path of a file or folder.
 PATHS = (
     *("out", "data.name", "data.keep_shards", "model.weights", "model.init_from"),
-    "encryption.key_file",
+    *("encryption.key_file", "privacy.client_keys"),
 )
 
 RATES = tuple(item.name for item in dataclasses.fields(Rates))  # their defaults depend on the model
@@ -596,6 +596,19 @@ class PrivacyConfig:
         "The largest absolute value of a number in an update under secure aggregation. Larger "
         "numbers are clipped to this value.",
         "(0, inf)",
+    )
+    client_keys: str | None = setting(
+        None,
+        "The path of a file with the public identity keys of all clients, for secure aggregation. "
+        "Clients then sign the list of participants of each round, and take part only if all "
+        "others have signed it, so that the server cannot put keys of its own in between. If the "
+        "file does not exist, a simulation makes it with new keys. By default nothing is signed.",
+    )
+    reveal_seeds: bool = setting(
+        True,
+        "Whether clients help the server to remove the masks of clients that dropped out of a "
+        "secure sum. If they do, a server that falsely says that a client dropped out reads the "
+        "update of this client. If they do not, a round fails as soon as one client drops out.",
     )
     guard_steps: int | None = setting(
         None,

@@ -38,7 +38,7 @@ from fl_vitlora.encryption.cipher import CipherKey
 from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.experiment.attacked_run import AttackedRun
-from fl_vitlora.experiment.hostile_server import hostile_server
+from fl_vitlora.experiment.hostile_server import first_update, hostile_server
 from fl_vitlora.finetuning import methods
 from fl_vitlora.models.backbone import normalize
 from fl_vitlora.models.reading import WEIGHT, exchanged_reader, put_reader
@@ -131,6 +131,7 @@ class Adversaries:
             labels=Opened(clients, lambda client: self.run.shard(client).labels),
             owned=Opened(clients, self._owned),
             members=lambda: self._candidates.members,
+            updates=Opened(clients, lambda client: first_update(self.run, self.public, client)),
         )
 
     @property
@@ -217,8 +218,8 @@ class Adversaries:
         own = self.run.coordinates_of(client_party(client))
         if WEIGHT not in self.run.final:
             return own.base
-        model = own.to_client(self.run.final)
-        return own.base.with_weight(exchanged_reader(model, self._blocks).weight)
+        model, blocks = own.to_client(self.run.final), self.run.holder.cipher.geometry.blocks
+        return own.base.with_weight(exchanged_reader(model, blocks).weight)
 
     def _owned(self, client: int) -> Owned:
         shard, party = self.run.shard(client), client_party(client)
@@ -242,10 +243,6 @@ class Adversaries:
             return "the images are not encrypted"
         key = three_steps(self.run.holder, client_party(0))
         return key if isinstance(key, str) else ""
-
-    @property
-    def _blocks(self) -> int:
-        return self.run.holder.cipher.geometry.blocks
 
     @property
     def _attacked(self) -> range:

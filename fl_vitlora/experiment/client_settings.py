@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fl_vitlora.config import Config
+from fl_vitlora.encryption.identities import Identities
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.flower.client.workspace import ClientSettings
 from fl_vitlora.strategy import Strategy
@@ -24,6 +25,7 @@ def client_settings(
     *,
     with_key: bool,
     storage: StorageKeys | None = None,
+    identities: Identities | None = None,
     library: str = "",
 ) -> ClientSettings:
     """Returns the settings that every client of a simulation, or one node, needs.
@@ -41,6 +43,8 @@ def client_settings(
         with_key: True if clients need the key ring (the file with the secrets). If `with_key` is
             False, the path of the key ring is left out.
         storage: The keys that open the files of the shards; None if the files are not sealed.
+        identities: The identity keys with which clients sign the rosters of secure sums; None if
+            clients do not sign rosters.
         library: The library for matrix products; an empty text if each client chooses the library.
     """
     ring = str(Path(config.encryption.key_file).resolve()) if with_key else ""
@@ -50,6 +54,7 @@ def client_settings(
         device=device,
         strategy=strategy,
         storage=storage,
+        identities=identities,
         products=library,
         config=replace(config, encryption=replace(config.encryption, key_file=ring)),
     )

@@ -11,10 +11,12 @@ If a strategy is not part of this project or of Flower, the operator must also n
 with ``trust-strategy="..."``. The configuration file may come from other people, so the file alone
 must not make a node run other people's code.
 
-Operators can give two more files to nodes and to the server. The file of ``storage-key="FILE"`` has
-the key that opens sealed shards; this file is needed if there is no key ring. The file of
-``classes="FILE"`` lists the names of the classes in the order of the run. Only the owners of the
-images have the key of the images. The page `deploy/README.md` shows a whole deployment.
+Operators can give three more files. The file of ``storage-key="FILE"``, for nodes and the server,
+has the key that opens sealed shards; this file is needed if there is no key ring. The file of
+``classes="FILE"``, for nodes and the server, lists the names of the classes in the order of the
+run. The file of ``identity="FILE"``, for nodes, has the identity key of the node's client, which
+signs the participants of secure sums (`privacy.client_keys`). Only the owners of the images have
+the key of the images. The page `deploy/README.md` shows a whole deployment.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ from fl_vitlora.data.shards import (
     client_shard,
     shard_metadata,
 )
+from fl_vitlora.encryption.identities import SETTING, Identities, open_identities
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import validation
@@ -65,7 +68,8 @@ from fl_vitlora.models.reading import READER_FILE, open_reader
 from fl_vitlora.reporting.run_folder import RunFolder
 
 TRUSTED = "trust-strategy"
-STORAGE, CLASSES = "storage-key", "classes"  # names in the configuration that operators give
+# names in the configuration that operators give
+STORAGE, CLASSES, IDENTITY = "storage-key", "classes", "identity"
 
 
 class LoadStrategy(Protocol):
@@ -122,7 +126,11 @@ def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettin
     settings = client_settings(
         config, shards, names, device, strategy, with_key=turns, storage=keys
     )
-    return replace(settings, fresh_order=config.privacy.secure_aggregation)
+    return replace(
+        settings,
+        fresh_order=config.privacy.secure_aggregation,
+        identities=_identities(config, context),
+    )
 
 
 def make_server_app(load_strategy: LoadStrategy) -> ServerApp:
@@ -217,6 +225,30 @@ def _storage(config: Config, values: Mapping[str, Any]) -> StorageKeys | None:
     if config.encryption.at_rest == "none":
         return None
     return storage_keys(config, Path(str(values[STORAGE])) if values.get(STORAGE) else None)
+
+
+def _identities(config: Config, context: Context) -> Identities | None:
+    """Reads the node's own identity key, and the public keys that its configuration names.
+
+    Raises:
+        UserError: If one of the two is given without the other, or a file cannot be used.
+    """
+    pins, own = config.privacy.client_keys, context.node_config.get(IDENTITY)
+    if not pins and not own:
+        return None
+    if not pins or not own:
+        lacks = f'{IDENTITY}="FILE" in --node-config' if pins else f"{SETTING} in its config.yaml"
+        raise UserError(
+            "a node that signs the list of participants needs its own identity key and the public "
+            f"keys of all clients; this node lacks {lacks}"
+        )
+    found, client = open_identities(Path(pins), Path(str(own))), client_of(context)
+    if client not in found.private_keys:
+        raise UserError(
+            f"identity {own} has the key of client {min(found.private_keys)}, but this node runs "
+            f"client {client}; name the file that --new-identity {client} has written"
+        )
+    return found
 
 
 def _classes(given: Mapping[str, Any], shards: Path, keys: StorageKeys | None) -> tuple[str, ...]:

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from torch import nn
 
 from fl_vitlora.adaptation import policies
-from fl_vitlora.attacks.views import HostileServerView, Order, Public
+from fl_vitlora.attacks.views import HostileServerView, Order, Public, SumClient
+from fl_vitlora.communication.fixed_point import Words
 from fl_vitlora.config import Config
+from fl_vitlora.encryption.identities import open_identities, private_path
 from fl_vitlora.experiment.attacked_run import AttackedRun
 from fl_vitlora.experiment.client_settings import client_settings
 from fl_vitlora.finetuning import methods
-from fl_vitlora.flower.client.direct import answer
+from fl_vitlora.flower.client.direct import DirectClient, answer
 from fl_vitlora.flower.client.workspace import ClientSettings
 from fl_vitlora.flower.wire.round_message import RoundMessage
 from fl_vitlora.models.reading import put_reader
+from fl_vitlora.privacy.agreement import Signatures
+from fl_vitlora.privacy.secure_sum import Roster
 from fl_vitlora.reporting.run_folder import SHARDS
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy
@@ -43,7 +49,7 @@ def hostile_server(
     """
     model: nn.Module = copy.deepcopy(run.backbone.model)
     put_reader(model, run.start)
-    start = policies.exchanged(run.config, methods.export_state(model), run.strategy.personal)
+    start = start_of(run, model)
     return HostileServerView(
         public=public,
         reader=run.start if has_reader else None,
@@ -52,11 +58,57 @@ def hostile_server(
         start=start,
         ask=asking(settings_of(run), client),
         accepted=bounding(run.config, run.strategy, start, methods.rates(model)),
+        sum_clients=lambda: sum_clients(settings_of(run)),
+    )
+
+
+def start_of(run: AttackedRun, model: nn.Module) -> State:
+    """Returns the exchanged tensors before the first round, of a model with the server's reader."""
+    return policies.exchanged(run.config, methods.export_state(model), run.strategy.personal)
+
+
+def first_update(run: AttackedRun, public: Public, client: int) -> State:
+    """Returns the update that a client makes in round 1, which no mask hides.
+
+    Raises:
+        RuntimeError: If the client cannot train.
+    """
+    model: nn.Module = copy.deepcopy(run.backbone.model)
+    put_reader(model, run.start)
+    masked = settings_of(run)
+    privacy = replace(masked.config.privacy, secure_aggregation=False)
+    settings = replace(masked, config=replace(masked.config, privacy=privacy), identities=None)
+    order = Order(tensors=start_of(run, model), round=1, rate=public.rates[0])
+    answer = asking(settings, client)(order)
+    if isinstance(answer, str):  # the reason
+        raise RuntimeError(f"client {client} refused an honest message: {answer}")  # noqa: TRY004
+    return answer
+
+
+class DirectSumClient(DirectClient):
+    """A client of secure sums, for `HostileServerView.sum_clients`."""
+
+    def train(self, order: Order, roster: Roster, signatures: Signatures) -> Words | str:
+        """Sends an order with a signed roster, and returns the masked words of the update."""
+        return self.masked(_instruction(order), roster, signatures)
+
+
+def sum_clients(settings: ClientSettings) -> Mapping[int, SumClient]:
+    """Returns all clients of a new run with secure sums; there are none without secure sums."""
+    config = settings.config
+    some = config.clients if config.privacy.secure_aggregation else 0
+    return {client: DirectSumClient(settings, client) for client in range(some)}
+
+
+def _instruction(order: Order) -> RoundMessage:
+    return RoundMessage(
+        tensors=order.tensors, round=order.round, frozen=order.frozen, rate=order.rate
     )
 
 
 def settings_of(run: AttackedRun) -> ClientSettings:
     """Returns the settings that the clients of a finished simulation had."""
+    pins = run.config.privacy.client_keys
     return client_settings(
         run.config,
         run.folder / SHARDS,
@@ -65,6 +117,7 @@ def settings_of(run: AttackedRun) -> ClientSettings:
         run.strategy,
         with_key=policies.clients_need_key(run.config),
         storage=run.storage,
+        identities=open_identities(Path(pins), private_path(Path(pins))) if pins else None,
     )
 
 
@@ -72,10 +125,7 @@ def asking(settings: ClientSettings, client: int) -> Callable[[Order], State | s
     """Returns the function `HostileServerView.ask`, which sends an order to a client."""
 
     def ask(order: Order) -> State | str:
-        instruction = RoundMessage(
-            tensors=order.tensors, round=order.round, frozen=order.frozen, rate=order.rate
-        )
-        return answer(settings, client, instruction)
+        return answer(settings, client, _instruction(order))
 
     return ask
 

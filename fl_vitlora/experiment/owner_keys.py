@@ -1,4 +1,4 @@
-"""Manages the keys of existing shards: writes storage keys, or draws a new secret.
+"""Manages keys of owners: writes storage keys and identity keys, or draws a new secret.
 
 A shard is a file with the encrypted images of one party. The storage key of a shard opens the file;
 another key, which is derived from a secret of the owner, decrypts the images.
@@ -16,6 +16,7 @@ from fl_vitlora.data import owner, reencryption
 from fl_vitlora.data.shards import VALIDATION_SHARD
 from fl_vitlora.encryption.at_rest import sealed_under
 from fl_vitlora.encryption.holder import TEST
+from fl_vitlora.encryption.identities import draw_identity, line, write_private
 from fl_vitlora.encryption.keys import KeyRing, key_id, open_ring
 from fl_vitlora.encryption.storage_keys import write_party_key
 from fl_vitlora.errors import UserError
@@ -62,6 +63,17 @@ def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[
     for file, (name, party, key) in parties.items():
         write_party_key(file, name, party, key)
     return list(parties)
+
+
+def write_identity(client: int, path: Path) -> str:
+    """Writes a new private identity key to a file, and returns the line with its public key.
+
+    Raises:
+        UserError: If the file exists, or cannot be written.
+    """
+    made = draw_identity(client)
+    write_private(path, [made])
+    return line(client, made.public)
 
 
 def _owner_in(name: str) -> str:

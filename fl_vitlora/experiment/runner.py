@@ -10,6 +10,7 @@ from pathlib import Path
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data.given import Given
+from fl_vitlora.encryption.identities import Identities, open_or_create_identities
 from fl_vitlora.experiment import validation
 from fl_vitlora.experiment.client_settings import SameForAll, client_settings
 from fl_vitlora.experiment.finished_run import Outcome
@@ -106,7 +107,24 @@ def _checked(
         writes_checkpoints=written.checkpoint_every > 0,
         needs_passphrase=True,
     )
-    return Experiment(written=written, config=config, strategy=strategy, watch=watch, given=given)
+    return Experiment(
+        written=written,
+        config=config,
+        strategy=strategy,
+        watch=watch,
+        given=given,
+        identities=_identities(config, watch),
+    )
+
+
+def _identities(config: Config, watch: Watch) -> Identities | None:
+    """Opens the identity keys of the simulated clients, or makes them; None if none are needed."""
+    if not config.privacy.client_keys:
+        return None
+    pins = Path(config.privacy.client_keys)
+    if not pins.exists():
+        watch.note(f"new identity keys of all clients were created: {pins.absolute()}")
+    return open_or_create_identities(pins, config.clients)
 
 
 def _workers_for(config: Config) -> Workers:
@@ -204,6 +222,7 @@ def _settings(experiment: Experiment, stage: Stage, device: str) -> SameForAll:
             client_half(experiment.strategy),
             with_key=policies.clients_need_key(config),
             storage=stage.storage,
+            identities=experiment.identities,
             library=products.used(),
         )
     )

@@ -18,6 +18,7 @@ from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
 from fl_vitlora.encryption.holder import KeyHolder
+from fl_vitlora.encryption.identities import open_pins
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.experiment.checkpointing import Checkpointing
 from fl_vitlora.experiment.finished_run import Outcome, write_files
@@ -152,7 +153,8 @@ class Run:
         privacy, sums = self.config.privacy, None
         if privacy.secure_aggregation:
             equal = privacy.clipping_norm is not None
-            sums = SecureAggregator(limit=privacy.range, equal=equal)
+            pins = open_pins(Path(privacy.client_keys)) if privacy.client_keys else None
+            sums = SecureAggregator(limit=privacy.range, equal=equal, pins=pins)
         post = Post(
             grid=grid,
             ledger=self.record.ledger,

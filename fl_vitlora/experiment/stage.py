@@ -14,6 +14,7 @@ from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook, lacks_checkpoint
 from fl_vitlora.config import Config
 from fl_vitlora.data.given import Given
 from fl_vitlora.encryption.holder import KeyHolder
+from fl_vitlora.encryption.identities import Identities
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.preparation import (
@@ -51,6 +52,8 @@ class Experiment:
         strategy: The strategy of the run, from this project or from Flower.
         watch: The callbacks of the program that started the run.
         given: The images that the program handed in, if it did.
+        identities: The identity keys of all clients; None if clients do not sign the rosters of
+            secure sums.
     """
 
     written: Config
@@ -58,6 +61,7 @@ class Experiment:
     strategy: AnyStrategy
     watch: Watch
     given: Given | None = None
+    identities: Identities | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

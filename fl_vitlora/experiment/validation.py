@@ -26,7 +26,7 @@ from fl_vitlora.flower.strategies.aggregators import (
     check_storable,
     client_half,
 )
-from fl_vitlora.flower.strategies.confidentiality import check_privacy
+from fl_vitlora.flower.strategies.confidentiality import check_client_keys, check_privacy
 from fl_vitlora.flower.strategies.guard_settings import check_guard
 from fl_vitlora.flower.wire.wiring import check_codecs
 from fl_vitlora.models import backbone
@@ -103,6 +103,7 @@ def check_node(config: Config, strategy: AnyStrategy) -> Config:
     config = policies.for_strategy(config, client_half(strategy))
     check_codecs(config, client_half(strategy))
     check_guard(config, strategy)
+    check_client_keys(config.privacy)
     predictor_for(config.evaluation.predictor, shelf.method_of(config.finetuning))
     return config
 

@@ -270,10 +270,11 @@ def located(asked: Config, begun: Config, run: Path) -> Config:
     """
     start = begun_in(run)
     changes: dict[str, Any] = {}
-    for group, name in (("encryption", "key_file"), ("model", "weights"), ("data", "name")):
+    files = {"encryption": "key_file", "model": "weights", "data": "name", "privacy": "client_keys"}
+    for group, name in files.items():
         now = getattr(asked, group)
         written = getattr(now, name)
-        if written == getattr(getattr(begun, group), name):
+        if written is not None and written == getattr(getattr(begun, group), name):
             changes[group] = replace(now, **{name: find_from(written, start)})
     return replace(asked, **changes)
 

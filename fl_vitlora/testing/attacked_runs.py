@@ -44,8 +44,9 @@ from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import reader_of
 from fl_vitlora.rng import generator
-from fl_vitlora.state import State, mean, subtract
+from fl_vitlora.state import State, mean, scale, subtract
 from fl_vitlora.strategy import SEVERAL, Update, averaged
+from fl_vitlora.testing.made_up_sums import made_up_sum_clients
 from fl_vitlora.training.local import LocalTask, train
 
 # OWN is the number of images of a client, KNOWN the number of images that everyone has.
@@ -147,7 +148,8 @@ def _run(name: str, own: int, given: Mapping[str, Any]) -> AttackedRun:
         **_views_of_shards(public, reader, shards[: VICTIMS if not given else 1], plain),
         HostileServerView: [_hostile(public, reader, built, shards[0])],
     }
-    return AttackedRun(name=name, views=views, truth=_truth(holder, plain, known.images))
+    truth = replace(_truth(holder, plain, known.images), updates=_first_updates(public, start))
+    return AttackedRun(name=name, views=views, truth=truth)
 
 
 def _views_of_shards(
@@ -195,8 +197,20 @@ def _hostile(
 
     start = methods.export_state(built.model)
     return HostileServerView(
-        public=public, reader=reader, client=0, model=built.model, start=start, ask=ask
+        public=public,
+        reader=reader,
+        client=0,
+        model=built.model,
+        start=start,
+        ask=ask,
+        sum_clients=made_up_sum_clients(_first_updates(public, start)),
     )
+
+
+def _first_updates(public: Public, start: State) -> dict[int, State]:
+    """Returns the updates that clients hide in a secure sum; none if the run has no such sums."""
+    some = CLIENTS if public.settings.privacy.secure_aggregation else 0
+    return {client: scale(start, (client + 1) / 100) for client in range(some)}
 
 
 def _views_of_the_model(

@@ -26,6 +26,7 @@ from fl_vitlora.data.shards import (
 )
 from fl_vitlora.data.views import VALIDATION, sampled, seen_in
 from fl_vitlora.encryption.holder import client_party
+from fl_vitlora.encryption.identities import SETTING
 from fl_vitlora.finetuning import targets
 from fl_vitlora.flower.client import context_state
 from fl_vitlora.flower.client.guard import check_instruction
@@ -37,7 +38,7 @@ from fl_vitlora.flower.client.workspace import (
     client_of,
     workspace,
 )
-from fl_vitlora.flower.wire import masking, messages
+from fl_vitlora.flower.wire import masking, messages, vouching
 from fl_vitlora.flower.wire.round_message import RoundMessage, read, read_scalars
 from fl_vitlora.flower.wire.updates import refuse_absurd, write_update
 from fl_vitlora.models.reading import (
@@ -70,7 +71,8 @@ def make_client_app(settings_of: SettingsOf, mods: Sequence[Mod] = ()) -> Client
     """
     app = ClientApp(mods=[make_mod(settings_of), *mods])
     app.query()(functools.partial(_greet, settings_of))
-    app.query("reveal")(masking.answer)
+    app.query("vouch")(functools.partial(_vouch, settings_of))
+    app.query("reveal")(functools.partial(_reveal, settings_of))
     app.train(mods=[_make_faults(settings_of)])(functools.partial(_train, settings_of))
     app.evaluate()(functools.partial(_evaluate, settings_of))
     return app
@@ -100,12 +102,32 @@ def _greet(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     return Message(content, reply_to=message)
 
 
+def _vouch(settings_of: SettingsOf, message: Message, context: Context) -> Message:
+    """Signs the roster of a secure sum."""
+    settings = settings_of(context)
+    if settings.identities is None:
+        raise ValueError(f"this client signs no roster, because it has no {SETTING}")
+    least = settings.config.min_clients
+    return Message(
+        vouching.sign(context, message.content, settings.identities, least), reply_to=message
+    )
+
+
+def _reveal(settings_of: SettingsOf, message: Message, context: Context) -> Message:
+    """Answers with the seeds that the client shares with clients that dropped out of a sum."""
+    if not settings_of(context).config.privacy.reveal_seeds:
+        raise ValueError("this client reveals no seeds (privacy.reveal_seeds=false)")
+    return masking.answer(message, context)
+
+
 def _train(settings_of: SettingsOf, message: Message, context: Context) -> Message:
     """Trains one client for one round and returns its update."""
     settings, client = settings_of(context), client_of(context)
     worker, strategy = workspace(settings), settings.strategy
     begin = _begin(message.content, context, worker, strategy, client)
     asked, coordinates = begin.message, begin.coordinates
+    if settings.identities is not None:
+        vouching.check(context, message.content, settings.identities, settings.config.min_clients)
     shard = worker.training_shard(client, coordinates.base)
     frozen = frozenset(name for name in begin.model if name.endswith(asked.frozen))
     memory = context_state.own(context, asked.taken, frozen)

@@ -32,6 +32,7 @@ from fl_vitlora.data.shards import (
 from fl_vitlora.data.shelf import MOST_KEPT, Shelf
 from fl_vitlora.encryption.at_rest import sealed_under
 from fl_vitlora.encryption.holder import KeyHolder, client_party
+from fl_vitlora.encryption.identities import Identities
 from fl_vitlora.encryption.keys import open_ring
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.encryption.storage_keys import StorageKeys
@@ -68,6 +69,8 @@ class ClientSettings:
         storage: The keys of shard files that are encrypted on disk as a whole; None if they are not
             encrypted. The program passes these keys to its workers in memory and never writes them
             to a file.
+        identities: The pinned public keys of all clients, and the private identity keys of the
+            clients in this process; None if clients do not sign the rosters of secure sums.
         products: The library for matrix products. The program chooses one library for all its
             workers, so that a client computes the same bits on every worker. An empty text means
             that the process chooses the library, as a deployed node does.
@@ -80,6 +83,7 @@ class ClientSettings:
     strategy: Strategy
     fresh_order: bool = False
     storage: StorageKeys | None = field(default=None, repr=False)
+    identities: Identities | None = field(default=None, repr=False)
     products: str = ""
 
     def __hash__(self) -> int:  # a config holds a mapping, which has no hash

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
 from flwr.app import MessageType, RecordDict
@@ -17,10 +17,11 @@ from fl_vitlora.federation.instruction import Instruction
 from fl_vitlora.flower.server.composing import compose
 from fl_vitlora.flower.server.posting import Post, Reply, Request
 from fl_vitlora.flower.server.sending import Addressed, Sealed, ServerEnd
-from fl_vitlora.flower.wire import masking
+from fl_vitlora.flower.wire import masking, vouching
 from fl_vitlora.flower.wire.layouts import MessageLayouts
 from fl_vitlora.flower.wire.round_message import Writer
 from fl_vitlora.population.ranks import rank_of
+from fl_vitlora.privacy.agreement import Signatures
 from fl_vitlora.privacy.secure_sum import Roster
 
 KINDS: Mapping[Purpose, str] = {
@@ -80,6 +81,7 @@ class Question(Generic[T]):
             `ValueError` if the reply is not a valid answer.
         purpose: The purpose under which the ledger counts the messages.
         roster: The members of the secure sum; None without secure aggregation.
+        signatures: The members' signatures of the roster; empty if clients do not sign it.
     """
 
     round: int
@@ -87,6 +89,7 @@ class Question(Generic[T]):
     read: Callable[[Instruction, RecordDict, MessageLayouts], T]
     purpose: Purpose = "training"
     roster: Roster | None = None
+    signatures: Signatures = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +225,8 @@ class Asker:
             message = compose(asked, memory, self._cached(asked))
             content = writer.write(message, rank_of(self.config, asked.client))
             if question.roster is not None:
-                content[masking.RECORD] = masking.write_roster(question.roster)
+                signed = vouching.write_signed(question.roster, question.signatures)
+                content[masking.RECORD] = signed
             addressed.append(Addressed(client=asked.client, content=content))
         return self.end.seal(question.round, addressed)
 

@@ -10,18 +10,39 @@ from flwr.app import RecordDict
 
 from fl_vitlora.communication.fixed_point import Words
 from fl_vitlora.communication.packing import Layout
+from fl_vitlora.encryption.identities import SETTING, Pins
+from fl_vitlora.federation.failures import first_line
 from fl_vitlora.flower.server.asking import Asker
 from fl_vitlora.flower.server.posting import Request
 from fl_vitlora.flower.server.sending import ServerEnd
-from fl_vitlora.flower.wire import masking, messages
+from fl_vitlora.flower.wire import masking, messages, vouching
 from fl_vitlora.flower.wire.folding import fold
 from fl_vitlora.flower.wire.reported_counts import Counts, check_images, read_steps
+from fl_vitlora.privacy.agreement import Signatures, unsigned_by
 from fl_vitlora.privacy.secure_sum import Roster, Seeds, add_up
 from fl_vitlora.strategy import Update
 
 # Asks clients for their seeds. The arguments are the roster, the clients whose masked vectors
 # arrived, and the clients that dropped out. Each seed is shared with a client that dropped out.
 Ask = Callable[[Roster, frozenset[int], frozenset[int]], Mapping[int, Seeds]]
+
+# Asks all participants to sign a roster. Returns their signatures, and the reasons of the others.
+AskToSign = Callable[[Roster], tuple[Signatures, Mapping[int, str]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreed:
+    """The roster of a round, before the clients train.
+
+    Attributes:
+        roster: The roster; None if too few clients are left for a sum.
+        signatures: The signatures of all participants; empty if clients do not sign rosters.
+        failures: A dictionary: for each client that was left out, the reason.
+    """
+
+    roster: Roster | None
+    signatures: Signatures
+    failures: Mapping[int, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +67,13 @@ class SecureAggregator:
         limit: The range R: the largest absolute value of a number in an update.
         equal: True if all clients have equal weights. If `equal` is False, a client's weight is its
             number of images.
+        pins: The pinned public keys of all clients, if clients sign rosters; else None.
     """
 
-    def __init__(self, *, limit: float, equal: bool) -> None:
+    def __init__(self, *, limit: float, equal: bool, pins: Pins | None = None) -> None:
         self._limit = limit
         self._equal = equal
+        self._pins = pins
         self._keys: dict[int, bytes] = {}
 
     def greeted(self, client: int, greeting: RecordDict) -> None:
@@ -68,6 +91,33 @@ class SecureAggregator:
         """Returns the roster of a round: the clients in the sum, with their shares in the mean."""
         weights = {client: 1.0 if self._equal else float(n) for client, n in images.items()}
         return masking.make_roster(server_round, self._keys, weights, self._limit)
+
+    def agree(self, server_round: int, images: Mapping[int, int], ask: AskToSign) -> Agreed:
+        """Returns the roster of a round, signed by all participants if clients sign rosters.
+
+        A client that does not sign is left out. The others then sign a roster without it.
+
+        Args:
+            server_round: The number of the round.
+            images: The number of images of each client that shall take part.
+            ask: A function that asks all participants for their signatures.
+        """
+        left, failures = dict(images), dict[int, str]()
+        while True:
+            try:
+                roster = self.roster(server_round, left)
+            except ValueError as error:
+                alone = dict.fromkeys(left, str(error))
+                return Agreed(roster=None, signatures={}, failures=alone | failures)
+            if self._pins is None:
+                return Agreed(roster=roster, signatures={}, failures={})
+            signatures, reasons = ask(roster)
+            unsigned = unsigned_by(roster, self._pins, signatures)
+            if not unsigned:
+                return Agreed(roster=roster, signatures=signatures, failures=failures)
+            own = f"it did not sign the roster by the key that the server has for it ({SETTING})"
+            failures |= {client: reasons.get(client, own) for client in unsigned}
+            left = {client: n for client, n in left.items() if client not in failures}
 
     def add_up(
         self,
@@ -185,3 +235,33 @@ def ask_for_seeds(
                 client = records.client_at(reply.node)
                 seeds[client] = masking.read_seeds(ServerEnd.open(reply.opened()))
     return seeds
+
+
+def ask_to_sign(asker: Asker, roster: Roster) -> tuple[Signatures, Mapping[int, str]]:
+    """Asks all participants of a roster to sign it.
+
+    Args:
+        asker: Sends the question.
+        roster: The roster of the sum.
+
+    Returns:
+        Two dictionaries: the signatures, which are not checked here; and for each client without
+        a signature the reason. Both are by client.
+    """
+    question, records = fold(vouching.ask_to_sign(roster), {}, {}), asker.records
+    requests = [
+        Request.to(records.node_of(client), vouching.VOUCH, question)
+        for client in sorted(roster.clients)
+    ]
+    silent = f"no signature within {asker.post.timeout:g} s"
+    signatures, reasons = dict[int, bytes](), dict.fromkeys(roster.clients, silent)
+    for reply in asker.post.counted(roster.round, "vouching", requests, records):
+        client = records.client_at(reply.node)
+        if reply.message.has_error():
+            reasons[client] = first_line(str(reply.message.error.reason))
+            continue
+        try:
+            signatures[client] = vouching.read_signature(ServerEnd.open(reply.opened()))
+        except ValueError as error:
+            reasons[client] = str(error)
+    return signatures, {c: reason for c, reason in reasons.items() if c not in signatures}

@@ -24,7 +24,12 @@ from fl_vitlora.flower.server import greeting
 from fl_vitlora.flower.server.asking import Answers, Asker, Question
 from fl_vitlora.flower.server.client_evaluations import ask_for_evaluations
 from fl_vitlora.flower.server.posting import Post
-from fl_vitlora.flower.server.secure_sums import SecureAggregator, Summed, ask_for_seeds
+from fl_vitlora.flower.server.secure_sums import (
+    SecureAggregator,
+    Summed,
+    ask_for_seeds,
+    ask_to_sign,
+)
 from fl_vitlora.flower.server.sending import ServerEnd
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.flower.wire.layouts import MessageLayouts
@@ -150,21 +155,29 @@ class Transport:
         weights: Mapping[int, int],
     ) -> tuple[Answers[RecordDict], Summed]:
         """Asks for masked updates and adds these up; the server sees only the sum."""
-        roster = sums.roster(server_round, weights)
+        agreed = sums.agree(server_round, weights, lambda one: ask_to_sign(self._asker, one))
+        if agreed.roster is None:
+            nobody = Answers[RecordDict](read={}, reasons={}, taken_apart=frozenset())
+            return nobody, Summed(failures=agreed.failures)
         answers = self._asker.ask(
             Question(
-                round=server_round, asked=asked, read=lambda _, content, __: content, roster=roster
+                round=server_round,
+                asked={client: asked[client] for client in sorted(agreed.roster.clients)},
+                read=lambda _, content, __: content,
+                roster=agreed.roster,
+                signatures=agreed.signatures,
             )
         )
         layout = self._asker.layout
-        return answers, sums.add_up(
-            roster,
+        summed = sums.add_up(
+            agreed.roster,
             answers.read,
             layout.without(layout.ending_with(self._plan.frozen)),
             lambda *those: ask_for_seeds(self._asker, *those),
             images=weights,
             expected={client: self._expected(one) for client, one in asked.items()},
         )
+        return answers, replace(summed, failures={**summed.failures, **agreed.failures})
 
     def measure(
         self,

@@ -31,6 +31,7 @@ def check_privacy(config: Config, strategy: AnyStrategy) -> None:
     """
     privacy, cohort = config.privacy, cohort_size(config.clients, config.fraction)
     _check_noise(privacy)
+    check_client_keys(privacy)
     if sees_only_sums(config):
         _check_strategy(config, strategy)
     if privacy.secure_aggregation and cohort < FEWEST:
@@ -42,6 +43,20 @@ def check_privacy(config: Config, strategy: AnyStrategy) -> None:
     epsilon(  # finds a missing package now, and not only at the end of the run
         noise_multiplier=chosen.noise_multiplier, releases=config.rounds, delta=privacy.delta
     )
+
+
+def check_client_keys(privacy: PrivacyConfig) -> None:
+    """Refuses settings that protect a secure sum where there is none.
+
+    Raises:
+        UserError: If there is no secure aggregation.
+    """
+    wish = "client_keys" if privacy.client_keys else "" if privacy.reveal_seeds else "reveal_seeds"
+    if wish and not privacy.secure_aggregation:
+        raise UserError(
+            f"privacy.{wish} protects secure sums, but there are none; add "
+            f"--set privacy.secure_aggregation=true, or remove privacy.{wish}"
+        )
 
 
 def _check_noise(privacy: PrivacyConfig) -> None:

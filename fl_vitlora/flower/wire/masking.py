@@ -70,7 +70,7 @@ def introduce(context: Context, client: int) -> ConfigRecord:
         The record `RECORD` of the client's first message (the greeting), with the public key.
     """
     known = RECORD in context.state.config_records
-    secret = _kept(context) if known else draw_secret(client)
+    secret = kept_secret(context) if known else draw_secret(client)
     _keep(context, secret)
     return ConfigRecord({PUBLIC: secret.public})
 
@@ -101,7 +101,7 @@ def hide(
         ValueError: If the client has no key because it was not greeted; if the roster is missing,
             or the client must not accept the roster; or if the update is not finite.
     """
-    secret, roster = _kept(context), read_roster(instruction)
+    secret, roster = kept_secret(context), read_roster(instruction)
     if roster.limit != limit:
         raise ValueError(
             f"the server sums in a range of {roster.limit:g}, but this client uses a range of "
@@ -150,9 +150,9 @@ def answer(message: Message, context: Context) -> Message:
     Raises:
         ValueError: If the seeds would expose the client's own update.
     """
-    asked = _record(message.content)
-    dropped = frozenset(_field(asked, DROPPED))
-    seeds, after = reveal(_kept(context), _field(asked, ROUND), dropped)
+    asked = record_of(message.content)
+    dropped = frozenset(field_of(asked, DROPPED))
+    seeds, after = reveal(kept_secret(context), field_of(asked, ROUND), dropped)
     _keep(context, after)
     seeds_record = ConfigRecord({CLIENTS: list(seeds), SEEDS: list(seeds.values())})
     return Message(RecordDict({RECORD: seeds_record}), reply_to=message)
@@ -167,7 +167,7 @@ def read_key(greeting: RecordDict) -> bytes:
     Raises:
         ValueError: If the greeting has no public key, or a public key of the wrong length.
     """
-    key = _field(_record(greeting), PUBLIC)
+    key = field_of(record_of(greeting), PUBLIC)
     if not isinstance(key, bytes) or len(key) != KEY_BYTES:
         raise ValueError(f"message refused: a public key must have {KEY_BYTES} bytes")
     return key
@@ -209,7 +209,7 @@ def read_roster(instruction: RecordDict) -> Roster:
     Raises:
         ValueError: If the roster is missing, or if a client must not accept the roster.
     """
-    return _roster(_record(instruction))
+    return _roster(record_of(instruction))
 
 
 def read_masked(reply: RecordDict, layout: Layout) -> Words:
@@ -243,8 +243,8 @@ def read_seeds(reply: RecordDict) -> Seeds:
     Raises:
         ValueError: If the answer has no seeds, or seeds of the wrong length.
     """
-    record = _record(reply)
-    clients, seeds = _field(record, CLIENTS), _field(record, SEEDS)
+    record = record_of(reply)
+    clients, seeds = field_of(record, CLIENTS), field_of(record, SEEDS)
     if not (isinstance(clients, list) and isinstance(seeds, list) and len(clients) == len(seeds)):
         raise ValueError("message refused: it must name one client for each seed")
     if not all(isinstance(seed, bytes) and len(seed) == KEY_BYTES for seed in seeds):
@@ -294,13 +294,15 @@ def open_sum(
 # records
 
 
-def _record(content: RecordDict) -> ConfigRecord:
+def record_of(content: RecordDict) -> ConfigRecord:
+    """Returns the record of the secure sum in a message."""
     if RECORD not in content.config_records:
         raise ValueError("message refused: its record of the secure sum is missing")
     return content.config_records[RECORD]
 
 
-def _field(record: ConfigRecord, name: str) -> Any:
+def field_of(record: ConfigRecord, name: str) -> Any:
+    """Returns a value of the record of a secure sum."""
     if name not in record:
         raise ValueError(f"message refused: its record of a secure sum lacks {name!r}")
     return record[name]
@@ -317,9 +319,9 @@ def _values(roster: Roster) -> dict[str, Any]:
 
 
 def _roster(record: ConfigRecord) -> Roster:
-    rows = zip(*(_field(record, name) for name in (CLIENTS, SHARES, KEYS)), strict=True)
+    rows = zip(*(field_of(record, name) for name in (CLIENTS, SHARES, KEYS)), strict=True)
     members = tuple(Member(client=client, share=share, key=key) for client, share, key in rows)
-    return Roster(round=_field(record, ROUND), members=members, limit=_field(record, LIMIT))
+    return Roster(round=field_of(record, ROUND), members=members, limit=field_of(record, LIMIT))
 
 
 def _keep(context: Context, secret: Secret) -> None:
@@ -330,7 +332,7 @@ def _keep(context: Context, secret: Secret) -> None:
     context.state[RECORD] = ConfigRecord(values)
 
 
-def _kept(context: Context) -> Secret:
+def kept_secret(context: Context) -> Secret:
     """Returns the secret that `_keep` stored."""
     if RECORD not in context.state.config_records:
         raise ValueError(
@@ -339,8 +341,8 @@ def _kept(context: Context) -> Secret:
     record = context.state.config_records[RECORD]
     summed = ROUND in record
     return Secret(
-        client=_field(record, CLIENT),
-        private=_field(record, PRIVATE),
+        client=field_of(record, CLIENT),
+        private=field_of(record, PRIVATE),
         roster=_roster(record) if summed else None,
-        dropped=frozenset(_field(record, DROPPED) if summed else ()),
+        dropped=frozenset(field_of(record, DROPPED) if summed else ()),
     )

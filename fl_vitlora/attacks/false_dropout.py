@@ -1,0 +1,68 @@
+"""A hostile server says of a client that it dropped out of a secure sum, while it has its vector.
+
+All public keys are the true ones, and all signatures are genuine. The server lets three clients
+mask their updates. Then it asks two of them for the seeds that they share with the third, as it
+does when a client has dropped out. With these seeds it removes the mask of the third client.
+
+Signed rosters do not prevent this. Clients with ``privacy.reveal_seeds=false`` do: they reveal no
+seed, and a round with a client that really dropped out fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fl_vitlora.attacks.contract import Attack
+from fl_vitlora.attacks.results import Figure
+from fl_vitlora.attacks.truth import Truth
+from fl_vitlora.attacks.unmasking import (
+    FIGURES,
+    Read,
+    honest_order,
+    lacks_a_sum,
+    members_of,
+    read,
+    roster_of,
+    score,
+)
+from fl_vitlora.attacks.views import HostileServerView
+from fl_vitlora.communication.fixed_point import Words
+
+
+@dataclass(frozen=True, kw_only=True)
+class FalseDropout(Attack[HostileServerView, Read]):
+    """The attack on one client of a secure sum."""
+
+    adversaries = (HostileServerView,)
+    goal = "The update of one client in a secure sum, by the seeds of the other clients."
+    figures = FIGURES
+
+    def lacks(self, view: HostileServerView) -> str:
+        """Returns why there is no secure sum to read."""
+        return lacks_a_sum(view)
+
+    def guess(self, view: HostileServerView) -> Read:
+        """Lets a sum take place, and asks the others for the seeds that they share."""
+        clients, victim = view.sum_clients(), view.client
+        members = members_of(view, list(clients))
+        roster = roster_of(view, {client: clients[client].key() for client in members})
+        answers = {client: clients[client].vouch(roster) for client in members}
+        signatures = {c: one for c, one in answers.items() if not isinstance(one, str)}
+        masked: dict[int, Words] = {}
+        for client in members:
+            view.clock.check()
+            words = clients[client].train(honest_order(view), roster, signatures)
+            if not isinstance(words, str):
+                masked[client] = words
+        others, seeds = [client for client in members if client != victim], {}
+        for client in others:
+            told = clients[client].reveal(roster, frozenset({victim}))
+            if not isinstance(told, str):
+                seeds[client] = told[victim]
+        refused = 1 - len(seeds) / len(others)
+        return read(view, roster, masked.get(victim), seeds, refused=refused)
+
+    def score(self, guess: Read, truth: Truth) -> Sequence[Figure]:
+        """Compares the update that was read with the update that the client sent."""
+        return score(guess, truth)

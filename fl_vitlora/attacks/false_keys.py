@@ -1,0 +1,89 @@
+"""A hostile server puts public keys of its own between the clients of a secure sum.
+
+To one client, the victim, the server sends a roster with the victim's own key and, for all others,
+public keys of the server's making. Then the server knows every seed of the victim, and so its mask.
+The masked update becomes readable, exactly. The server can do this to all clients, each with a
+roster of its own, and add up what it has read, so that nobody notices.
+
+If clients sign rosters by pinned identity keys (``privacy.client_keys``), the server needs the
+signatures of the others for the false roster. It tries what it has: no signatures, the signatures
+of the others for the true roster, and signatures by identities of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from fl_vitlora.attacks.contract import Attack
+from fl_vitlora.attacks.results import Figure
+from fl_vitlora.attacks.truth import Truth
+from fl_vitlora.attacks.unmasking import (
+    FIGURES,
+    Read,
+    honest_order,
+    lacks_a_sum,
+    members_of,
+    read,
+    roster_of,
+    score,
+)
+from fl_vitlora.attacks.views import HostileServerView, SumClient
+from fl_vitlora.encryption.identities import Identity
+from fl_vitlora.privacy.agreement import Signatures, statement
+from fl_vitlora.privacy.secure_sum import Roster, Secret, pair_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class FalseKeys(Attack[HostileServerView, Read]):
+    """The attack on one client of a secure sum."""
+
+    adversaries = (HostileServerView,)
+    goal = "The update of one client in a secure sum, by public keys of the server's own."
+    figures = FIGURES
+
+    def lacks(self, view: HostileServerView) -> str:
+        """Returns why there is no secure sum to read."""
+        return lacks_a_sum(view)
+
+    def guess(self, view: HostileServerView) -> Read:
+        """Sends the victim false rosters until it masks its update by one."""
+        clients = view.sum_clients()
+        members = members_of(view, list(clients))
+        keys = {client: clients[client].key() for client in members}
+        own = {client: _secret(client) for client in members if client != view.client}
+        false = roster_of(view, keys | {client: one.public for client, one in own.items()})
+        words = None
+        for signatures in _attempts(clients, roster_of(view, keys), false, view.client):
+            view.clock.check()
+            answer = clients[view.client].train(honest_order(view), false, signatures)
+            if not isinstance(answer, str):
+                words = answer
+                break
+        seeds = {client: pair_seed(one, false, view.client) for client, one in own.items()}
+        return read(view, false, words, seeds, refused=float(words is None))
+
+    def score(self, guess: Read, truth: Truth) -> Sequence[Figure]:
+        """Compares the update that was read with the update that the client sent."""
+        return score(guess, truth)
+
+
+def _secret(client: int) -> Secret:
+    """Returns a key pair of the server's making, with which it takes the place of a client."""
+    return Secret(client=client, private=hashlib.sha256(f"false key {client}".encode()).digest())
+
+
+def _attempts(
+    clients: Mapping[int, SumClient], true: Roster, false: Roster, victim: int
+) -> Iterator[Signatures]:
+    """Yields the signatures that a server can have for a false roster."""
+    yield {}
+    answers = {c: clients[c].vouch(false if c == victim else true) for c in sorted(true.clients)}
+    signed = {c: answer for c, answer in answers.items() if not isinstance(answer, str)}
+    yield signed
+    forged = {
+        client: Identity(client=client, private=_secret(client).private).sign(statement(false))
+        for client in true.clients - {victim}
+    }
+    yield signed | forged

@@ -1,0 +1,107 @@
+"""Agreement on a roster: a client masks its vector only if all participants have signed the roster.
+
+The roster of a secure sum has a public key for each participant. A server that puts keys of its own
+into the roster knows all seeds, and so all masks (`attacks.false_keys`). With pinned identity keys
+(`encryption.identities`) this fails:
+
+1. The server sends the roster of the round to all participants, and each signs it.
+2. The server sends the roster with all signatures, together with the instruction to train. A client
+   masks its vector only if each participant has signed exactly this roster.
+
+A signature is about the round, and about the number, share and public key of every participant.
+Every client draws its key pair anew for each run, so a roster of another run lacks the client's own
+key. So no signature can be used for another round, another run, another client or another list.
+
+What this does not prevent: the server may leave clients out, as long as `least` participate, and it
+may say that a client dropped out whose vector it holds. `privacy.reveal_seeds=false` ends the
+latter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fl_vitlora.encryption.identities import SETTING, SIGNATURE_BYTES, Identities, Pins
+from fl_vitlora.privacy.secure_sum import FEWEST, Roster, Secret
+
+PURPOSE = b"fl_vitlora/secure sum/roster/1\0"  # no signature is valid for another purpose
+
+Signatures = Mapping[int, bytes]  # the signature of each participant, by its number
+
+
+def statement(roster: Roster) -> bytes:
+    """Returns the message that all participants of a roster sign."""
+    return PURPOSE + roster.digest
+
+
+def vouch(secret: Secret, roster: Roster, identities: Identities, least: int) -> bytes:
+    """Signs a roster; a client calls this function.
+
+    Args:
+        secret: The secret state of the client: its private key, and the last sum that it took part
+            in.
+        roster: The roster of the sum.
+        identities: The client's own identity, and the pinned public keys of all clients.
+        least: The smallest number of participants with which the client takes part.
+
+    Returns:
+        The signature, 64 bytes.
+
+    Raises:
+        ValueError: If the client must not take part in such a sum.
+    """
+    _check_roster(secret, roster, identities.pins, least)
+    return identities.of(secret.client).sign(statement(roster))
+
+
+def check_signed(
+    secret: Secret, roster: Roster, pins: Pins, signatures: Signatures, least: int
+) -> None:
+    """Refuses a roster that not all of its participants have signed; a client calls this function.
+
+    Args:
+        secret: The secret state of the client.
+        roster: The roster of the sum.
+        pins: The pinned public keys of all clients.
+        signatures: The signatures that the server sent.
+        least: The smallest number of participants with which the client takes part.
+
+    Raises:
+        ValueError: If a signature is missing or does not fit the roster, or if the client must not
+            take part in such a sum.
+    """
+    _check_roster(secret, roster, pins, least)
+    if unsigned := unsigned_by(roster, pins, signatures):
+        raise _refusal(
+            roster,
+            f"client {unsigned[0]} has not signed it by the key in {pins.source}; the server or "
+            "somebody on the way has changed a key, a client or the round",
+        )
+
+
+def unsigned_by(roster: Roster, pins: Pins, signatures: Signatures) -> list[int]:
+    """Returns the participants without a valid signature of a roster, sorted by their numbers."""
+    signed = statement(roster)
+    return [
+        client
+        for client in sorted(roster.clients)
+        if not pins.signed(client, signed, signatures.get(client, bytes(SIGNATURE_BYTES)))
+    ]
+
+
+def _check_roster(secret: Secret, roster: Roster, pins: Pins, least: int) -> None:
+    least = max(least, FEWEST)
+    if len(roster.members) < least:
+        raise _refusal(roster, f"it lists {len(roster.members)} clients, expected {least} or more")
+    if strangers := sorted(roster.clients - pins.keys.keys()):
+        raise _refusal(roster, f"client {strangers[0]} has no key in {pins.source}")
+    if roster.of(secret.client).key != secret.public:
+        raise _refusal(roster, "it lists another public key for this client than its own")
+    if secret.roster is not None and roster.round <= secret.roster.round:
+        raise _refusal(
+            roster, f"expected a round after {secret.roster.round}, the last one of this client"
+        )
+
+
+def _refusal(roster: Roster, reason: str) -> ValueError:
+    return ValueError(f"roster of round {roster.round} refused ({SETTING}): {reason}")
