@@ -244,7 +244,8 @@ def _read(path: Path, server_round: int) -> Any:
     if metadata.get(ROUND) != str(server_round):
         raise DamagedFileError(
             path,
-            f"has one round in its name and another in its content: {metadata.get(ROUND, 'none')}",
+            "has one round in its name and another round in its content: "
+            f"{metadata.get(ROUND, 'none')}",
         )
     return build(tensors, json.loads(metadata[CONTENT]))
 

@@ -78,7 +78,7 @@ def decode(part: Part, layout: Layout) -> State:
     """
     if part.digest != layout.digest:
         raise ValueError(
-            f"message refused: it holds other tensors than the {len(layout.shapes)} expected; do "
+            f"message refused: its tensors are not the {len(layout.shapes)} expected tensors; do "
             "client and server build the same model?"
         )
     here = layout.only(layout.marked(part.marks)) if part.marks else layout

@@ -188,12 +188,12 @@ def _read_head(reader: ByteReader) -> Any:
     short, length = reader.varint(), reader.varint()
     if length > MOST_INFLATION * short + SMALL_HEAD:
         raise RefusedError(
-            "it states a length of its head that is too large for the compressed bytes"
+            "it states a length of its head that is too large for its compressed bytes"
         )
     inflate = zlib.decompressobj(wbits=-15, zdict=DICTIONARY)
     head = inflate.decompress(reader.take(short), length + 1)
     if len(head) != length or not inflate.eof or inflate.unused_data:
-        raise RefusedError("its head has another length than the message states")
+        raise RefusedError("the length of its head differs from the length that it states")
     return msgpack.unpackb(head)
 
 

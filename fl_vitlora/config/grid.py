@@ -203,7 +203,7 @@ def _read_seeds(seeds: Any) -> tuple[int, ...]:
         )
     read = tuple(resolve({}, {"seed": seed}).seed for seed in seeds)
     if len(set(read)) < len(read):
-        raise UserError(f"seeds: expected different seeds, but one occurs twice in {shown(seeds)}")
+        raise UserError(f"seeds: expected different seeds, but {shown(seeds)} has a seed twice")
     return read
 
 
@@ -254,7 +254,7 @@ def _label(name: str, values: Any) -> dict[str, Any]:
     labelled = {label_of(value): value for value in values}
     if len(labelled) < len(values):
         raise UserError(
-            f"compare: expected different values of {name}, but one occurs twice in {shown(values)}"
+            f"compare: expected different values of {name}, but {shown(values)} has a value twice"
         )
     return labelled
 

@@ -251,18 +251,18 @@ def _check_lists(config: Config) -> None:
     ):
         if len(set(items)) < len(items):
             raise UserError(
-                f"{path}: expected different entries, one occurs twice in {list(items)}"
+                f"{path}: expected different entries, but {list(items)} has an entry twice"
             )
     if len(config.data.background) not in (1, 3):
         raise UserError(
-            "data.background: expected one number (grey) or three (red, green and blue)"
+            "data.background: expected one number (grey) or three numbers (red, green and blue)"
         )
     if config.data.pixel_range and (
         len(config.data.pixel_range) != 2 or not _rises(*config.data.pixel_range)
     ):
         raise UserError("data.pixel_range: expected two finite numbers, the smaller one first")
     if config.model.image_size is not None and len(config.model.image_size) not in (1, 2):
-        raise UserError("model.image_size: expected one number, or two (height and width)")
+        raise UserError("model.image_size: expected one number, or two numbers (height and width)")
     if not config.finetuning.targets:
         raise UserError("finetuning.targets: expected at least one of q, k, v, proj, fc1, fc2")
 

@@ -217,8 +217,8 @@ def _to_text(value: Any, path: str) -> str:
         )
     if len(encoded) > LONGEST_TEXT or max(map(len, encoded.split(b"/"))) > LONGEST_NAME:
         raise UserError(
-            f"{path}: expected at most {LONGEST_TEXT} bytes, and at most {LONGEST_NAME} between "
-            f"two slashes, got {shown(value)}"
+            f"{path}: expected at most {LONGEST_TEXT} bytes, and at most {LONGEST_NAME} bytes "
+            f"between two slashes, got {shown(value)}"
         )
     return value
 

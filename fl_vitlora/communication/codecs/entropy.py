@@ -65,7 +65,7 @@ def read_symbols(reader: ByteReader, n: int, size: int) -> Symbols:
     if mode == PLAIN:
         symbols = unpack(reader.take(packed_bytes(n, width(size))), n, width(size))
         if symbols.max() >= size:
-            raise ValueError(f"a symbol must be below {size}, but a larger one was read")
+            raise ValueError(f"a symbol must be below {size}, but a larger symbol was read")
         return symbols
     if mode != CODED:
         raise ValueError("the first byte of the symbols names an unknown format")

@@ -283,7 +283,7 @@ def test_a_client_that_raises_is_a_failure_that_names_the_cause(grid: LocalGrid,
     assert updates == []
     assert [failure.client for failure in failures] == [0, 1]
     for failure in failures:
-        assert failure.reason.startswith("message refused: it holds")
+        assert failure.reason.startswith("message refused: its tensors are not")
         assert "do client and server build the same model?" in failure.reason
 
 
