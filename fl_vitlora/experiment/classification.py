@@ -1,10 +1,10 @@
-"""The classification report of a run: what stands behind the accuracy of its final model.
+"""Makes the classification report of a run, which explains the accuracy of the final model.
 
 If a central party evaluates the model, the report has precision, recall and F1 of each class, the
 confusion matrix, and the calibration. If the clients evaluate the model, the server knows only each
 client's accuracy, and the report says how the accuracy differs between the clients.
 
-n images, L classes, K clients.
+Letters in shapes: n images, L classes, K clients.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from fl_vitlora.training.decisions import Decisions
 Matrix = NDArray[np.int64]
 Part = dict[str, Any]
 
-BINS = 15  # as Guo et al. have them
+BINS = 15  # the number of bins in the paper of Guo et al.
 MOST_CLASSES = 100  # the largest number of classes whose confusion matrix is in `result.json`
-WORST_SHARE = 10  # the worst tenth of the clients
+WORST_SHARE = 10  # the worst clients are one tenth (1 / WORST_SHARE) of all clients
 
 
 def report_of(details: Details, classes: int) -> Part:
@@ -48,9 +48,10 @@ def report_of(details: Details, classes: int) -> Part:
 
 
 def of_classes(decisions: Decisions, classes: int) -> Part:
-    """Returns the figures of each class, their means, the confusion matrix and the calibration.
+    """Returns the figures of each class, the macro F1, the confusion matrix and the calibration.
 
-    With the true positives TP, false positives FP and false negatives FN of a class:
+    With the true positives TP, false positives FP and false negatives FN of a class, the figures
+    are
 
         precision = TP / (TP + FP),   recall = TP / (TP + FN),   F1 = 2 TP / (2 TP + FP + FN)
 
@@ -63,10 +64,10 @@ def of_classes(decisions: Decisions, classes: int) -> Part:
 
     Returns:
         A dictionary. The lists `precision`, `recall`, `f1` and `support` have an entry for each
-        class; the support is the number of images of the class. Row i of the confusion matrix has
-        the images of class i, column j those that the model puts into class j.
+        class; the support is the number of images of the class. Row i of the confusion matrix
+        counts the images of class i. Column j counts the images that the model assigns to class j.
     """
-    from sklearn.metrics import precision_recall_fscore_support  # takes a second
+    from sklearn.metrics import precision_recall_fscore_support  # this import takes a second
 
     labels, chosen = decisions.labels.numpy(), decisions.chosen.numpy()
     figures = precision_recall_fscore_support(
@@ -88,7 +89,7 @@ def of_classes(decisions: Decisions, classes: int) -> Part:
 
 
 def confusion(decisions: Decisions, classes: int) -> Matrix:
-    """Returns the confusion matrix: entry (i, j) counts images of class i that are taken for j.
+    """Returns the confusion matrix, whose entry (i, j) counts images of class i assigned to j.
 
     Args:
         decisions: The model's decisions for the n test images.
@@ -103,10 +104,11 @@ def confusion(decisions: Decisions, classes: int) -> Matrix:
 
 
 def calibration(decisions: Decisions) -> Part:
-    """Returns how far a model's confidence is from its accuracy.
+    """Returns the distance between a model's confidence and its accuracy.
 
-    The images are sorted into M = 15 bins of equal width by their confidence. With the images B_m
-    of bin m, their accuracy acc and their mean confidence conf, the expected calibration error is
+    The images are divided by confidence into M = 15 bins of equal width. With the images B_m of bin
+    m, their accuracy acc(B_m) and their mean confidence conf(B_m), the expected calibration error
+    is
 
         ECE = Σ_m |B_m| / n · |acc(B_m) - conf(B_m)|
 
@@ -114,9 +116,10 @@ def calibration(decisions: Decisions) -> Part:
         decisions: The model's decisions for the n test images.
 
     Returns:
-        A dictionary with the error, which is None if a confidence is not finite, and for each bin
-        the number of images, their accuracy and their mean confidence (None for an empty bin). Bin
-        m has the confidences above (m - 1) / M, up to and including m / M.
+        A dictionary with the expected error and three lists, which have an entry for each bin: the
+        number of images, their accuracy and their mean confidence (None for an empty bin). Bin m
+        has the confidences above (m - 1) / M, up to and including m / M. If a confidence is not
+        finite, the expected error is None and the lists are empty.
 
     Source:
         Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, arXiv 1706.04599,
@@ -146,15 +149,15 @@ def _means(sums: NDArray[np.float64], counts: Matrix) -> list[float | None]:
 
 
 def of_clients(answers: Sequence[Answer]) -> Part:
-    """Returns how the accuracy of the final model differs between clients.
+    """Returns figures that show how the accuracy of the final model differs between clients.
 
-    Every client counts once, whatever its number of images. The worst tenth of K clients has
-    ⌈K / 10⌉ clients. The standard deviation over the clients measures the fairness of the model: a
-    model is fairer than another if its accuracy is more uniform.
+    All clients have the same weight, even if their numbers of images differ. The worst tenth of K
+    clients has ⌈K / 10⌉ clients. The standard deviation over the clients measures the fairness of
+    the model: the more uniform the accuracy is, the fairer is the model.
 
     Args:
-        answers: The answers of the K clients, each with the accuracy on its own test images. An
-            answer is what the client says; the server cannot check it.
+        answers: The answers of the K clients, each with the accuracy on the client's own test
+            images. The server cannot check the answer of a client.
 
     Returns:
         A dictionary with the figures, and with the lists `client`, `images` and `accuracy`, which
@@ -162,8 +165,8 @@ def of_clients(answers: Sequence[Answer]) -> Part:
 
     Source:
         Li, Sanjabi, Beirami, Smith, "Fair Resource Allocation in Federated Learning", ICLR 2020,
-        arXiv 1905.10497, definition 1 and table 1. They give the variance in squared percentage
-        points; the standard deviation here is its root, as a share.
+        arXiv 1905.10497, definition 1 and table 1. The paper states the variance in squared
+        percentage points. This function returns the standard deviation as a share.
 
     Example:
         >>> told = [Answer(k, 10, {RIGHT_KEY: (share, 0.0)}) for k, share in enumerate([0.5, 0.7])]
@@ -187,5 +190,5 @@ def of_clients(answers: Sequence[Answer]) -> Part:
 
 
 def _known(value: float) -> float | None:
-    """Returns a number as a Python float; None if it is not a number."""
+    """Returns a number as a Python float, or None for NaN."""
     return None if math.isnan(value) else float(value)

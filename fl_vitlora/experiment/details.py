@@ -1,4 +1,4 @@
-"""The details of an evaluation that stand behind its accuracy; `classification` reports them."""
+"""The details of an evaluation, from which the module `classification` makes a report."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from fl_vitlora.training.decisions import Decisions
 class Details:
     """The details of the evaluation of the last evaluated model on test images.
 
-    Either a central party has decided for each test image, or each client has sent its accuracy.
+    There are decisions if a central party has evaluated the model, and answers if the clients have
+    evaluated the model.
 
     Attributes:
         decisions: The model's decisions for the common test images; None if no central party has
-            evaluated the model on them.
-        answers: The answers of the clients that have evaluated the model; empty if none has.
+            evaluated the model on these images.
+        answers: The answers of the clients that have evaluated the model; empty if no client has
+            evaluated the model.
     """
 
     decisions: Decisions | None = None
     answers: Sequence[Answer] = ()
 
     def clear(self) -> None:
-        """Forgets the details, because another model will be evaluated."""
+        """Removes the details, because another model will be evaluated."""
         self.decisions, self.answers = None, ()
 
     def take(self, other: Details) -> None:
-        """Takes over the details of another object."""
+        """Copies the details of another object into this object."""
         self.decisions, self.answers = other.decisions, other.answers
 
     def note_decisions(self, decisions: Decisions) -> None:
@@ -39,12 +41,12 @@ class Details:
         self.decisions = decisions
 
     def note_answers(self, answers: Sequence[Answer]) -> None:
-        """Stores the answers of the clients, if they are about test images."""
+        """Stores the answers of the clients, if all answers have results on test images."""
         if all(RIGHT_KEY in answer.measured for answer in answers):
             self.answers = answers
 
     def to_tree(self) -> dict[str, Any]:
-        """Returns the details as a checkpoint stores them; `of_tree` reads them."""
+        """Returns the details as a tree of values for a checkpoint; `of_tree` reads this tree."""
         known = self.decisions
         return {
             "decisions": None
@@ -59,7 +61,7 @@ class Details:
 
     @classmethod
     def of_tree(cls, tree: Mapping[str, Any] | None) -> Details:
-        """Returns the details of a checkpoint; checkpoints of older versions have none (None)."""
+        """Returns the details of a checkpoint; `tree` is None for checkpoints of older versions."""
         if tree is None:
             return cls()
         known = tree["decisions"]

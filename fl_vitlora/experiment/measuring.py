@@ -139,7 +139,7 @@ class Measuring:
         lacks_accuracy = RIGHT_KEY in missing and self.needs_last_messages
         if missing and (self.beside or lacks_accuracy):
             known.update(self.evaluator.measure(done, model, missing))
-        details = replace(self.record.details)  # those of the last model, not of the best
+        details = replace(self.record.details)  # the details of the last model
         self.record.best_on_test = self._best_on_test(read_best)
         self.record.details.take(details)
 

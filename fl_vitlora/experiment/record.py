@@ -49,7 +49,7 @@ class Record:
             this model was not evaluated.
         evaluated: The metrics that a strategy computed from the clients' evaluation of the last
             round's model.
-        details: The details of this evaluation on test images, for the report about the last model.
+        details: The details of the evaluation on test images, for the report about the last model.
         best_on_test: The result of the best model on the test images; None if the result is
             unknown, or if the run has no validation images.
         sizes: The sizes of the messages of full fine-tuning; None until the sizes are measured.
@@ -140,7 +140,7 @@ class Record:
             ledger: The list of all messages until the checkpoint, with the size of each message.
             lines: One line of `rounds.jsonl` for each round until the checkpoint.
             measured: The results of the last evaluation before the checkpoint, for each view.
-            details: The details of that evaluation.
+            details: The details of the last evaluation before the checkpoint.
         """
         self.ledger.replace(ledger)
         for line in lines:

@@ -117,7 +117,7 @@ class CentralEvaluator:
         shard: The encrypted test images.
         validation: The encrypted validation images; None if there are no validation images.
         show: A function that is called with the model's decisions for the test images, whenever
-            the test images are measured under the right key.
+            the model is evaluated on the test images under the right key.
         coordinates: The maps between the server's tensors and the party's tensors, which differ if
             the party has its own key.
         holder: The key holder of the party; None if the party has no key.
