@@ -14,8 +14,12 @@ import pytest
 
 from fl_vitlora.attacks.results import RULE, Figure, Outcome
 from fl_vitlora.command_line import tools
+from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.attacking import ATTACKS, described
+from fl_vitlora.experiment.classification import of_clients
+from fl_vitlora.experiment.result import counted
+from fl_vitlora.federation.evaluation import Answer
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.library.finished import load_run
 from fl_vitlora.reporting.plots import LABELS
@@ -166,6 +170,29 @@ def test_results_of_older_versions_have_a_report_with_less(copy: Path):
     assert parsed.tags.count("img") == 1  # the plot of the labels takes the place of the chart
     total = result["communication"]["full_fine_tuning_bytes"]
     assert parsed.chart("bytes")["data"][1]["y"][-1] * 1e6 == pytest.approx(total)
+
+
+def test_a_run_that_clients_evaluate_shows_each_client_and_no_classes(copy: Path):
+    answers = [Answer(k, 10, {RIGHT_KEY: (share, 1.0)}) for k, share in enumerate((0.9, 0.5, 0.7))]
+    change(copy, classification=None, client_accuracy=of_clients(answers))
+    parsed = Parsed(write_report(copy))
+    assert "worst tenth of clients 50.00 %" in parsed.text
+    assert "deviation over clients 16.33 points" in parsed.text  # the root of 0.08 / 3
+    (bars,) = parsed.chart("clients")["data"]
+    assert bars["y"] == [50.0, 70.0, 90.0]
+    assert [client for client, _ in bars["customdata"]] == [1, 2, 0]
+    assert "data-confusion" not in parsed.scripts
+
+
+def test_failures_are_shown_by_round_and_by_client(copy: Path):
+    lines = [json.loads(line) for line in (copy / "rounds.jsonl").read_text().splitlines()]
+    lines[1]["failures"] = [{"client": 3, "reason": "late"}, {"client": 2, "reason": "lost"}]
+    (copy / "rounds.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    change(copy, failures=counted(lines))
+    parsed = Parsed(write_report(copy))
+    assert parsed.chart("failures")["data"][0]["y"] == [0, 2]
+    assert "3 late 1" in parsed.text
+    assert "No update of a client failed." not in parsed.text
 
 
 def test_a_picture_of_the_run_folder_is_in_the_report(copy: Path):

@@ -297,6 +297,7 @@ def clients_chart(told: Line) -> Chart:
 
 def failures_chart(lines: Sequence[Line]) -> Chart:
     """Returns how many updates failed in each round."""
+    most = max(len(line["failures"]) for line in lines)
     trace = go.Bar(
         x=[line["round"] for line in lines],
         y=[len(line["failures"]) for line in lines],
@@ -307,7 +308,9 @@ def failures_chart(lines: Sequence[Line]) -> Chart:
         name="failures",
         title="Updates that failed in each round",
         told="How many updates did not arrive or were refused in each round.",
-        figure=rounds_figure([trace], len(lines), "failed updates"),
+        figure=rounds_figure(
+            [trace], len(lines), "failed updates", yaxis_dtick=1 if most <= MOST_MARKED else None
+        ),
     )
 
 

@@ -64,6 +64,11 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.2f} %"
 
 
+def points(share: float | None) -> str:
+    """Returns a difference of shares as a text in percentage points, or a dash for None."""
+    return "–" if share is None else f"{100 * share:.2f} points"
+
+
 def summary(files: RunFiles) -> str:
     """Returns a sentence that says what was run."""
     result, steps = files.result, files.result["encryption"]["steps"]
@@ -88,10 +93,10 @@ def figures(result: Line) -> Iterator[tuple[str, str]]:
         yield "validation accuracy", percent(held["accuracy"])
     if classes := result.get("classification"):
         yield "macro F1", percent(classes["macro_f1"])
-        yield "calibration error", percent(classes["calibration"]["expected_error"])
+        yield "calibration error", points(classes["calibration"]["expected_error"])
     if (clients := result.get("client_accuracy")) and clients["client"]:
         yield "worst tenth of clients", percent(clients["worst_tenth"])
-        yield "deviation over clients", percent(clients["standard_deviation"])
+        yield "deviation over clients", points(clients["standard_deviation"])
     yield "sent", readable_bytes(wire["uplink_bytes"] + wire["downlink_bytes"])
     yield "full fine-tuning", readable_bytes(wire["full_fine_tuning_bytes"])
     yield "saving", f"{wire['saving']:.1f}x"
@@ -181,10 +186,9 @@ def failures_table(failures: Line) -> Table | None:
     if not failures["updates"]:
         return None
     times = sorted(failures["clients"].items(), key=lambda item: -item[1])
-    rows = [[client, str(count), failures["reasons"][client]] for client, count in times]
-    return Table(
-        title="Clients with failed updates", head=["client", "failed", "first reason"], rows=rows
-    )
+    rows = [[client, failures["reasons"][client], str(count)] for client, count in times]
+    head = ["client", "first reason", "failed updates"]
+    return Table(title="Clients with failed updates", head=head, rows=rows, texts=2)
 
 
 def attacks_table(attacks: Line) -> Table:
@@ -202,7 +206,10 @@ def attacks_table(attacks: Line) -> Table:
             [told["attack"], told["adversary"], verdict, told["reason"] or "; ".join(texts)]
         )
     return Table(
-        title="Attacks on this run", head=["attack", "adversary", "verdict", "found"], rows=rows
+        title="Attacks on this run",
+        head=["attack", "adversary", "verdict", "found"],
+        rows=rows,
+        texts=4,
     )
 
 
