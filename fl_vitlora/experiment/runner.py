@@ -94,7 +94,12 @@ def _silence(watch: Watch) -> None:
 
 
 def _checked(
-    config: Config, strategy: AnyStrategy, watch: Watch, given: Given | None, *, resume: bool
+    config: Config,
+    strategy: AnyStrategy,
+    watch: Watch,
+    given: Given | None = None,
+    *,
+    resume: bool,
 ) -> Experiment:
     """Checks the configuration and the strategy before any file is written or Ray starts."""
     drafted = validation.draft_of(config.model)

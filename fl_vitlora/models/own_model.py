@@ -102,7 +102,7 @@ def _is_of_timm(architecture: str | None) -> bool:
 
     if not architecture or not timm.is_model(architecture):
         return False
-    return timm.model_entrypoint(architecture).__module__.startswith("timm.")
+    return str(timm.model_entrypoint(architecture).__module__).startswith("timm.")
 
 
 def _arguments(model: Any, whole: Backbone) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def started(folder: Path, old: fv.FinishedRun, **given: Any) -> Config:
     return with_start(config, strategies.load_for)
 
 
-def test_images() -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def held_out() -> tuple[Tensor, Tensor, tuple[str, ...]]:
     _, test = load_images(DataConfig())
     pixels = test.read(np.arange(len(test)), 16, 16)
     return pixels, torch.from_numpy(test.labels), test.class_names
@@ -87,7 +87,7 @@ def of_old(old: fv.FinishedRun, images: Tensor) -> Tensor:
 def test_under_a_new_key_the_adapted_model_answers_as_the_old_one(
     old: fv.FinishedRun, kind: str, tmp_path: Path
 ) -> None:
-    images, labels, names = test_images()
+    images, labels, names = held_out()
     new = started(tmp_path, old, encryption__adapt=True, clients=3)
     found, expected = at_round_0(new, images, names), of_old(old, images)
     assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
@@ -124,7 +124,7 @@ def test_under_the_same_key_the_model_for_ciphertext_goes_on(
     ring = old.config.encryption.key_file
     steps = old.config.encryption.steps
     new = started(tmp_path, old, encryption__key_file=ring, encryption__steps=list(steps))
-    images, _, names = test_images()
+    images, _, names = held_out()
     cipher = old.encrypt(images)
     with torch.no_grad():
         expected = old.model("ciphertext")(normalize(cipher))
