@@ -56,10 +56,9 @@ class OwnedImages:
     Attributes:
         train: The training images, followed by the images of a validation split.
         test: The test images.
-        parts: A list with an array for each client: the positions of the client's images in
-            `train`.
-        test_parts: A list with an array for each client: the positions of the client's images in
-            `test`. The list is empty if the server measures the accuracy.
+        parts: The positions of each client's images in `train`, one array for each client.
+        test_parts: The positions of each client's images in `test`, one array for each client. The
+            list is empty if the server measures the accuracy.
         summary: One line of text with the number of images that were found and that are used.
         validation: The positions of the validation images in `train`. If clients measure the
             accuracy, there is one array for each client, otherwise one array for all. The list is
