@@ -30,8 +30,8 @@ from fl_vitlora.data.images import Images, Indices
 from fl_vitlora.data.pixels import Look, fitted, look_of
 from fl_vitlora.errors import UserError, shown
 
-DIGEST = 32  # hexadecimal digits of the checksum in the run folder
-UNUSED = (  # settings of named data sets
+DIGEST = 32  # the number of hexadecimal digits of the checksum in the run folder
+UNUSED = (  # settings that are only for data sets with a name
     *("config", "revision", "train_split", "test_split", "validation_split", "layout"),
     *("image_column", "label_column", "client_column"),
 )
@@ -58,7 +58,7 @@ class Given:
 
     @property
     def identity(self) -> str:
-        """Returns the text by which the same images are recognised (`data.identity`)."""
+        """Returns the identity of the images (`data.identity`)."""
         return f"{GIVEN} {self.digest}"
 
 
@@ -103,7 +103,7 @@ def read_given(
 
 
 def expect_given(config: DataConfig, given: Given | None) -> Given:
-    """Returns the images that a program handed in, if they are those of the run.
+    """Returns the images that a program handed in, after a check that the run began with them.
 
     Raises:
         UserError: If no images were handed in, or others than those with which the run began.
@@ -122,12 +122,12 @@ def expect_given(config: DataConfig, given: Given | None) -> Given:
 
 
 def with_given(config: DataConfig, given: Given) -> DataConfig:
-    """Returns settings of the data that name images which a program handed in."""
+    """Returns the settings of the data for images that a program has handed in."""
     return dataclasses.replace(config, name=GIVEN, digest=given.digest)
 
 
 class _Split:
-    """The items of one split, which have been read once.
+    """The items of one split. All items are read once when this object is made.
 
     Args:
         items: What the program handed in.
@@ -148,7 +148,7 @@ class _Split:
 
     @property
     def part(self) -> Part:
-        """Returns the labels with the names of their classes."""
+        """Returns the labels of the split, with the names of the classes."""
         names = self.names or number_classes(self._classes)
         known = {name: label for label, name in enumerate(names)}
         labels = np.array([known[name] for name in self._classes], dtype=np.int64)
@@ -188,7 +188,7 @@ class _Split:
 
 
 def _reader(items: Any, where: str) -> tuple[Callable[[int], tuple[Any, Any]], int]:
-    """Returns a function that takes a position and returns an image and its label, and the number.
+    """Returns a function that maps a position to an image and its label, and the number of images.
 
     Raises:
         UserError: If the items are neither arrays nor a sequence of pairs.
@@ -221,7 +221,7 @@ def _reader(items: Any, where: str) -> tuple[Callable[[int], tuple[Any, Any]], i
 
 
 def _names_in(items: Any, where: str) -> tuple[str, ...] | None:
-    """Returns the class names that a data set of torchvision, or a subset of one, states."""
+    """Returns the class names of a data set of torchvision, or of a subset of such a data set."""
     while not hasattr(items, "classes") and hasattr(items, "dataset"):
         items = items.dataset
     names = getattr(items, "classes", None)
@@ -237,7 +237,7 @@ def _read_names(names: Sequence[str], where: str) -> tuple[str, ...]:
 
 
 def _class_of(label: Any, names: tuple[str, ...] | None, where: str) -> str:
-    """Returns the name of the class of a label.
+    """Returns the name of the class that a label means.
 
     Raises:
         UserError: If the label is neither a whole number nor a text, or if it has no name.
@@ -263,7 +263,7 @@ def _one_line(value: Any) -> str:
 
 
 def _check_settings(config: DataConfig) -> None:
-    """Checks that no setting asks for another data set.
+    """Checks that no setting names another data set.
 
     Raises:
         UserError: If a setting does.

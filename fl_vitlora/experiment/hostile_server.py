@@ -68,7 +68,7 @@ def start_of(run: AttackedRun, model: nn.Module) -> State:
 
 
 def first_update(run: AttackedRun, public: Public, client: int) -> State:
-    """Returns the update that a client makes in round 1, which no mask hides.
+    """Returns the update of a client in round 1, without the mask of a secure sum.
 
     Raises:
         RuntimeError: If the client cannot train.

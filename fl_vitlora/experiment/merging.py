@@ -1,4 +1,4 @@
-"""The trained model of a run as a plain model of timm, without the layers of the method."""
+"""Makes a plain model of timm from the trained model of a run, without layers of the method."""
 
 from __future__ import annotations
 

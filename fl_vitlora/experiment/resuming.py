@@ -1,4 +1,4 @@
-"""The settings that may change when an interrupted run is continued."""
+"""Checks which settings have changed when an interrupted run is continued."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from fl_vitlora.config import Config, differences
 from fl_vitlora.errors import UserError
 
-MAY_CHANGE = (  # settings that may change when a run continues: they do not change its result
+MAY_CHANGE = (  # settings that may change when a run continues, because the result stays the same
     "encryption.key_file",
     "model.weights",
     "engine.workers",
@@ -19,7 +19,7 @@ MAY_CHANGE = (  # settings that may change when a run continues: they do not cha
 
 
 def check_same(folder: Path, begun: Config, asked: Config, *, finished: bool) -> None:
-    """Raises an error if a setting that influences the result is another one than before.
+    """Raises an error if a setting that influences the result has changed.
 
     Args:
         folder: The path of the run folder.

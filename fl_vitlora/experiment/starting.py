@@ -84,7 +84,7 @@ def _start(trained: TrainedModel, config: Config) -> Start:
 
 
 def has_same_key(trained: TrainedModel, config: Config) -> bool:
-    """Returns True if a new run encrypts its images as a finished run did, and does not adapt.
+    """Returns True if a new run encrypts images like a finished run, and does not adapt its model.
 
     Args:
         trained: The model of the finished run.
@@ -105,7 +105,7 @@ def _of(encryption: EncryptionConfig, name: str) -> object:
 
 
 def _with_a_ring(old: Config, new: Config) -> Config:
-    """Returns the configuration of the old run; a lost key ring is replaced by that of the new run.
+    """Returns the configuration of the old run; the new run's key ring replaces a lost key ring.
 
     The new key ring is only of use if it also has the secret of the old run.
     """
