@@ -203,7 +203,7 @@ SERVER_FAULTS: dict[str, Callable[..., Any]] = {
         ("counts for itself", "gave another model the second time"),
         ("draws", "gave another model the second time"),
         ("ignores clients", "aggregate did not change the model"),
-        ("wanders", "all updates are zero, but .* changes: head.weight differs by 0.01"),
+        ("wanders", "all updates are zero, but .* change: head.weight differs by 0.01"),
         ("merges too much", "all updates are zero, but .*q differs by 1"),
         ("sums", "twice as many images at every client give another model"),
         ("takes the first", "depends on the order"),
