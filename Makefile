@@ -4,12 +4,13 @@
 # make bench    speed of encryption, bytes of messages, cost of codecs on this machine
 # make speed    start-up; a round beside bare PyTorch, a stock Flower app and pfl-research; many clients
 # make attacks  what a key withstands: the attacks of docs/trust.md (about twenty minutes)
+# make trust    the table of docs/trust.md: all modes in configs/trust, and their audits
 # make audit    known weaknesses of installed packages, if pip-audit is installed and gets an answer
 # make chaos    a hundred runs that are killed, cut and starved at random moments (an hour)
 # make table    the figures of the README: five seeds of each setting (about twenty minutes)
 # make picture  the picture of the README: four runs
 
-.PHONY: attacks chaos check test test-all bench speed audit table picture
+.PHONY: attacks trust chaos check test test-all bench speed audit table picture
 
 check:
 	python -m ruff check .
@@ -34,6 +35,9 @@ speed:
 	python benchmarks/speed/cohort.py
 	python benchmarks/speed/features.py
 	python benchmarks/speed/worker_memory.py
+
+trust:
+	python -m benchmarks.attacks.trust
 
 attacks:
 	python -m benchmarks.attacks ciphertext

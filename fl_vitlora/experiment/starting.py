@@ -60,7 +60,8 @@ def with_start(config: Config, load_strategy: LoadStrategy, place: Path | None =
         above = Path(config.out or "runs/run").parent if place is None else place
         path = start.write(above.absolute() / GIVEN_MODELS)
     except (UserError, WriteError) as error:
-        raise UserError(f"model.init_from {run}: {error}") from None
+        reason = str(error).removeprefix(f"{run}: ")
+        raise UserError(f"model.init_from {run}: {reason}") from None
     return dataclasses.replace(config, model=dataclasses.replace(config.model, weights=str(path)))
 
 

@@ -311,7 +311,8 @@ def check_gradients(model: nn.Module, image_shape: tuple[int, int, int]) -> None
     """
     probe = torch.linspace(-1, 1, 2 * image_shape[0] * image_shape[1] * image_shape[2])
     try:
-        model(probe.reshape(2, *image_shape)).square().sum().backward()
+        with torch.enable_grad():  # the caller may have switched gradients off
+            model(probe.reshape(2, *image_shape)).square().sum().backward()
     except AttributeError as error:
         raise UserError(
             f"{type(model).__name__} reads the weights of its layers directly and would ignore "
