@@ -110,8 +110,9 @@ def expect_given(config: DataConfig, given: Given | None) -> Given:
     """
     if given is None:
         raise UserError(
-            "data.name given: the images of such a run are handed in by a Python program: "
-            "fv.run(train=..., test=...), or fv.resume(FOLDER, train=..., test=...) to continue it"
+            "data.name=given means that a Python program passes the images; call "
+            "fv.run(train=..., test=...), or fv.resume(FOLDER, train=..., test=...) to continue a "
+            "run"
         )
     if config.digest != given.digest:
         raise UserError(
@@ -270,7 +271,8 @@ def _check_settings(config: DataConfig) -> None:
     """
     if config.name not in (DIGITS, GIVEN):
         raise UserError(
-            f"data.name {config.name}: images were handed in as train; remove one of the two"
+            f"data.name is {config.name}, but images were also passed in the argument train; "
+            "remove either data.name or train"
         )
     for field in dataclasses.fields(config):
         if field.name in UNUSED and getattr(config, field.name) != field.default:

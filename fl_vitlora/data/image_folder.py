@@ -69,9 +69,9 @@ def read_layout(listing: Listing, config: DataConfig) -> list[Item]:
     heads = sorted({file.parts[0] for file in files if len(file.parts) > 1})
     if not heads:
         raise UserError(
-            f"data set {where}: {count(len(files), 'image')} and no folders; expected folders of "
-            "images named after their classes, or a metadata.csv with the columns file_name "
-            "and label"
+            f"data set {where}: {count(len(files), 'image')} and no folders; expected one folder "
+            "of images for each class, whose name is the class, or a metadata.csv with the columns "
+            "file_name and label"
         )
     if loose:
         raise UserError(

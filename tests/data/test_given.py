@@ -189,7 +189,7 @@ def test_only_the_same_images_continue_a_run() -> None:
     source = load_source(config, given)
     assert source.told.startswith("data: 9 images for training, 3 for testing (handed in by a pro")
     assert given.digest in source.told and source.identity == f"given {given.digest}"
-    with pytest.raises(UserError, match=r"handed in by a Python program: .*fv\.resume"):
+    with pytest.raises(UserError, match=r"a Python program passes the images; .*fv\.resume"):
         load_source(config)
     with pytest.raises(UserError, match="expected the images with which the run began"):
         expect_given(config, other)

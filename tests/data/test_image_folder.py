@@ -181,7 +181,7 @@ def test_one_line_tells_what_was_found(tmp_path: Path):
         (files("photos/a", "photos/b"), "only one folder, photos.*did you mean --dataset .*photos"),
         (files("train/a", "test/a"), "at least two classes, found 3 images, all of class 'a'"),
         (files("x/train/a", "x/test/a", "y/train/b"), "a folder for each of 2 clients .x, y."),
-        (files(""), "3 images and no folders; expected folders of images named after"),
+        (files(""), "3 images and no folders; expected one folder of images for each class"),
         (["a/1.txt", "b/2.mat"], "found no image but 1 .txt, 1 .mat"),
         (["a/1.csv"], "found no image but 1 .csv; a table of images is read with"),
         ([], "found no image and no other file"),

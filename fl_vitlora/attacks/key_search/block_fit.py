@@ -85,9 +85,13 @@ class Costs:
 
 
 def in_proportion(misfits: Matrix) -> Matrix:
-    """Divides misfits, (N, N), by the misfits with the best partners of the two blocks.
+    """Divides the misfit of each pair of blocks by the smallest misfits of these two blocks.
 
-    So a misfit has little weight between blocks with a texture, which fit no other block well.
+    The divisor is the mean misfit of each of the two blocks with the `BEST` blocks that fit it
+    best. Therefore a misfit counts little between blocks with a texture, which fit no block well.
+
+    Args:
+        misfits: The misfit of each pair of blocks, (N, N).
     """
     apart = misfits + np.diag(np.full(len(misfits), np.inf))
     rank = min(BEST, len(misfits) - 1)
