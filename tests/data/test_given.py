@@ -175,7 +175,7 @@ def test_a_data_set_that_changes_is_refused_when_it_is_encrypted() -> None:
 
 def test_settings_of_another_data_set_are_refused() -> None:
     for config, expected in (
-        (DataConfig(name="cifar10"), "data.name cifar10: images were handed in"),
+        (DataConfig(name="cifar10"), "data.name is cifar10, but images were also passed"),
         (DataConfig(client_column="site"), "data.client_column has no meaning"),
         (DataConfig(partition="natural"), "data.partition natural"),
     ):
