@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,11 +20,11 @@ from fl_vitlora.library.finished import FinishedRun, load_run
 from fl_vitlora.library.running import watch_for
 from fl_vitlora.reporting.comparison_rows import cell_rows, difference_rows, run_rows
 from fl_vitlora.reporting.comparison_tables import Report, report, to_markdown
-from fl_vitlora.reporting.run_folder import read_result
+from fl_vitlora.reporting.grid_folder import GRID, RUNS, read_records
+from fl_vitlora.reporting.report.writing import write_report
 from fl_vitlora.reporting.statistics import Record
 
 Row = dict[str, Any]
-RUNS, GRID = "runs.csv", "grid.yaml"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,6 +111,20 @@ class FinishedComparison:
         """Returns the tables with mean ± standard deviation as Markdown, as `table.md` has them."""
         return to_markdown(self._report)
 
+    def report(self, out: str | Path | None = None) -> Path:
+        """Writes a report of the comparison: one HTML file with charts and tables.
+
+        Args:
+            out: The file to write; None for `report.html` in the folder of the comparison.
+
+        Returns:
+            The file. It contains everything that it shows, and loads nothing from the network.
+
+        Raises:
+            UserError: If the packages for reports are missing, or the file cannot be written.
+        """
+        return write_report(self.folder, None if out is None else Path(out))
+
     def _repr_markdown_(self) -> str:
         """Returns what a notebook shows."""
         return self.table()
@@ -180,7 +193,7 @@ def load_comparison(folder: str | Path, *, trust: Collection[str] = ()) -> Finis
                 f"ended, but there is no file {name}"
             )
     grid = read_grid(read_yaml(str(folder / GRID)), {})
-    records = tuple(_read_records(grid, folder))
+    records = tuple(read_records(grid, folder))
     return FinishedComparison(folder=folder, grid=grid, records=records, trust=frozenset(trust))
 
 
@@ -239,22 +252,6 @@ def _followed(
                 callback.on_run_end(finished)
         begun.clear()
         yield record
-
-
-def _read_records(grid: Grid, folder: Path) -> Iterator[Record]:
-    """Yields the record of each run that has ended, from the table of runs."""
-    axes = list(grid.baselines)
-    with (folder / RUNS).open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            labels = {axis: row[axis] for axis in axes if row.get(axis)}
-            place = folder / row["folder"] if row["folder"] else None
-            yield Record(
-                labels=labels,
-                seed=int(row["seed"]),
-                result=None if place is None else read_result(place),
-                folder=place,
-                problem=row["problem"],
-            )
 
 
 def _named_by_caller(

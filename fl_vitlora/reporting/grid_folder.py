@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from fl_vitlora.config.grid import read_grid
+from fl_vitlora.config.grid import Grid, read_grid
 from fl_vitlora.config.yaml_text import read_yaml
 from fl_vitlora.errors import UserError
 from fl_vitlora.reporting.comparison_tables import Report, report
@@ -26,16 +26,25 @@ def read_comparison(folder: Path) -> Report:
         UserError: If the folder has no table of runs, or a file cannot be read.
     """
     grid = read_grid(read_yaml(str(folder / GRID)), {})
+    return report(grid.title, read_records(grid, folder), grid.baselines)
+
+
+def read_records(grid: Grid, folder: Path) -> list[Record]:
+    """Returns the record of each run that has ended, from the table of runs.
+
+    Raises:
+        UserError: If the folder has no table of runs, or a file cannot be read.
+    """
     path = folder / RUNS
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        records = [_record(folder, row, grid.baselines) for row in rows]
-    except (OSError, ValueError, LookupError, csv.Error) as error:
+            return [_record(folder, row, grid.baselines) for row in csv.DictReader(file)]
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
         raise UserError(
             f"{path} cannot be read: {error}; the comparison writes it after its first run"
         ) from None
-    return report(grid.title, records, grid.baselines)
 
 
 def _record(folder: Path, row: Mapping[str, str], axes: Mapping[str, str]) -> Record:
@@ -44,7 +53,7 @@ def _record(folder: Path, row: Mapping[str, str], axes: Mapping[str, str]) -> Re
     Raises:
         UserError: If the row names a folder outside of the grid folder.
     """
-    labels = {axis: row[axis] for axis in axes if row[axis]}
+    labels = {axis: row[axis] for axis in axes if row.get(axis)}
     seed, problem = int(row["seed"]), row["problem"]
     if not row["folder"]:
         return Record(labels=labels, seed=seed, problem=problem)

@@ -251,6 +251,7 @@ def test_a_folder_that_cannot_be_reported_says_why_in_one_line(
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert told in said
+    assert ("do not have the form" in said) == ("do not have the form" in told)
     assert said.count("\n") == 1
     assert not (copy / "report.html").exists()
 

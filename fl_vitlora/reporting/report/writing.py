@@ -51,6 +51,8 @@ def _page_of(folder: Path) -> str:
         if is_grid:
             return render("grid.html.j2", grid_page.context_of(folder))
         return render("run.html.j2", run_page.context_of(read_run(folder)))
+    except UserError:
+        raise
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{folder}: its files do not have the form that this version reads "
