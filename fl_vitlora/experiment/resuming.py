@@ -9,6 +9,7 @@ from fl_vitlora.errors import UserError
 
 MAY_CHANGE = (  # settings that may change when a run continues: they do not change its result
     "encryption.key_file",
+    "data.storage_keys",
     "model.weights",
     "engine.workers",
     "engine.ray_address",
