@@ -28,18 +28,17 @@ def run(
     """Runs an experiment and prints its result.
 
     Args:
-        experiment: The settings of the experiment.
+        experiment: The settings.
         confirmed: The names of code and Ray clusters that the user typed.
         started: The time at which the program started, in seconds of `time.perf_counter`.
         resume: True to continue the run in the folder `experiment.out`.
         verbose: True to show the messages of Flower and Ray.
-        typed: The dotted paths of the settings that the user has written; None if unknown.
+        typed: The paths of the settings that the user has written; None if unknown.
 
     Raises:
         RuntimeError: If the run fails; the message says how to continue the run.
         KeyboardInterrupt: If the user interrupts the run within a round, with such a message.
-        SystemExit: If the user ended the run after a round.
-        UserError: If the experiment cannot be run.
+        SystemExit: If the user ended the run after a round; UserError if it cannot be run.
     """
     confirmation.check_confirmed(experiment, confirmed)
     import strategies

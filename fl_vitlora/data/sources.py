@@ -85,8 +85,7 @@ def load_source(
     Raises:
         UserError: When the data set does not exist, or when the program cannot interpret its files.
     """
-    notes: tuple[str, ...] = ()
-    warning: str | None = None
+    notes, warning = tuple[str, ...](), None
     identity: str | None
     validation: Images | None = None
     test_split: str | None = None
@@ -94,13 +93,7 @@ def load_source(
         train, test = _divided_digits(config)
         told, identity = _held_out(config), DIGITS
     elif config.name == GIVEN:
-        handed = expect_given(config, given)
-        told, identity = handed.told, handed.identity
-        if handed.test is None:
-            train, test = _hold_out(handed.train, config.test_fraction)
-            told += f", {_held_out(config)}"
-        else:
-            train, test = handed.train, handed.test
+        train, test, told, identity = _handed_in(expect_given(config, given), config)
     else:
         found = open_folder(config) if Path(config.name).exists() else _from_hub(config)
         held = config.test_fraction if needs_test else None
@@ -141,6 +134,14 @@ def _expect_no_owners(config: DataConfig) -> None:
             "expected paths CLIENT/CLASS/NAME or CLIENT/SPLIT/CLASS/NAME, or a column that names "
             "the client of each image: --set data.client_column=NAME"
         )
+
+
+def _handed_in(handed: Given, config: DataConfig) -> tuple[Images, Images, str, str | None]:
+    """Returns the images of a program for training and testing, a text on them, and an identity."""
+    if handed.test is not None:
+        return handed.train, handed.test, handed.told, handed.identity
+    train, test = _hold_out(handed.train, config.test_fraction)
+    return train, test, f"{handed.told}, {_held_out(config)}", handed.identity
 
 
 def _divided_digits(config: DataConfig) -> tuple[Images, Images]:

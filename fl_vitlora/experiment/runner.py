@@ -56,7 +56,7 @@ def run(
         started: The value of `time.perf_counter()` when the program began, before its imports.
         engine: The object that keeps Ray running for the next run; None to end Ray with this run.
         resume: True to resume an interrupted run in the folder `out`.
-        observers: Objects whose method `observe` gets the data that the server sees in each round.
+        observers: Objects whose method `observe` gets what the server sees in each round.
         given: The images that the program hands in.
         typed: The paths of the settings that somebody has written; see `elsewhere.fitted`.
 
@@ -79,12 +79,11 @@ def run(
         stage = find_or_prepare_stage(experiment, ray.workers.device, resume=resume)
         server, outcome = _serve(experiment, stage, ray, observers)
         own.stop()
-        result = _write(server, outcome, stage.encryption, started)
+        return _write(server, outcome, stage.encryption, started), stage.folder.path
     finally:
         own.stop()
         if stage is not None:
             stage.folder.release()
-    return result, stage.folder.path
 
 
 def _silence(watch: Watch) -> None:

@@ -43,8 +43,7 @@ def run(
 ) -> FinishedRun:
     """Runs an experiment on this machine, as `simulate.py` does, and returns the finished run.
 
-    This function can be called from any thread. A process may call this function several times, one
-    run after the other.
+    Any thread may call this function, also several times, one run after the other.
 
     Args:
         config: The experiment: a mapping of settings by dotted paths or groups, the path of a YAML
@@ -52,15 +51,14 @@ def run(
         settings: Single settings by their dotted paths, which replace those of `config`.
         train: Training images of one's own, in a form that `data.given` names.
         test: Test images of one's own; None to test on a share of `train`.
-        class_names: The names of the classes, in the order of the numbers that are labels. By
-            default `train` names them, or numbers are names.
+        class_names: The names of the classes by label. By default `train` names them.
         model: A pre-trained model of one's own; see `models.own_model`. Its head is not used.
         init_from: A finished run, or its folder, whose trained model is the start of this run.
         strategy: The strategy, if it is not the one that the settings name.
         callbacks: Objects that follow the run; see `library.callbacks`.
         verbose: True if Flower and Ray may write messages.
-        trust: The names of code outside of this project and Flower that a YAML file may name. Code
-            that the caller names in a mapping or in `settings` needs no confirmation.
+        trust: The names of code of others that a YAML file may name. Code that the caller names in
+            a mapping or in `settings` needs no confirmation.
         shards: The folder with encrypted shards that owners made elsewhere (`data.shards`).
 
     Raises:

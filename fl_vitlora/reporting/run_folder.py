@@ -43,12 +43,8 @@ DATA = "data.txt"  # the file that says which images were found, and which of th
 PACKAGES = ("fl_vitlora", "flwr", "ray", "torch", "timm", "numpy", "flwr-datasets", "cryptography")
 
 PLACES = (  # groups and names of settings that name files of a run
-    ("encryption", "key_file"),
-    ("model", "weights"),
-    ("data", "name"),
-    ("data", "shards"),
-    ("data", "storage_keys"),
-    ("privacy", "client_keys"),
+    *(("encryption", "key_file"), ("model", "weights"), ("privacy", "client_keys")),
+    *(("data", "name"), ("data", "shards"), ("data", "storage_keys")),
 )
 LONGEST_NAME = 40  # the largest number of characters of a data set's name in a folder name
 
