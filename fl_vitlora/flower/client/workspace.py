@@ -7,6 +7,7 @@ images of each client) stay in the process. A message contains only the exchange
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -256,7 +257,8 @@ def _holder(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:
     own = (
         path for path in shards if (under := sealed_under(path)) is None or keys.can_open(*under)
     )
-    readable = list(own) if config.data.shards is not None else [next(own, shards[0])]
+    readable = list(own) if config.data.shards is not None else list(itertools.islice(own, 1))
+    readable = readable or shards[:1]  # which raises the error that says why it is not readable
     told = [shard_metadata(path, keys) for path in readable]
     ids = {metadata["party"]: metadata["key_id"] for metadata in told}
     ring = open_rings(Path(config.encryption.key_file))
