@@ -32,9 +32,9 @@ from fl_vitlora.experiment.measuring import measured_by_server
 from fl_vitlora.experiment.preparation import (
     prepare_holder,
     prepare_model,
-    shards_of,
     storage_keys,
 )
+from fl_vitlora.experiment.run_shards import shards_of
 from fl_vitlora.experiment.server_model import make_server
 from fl_vitlora.federation.evaluation import CentralEvaluator
 from fl_vitlora.federation.global_model import GlobalModel

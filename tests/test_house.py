@@ -335,7 +335,8 @@ def test_what_is_secret_is_not_shown_with_what_holds_it():
         for kind in (node for node in nodes if isinstance(node, ast.ClassDef)):
             for line in (line for line in kind.body if isinstance(line, ast.AnnAssign)):
                 name = ast.unparse(line.target)
-                is_path = ast.unparse(line.annotation) == "Path"  # the root of a folder
+                is_path = ast.unparse(line.annotation) in ("Path", "Path | None")  # of a file
+                is_path |= f"data.{name}" in config.PATHS
                 if name.startswith(("secret", "private", "root", "storage")) and not is_path:
                     hidden[kind.name, name] = "repr=False" in ast.unparse(line)
     assert {("KeyHolder", "secret"), ("KeyRing", "secrets"), ("Secret", "private")} <= set(hidden)

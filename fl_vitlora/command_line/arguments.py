@@ -21,6 +21,12 @@ def read_config(arguments: argparse.Namespace) -> config.Config:
     return config.load(arguments.config, read_overrides(arguments))
 
 
+def read_typed(arguments: argparse.Namespace) -> frozenset[str]:
+    """Returns the dotted paths of the settings that flags, `--set` and the file name."""
+    tree = {} if arguments.config is None else yaml_text.read_yaml(arguments.config)
+    return config.given_paths(tree, read_overrides(arguments))
+
+
 def read_comparison(arguments: argparse.Namespace) -> Grid | None:
     """Returns the comparison that the flags or the file describe, or None if they describe none."""
     tree = {} if arguments.config is None else yaml_text.read_yaml(arguments.config)

@@ -74,6 +74,11 @@ FLAGS = {
     "--dataset": SettingFlag(
         "data.name", "NAME", "Images: digits, a Hugging Face data set, or a local path (digits)"
     ),
+    "--shards": SettingFlag(
+        "data.shards",
+        "FOLDER",
+        "Train on encrypted shards that owners made elsewhere, without plain images (none)",
+    ),
     "--model": SettingFlag(
         "model.name", "NAME", "Backbone: vit_letters_16 or any timm ViT (vit_letters_16)"
     ),
@@ -125,6 +130,7 @@ FLAGS = {
 TEXTS = {  # settings whose value is used exactly as the user typed it, and is not read as YAML
     "strategy.name",
     "data.name",
+    "data.shards",
     "model.name",
     "model.init_from",
     "out",

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fl_vitlora.command_line.arguments import confirmed_by, read_comparison, read_config
+from fl_vitlora.command_line.arguments import confirmed_by, read_comparison, read_config, read_typed
 from fl_vitlora.command_line.attacking import attack
 from fl_vitlora.command_line.comparing import compare
 from fl_vitlora.command_line.contract_checks import CHECKS, check_contract
@@ -75,7 +75,13 @@ def start(arguments: argparse.Namespace, started: float) -> None:
     elif grid is not None:
         compare(grid, confirmed_by(arguments), verbose=arguments.verbose)
     else:
-        run(read_config(arguments), confirmed_by(arguments), started, verbose=arguments.verbose)
+        run(
+            read_config(arguments),
+            confirmed_by(arguments),
+            started,
+            verbose=arguments.verbose,
+            typed=read_typed(arguments),
+        )
 
 
 def check_flags(given: Mapping[str, Any]) -> None:

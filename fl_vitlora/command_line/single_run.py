@@ -23,22 +23,22 @@ def run(
     *,
     resume: bool = False,
     verbose: bool,
+    typed: frozenset[str] | None = None,
 ) -> None:
     """Runs an experiment and prints its result.
 
     Args:
-        experiment: The settings of the experiment.
-        confirmed: The names of code and Ray clusters that the user typed on the command line.
+        experiment: The settings.
+        confirmed: The names of code and Ray clusters that the user typed.
         started: The time at which the program started, in seconds of `time.perf_counter`.
         resume: True to continue the run in the folder `experiment.out`.
         verbose: True to show the messages of Flower and Ray.
+        typed: The paths of the settings that the user has written; None if unknown.
 
     Raises:
         RuntimeError: If the run fails; the message says how to continue the run.
-        KeyboardInterrupt: If the user interrupts the run within a round; the message says how to
-            continue the run.
-        SystemExit: If the user ended the run after a round.
-        UserError: If the experiment cannot be run.
+        KeyboardInterrupt: If the user interrupts the run within a round, with such a message.
+        SystemExit: If the user ended the run after a round; UserError if it cannot be run.
     """
     confirmation.check_confirmed(experiment, confirmed)
     import strategies
@@ -56,7 +56,9 @@ def run(
         with RunDisplay(experiment.rounds) as display:
             watch = watch_on(display, verbose=verbose)
             with pauses_on_signal(watch):
-                result, folder = run_experiment(experiment, strategy, watch, started, resume=resume)
+                result, folder = run_experiment(
+                    experiment, strategy, watch, started, resume=resume, typed=typed
+                )
     except PausedError as pause:
         fail(f"ended {pause}; {how_to_go_on(experiment)}", INTERRUPTED)
     except KeyboardInterrupt:

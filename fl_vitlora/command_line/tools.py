@@ -1,6 +1,7 @@
 """The program `fl-vitlora`, which is installed with the package.
 
-Its commands use a finished run. For example, ``fl-vitlora predict RUN photos/ --out photos.csv``
+An owner encrypts its images: ``fl-vitlora encrypt photos/ shards/ --config experiment.yaml``. Other
+commands use a finished run. For example, ``fl-vitlora predict RUN photos/ --out photos.csv``
 classifies images, and ``fl-vitlora export RUN FOLDER --form peft`` writes the model for another
 library. ``fl-vitlora simulate`` runs an experiment, with the flags of `simulate.py`.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fl_vitlora import __version__
+from fl_vitlora.command_line import decrypting, encrypting, key_rings
 from fl_vitlora.command_line.exits import INTERRUPTED, USER_MISTAKE, fail
 from fl_vitlora.command_line.report import add_report
 from fl_vitlora.errors import UserError
@@ -114,7 +116,8 @@ def make_parser() -> ToolParser:
     """Returns the parser of the program with its commands."""
     parser = ToolParser(
         prog=PROGRAM,
-        description="Runs experiments, and uses the trained models of finished runs.",
+        description="Runs experiments, encrypts an owner's images for training, and uses the "
+        "trained models of finished runs.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"fl_vitlora {__version__}")
@@ -122,6 +125,8 @@ def make_parser() -> ToolParser:
     commands.add_parser(
         SIMULATE, help="run an experiment; takes the flags of simulate.py", add_help=False
     )
+    for command in (encrypting, decrypting, key_rings):
+        command.add(commands)
     _add_predict(commands)
     _add_export(commands)
     add_report(commands)

@@ -3,6 +3,7 @@
 from fl_vitlora.config.loading import (
     differences,
     full_path,
+    given_paths,
     load,
     load_run,
     nested,
@@ -69,6 +70,7 @@ __all__ = [
     "differences",
     "explanations",
     "full_path",
+    "given_paths",
     "load",
     "load_run",
     "nested",

@@ -96,6 +96,23 @@ def nested(settings: Mapping[str, Any], below: Mapping[str, Any] | None = None) 
     return whole
 
 
+def given_paths(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> frozenset[str]:
+    """Returns the dotted paths of all settings that somebody has written.
+
+    Args:
+        tree: The nested values of a file or a program.
+        overrides: Values by their dotted paths.
+
+    Example:
+        >>> sorted(given_paths({"training": {"epochs": 2}}, {"strategy": "fedprox"}))
+        ['strategy.name', 'training.epochs']
+    """
+    whole = _spell_out(with_present_names(copy.deepcopy(dict(tree))))
+    for dotted, value in overrides.items():
+        _graft(whole, dotted if isinstance(value, Mapping) else full_path(dotted), value)
+    return frozenset(path for path, _ in _leaves(_spell_out(whole)))
+
+
 def _without_auto(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Removes learning rates that are None or "auto", so that the model's defaults are used."""
     training = tree.get("training")

@@ -51,8 +51,8 @@ SHORT: Mapping[str, str] = {"strategy": "name", "uplink": "codec", "downlink": "
 
 # Settings that are, or may be, the path of a file or folder.
 PATHS = (
-    *("out", "data.name", "data.keep_shards", "model.weights", "model.init_from"),
-    *("encryption.key_file", "privacy.client_keys"),
+    *("out", "data.name", "data.shards", "data.storage_keys", "data.keep_shards"),
+    *("model.weights", "model.init_from", "encryption.key_file", "privacy.client_keys"),
 )
 
 RATES = tuple(item.name for item in dataclasses.fields(Rates))  # their defaults depend on the model
@@ -229,6 +229,17 @@ class DataConfig:
         "images. By default all images are used.",
         "[1, inf)",
     )
+    shards: str | None = setting(
+        None,
+        "The folder with encrypted shards that owners made elsewhere with fl-vitlora encrypt. The "
+        "run then needs no plain image, and data.name is not used. By default the program makes "
+        "the shards from data.name.",
+    )
+    storage_keys: str | None = setting(
+        None,
+        "The file, or the folder of files, with the storage keys that open shards of data.shards. "
+        "They do not decrypt the images. By default only the key ring opens shards.",
+    )
     keep_shards: str = setting(
         "auto",
         "The folder in which encrypted shards are kept, so that the next run with the same images, "
@@ -323,7 +334,8 @@ class EncryptionConfig:
     key_file: str = setting(
         "keys/owner.key",
         "The path of the owner's key ring, a file with the secrets from which all keys are "
-        "derived. If the file does not exist, it is created with a new secret.",
+        "derived. If the file does not exist, it is created with a new secret. With data.shards "
+        "it may be a folder with the rings of several owners, and nothing is created.",
     )
     at_rest: Literal["ring", "passphrase", "none"] = setting(
         "ring",

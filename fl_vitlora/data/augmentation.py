@@ -99,7 +99,7 @@ def with_copies(images: Images, copies: int, augment: Sequence[str], seed: int) 
         seed: The run's seed. The same seed makes the same copies, in any order of reading and on
             any machine.
     """
-    count = len(images)
+    count, names = len(images), images.names
 
     def read(positions: Indices, height: int, width: int) -> Tensor:
         unique, places = np.unique(positions % count, return_inverse=True)
@@ -117,6 +117,7 @@ def with_copies(images: Images, copies: int, augment: Sequence[str], seed: int) 
         read=read,
         owners=None if images.owners is None else np.tile(images.owners, copies),
         clients=images.clients,
+        names=None if names is None else lambda positions: names(positions % count),
     )
 
 

@@ -140,21 +140,22 @@ def match_classes(where: str, split: str, part: Part, classes: Sequence[str]) ->
     return mapped[part.labels]
 
 
-def expect_classes(where: str, part: Part) -> None:
+def expect_classes(where: str, part: Part, fewest: int = 2) -> None:
     """Checks that the training images have at least two classes, and that class names differ.
 
     Args:
         where: The name of the data set, for messages.
         part: The training split with its labels.
+        fewest: The smallest number of classes: 2, or 1 if somebody else has the other classes.
 
     Raises:
-        UserError: When two classes have the same name, or when fewer than two classes have images.
+        UserError: When two classes have the same name, or when fewer classes have images.
     """
     often, times = Counter(part.names).most_common(1)[0] if part.names else ("", 0)
     if times > 1:
         raise UserError(f"data set {where}: two classes have the same name, {shown(often)}")
     used = np.unique(part.labels)
-    if len(used) < 2:
+    if len(used) < fewest:
         only = f"all of class {part.names[used[0]]!r}" if len(used) else "none"
         raise UserError(
             f"data set {where}: expected training images of at least two classes, found "

@@ -9,7 +9,7 @@ Letters in shapes: n images, H × W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,6 +34,8 @@ class Images:
         owners: The number of the client that owns each image, int64 (n,); None if the data set does
             not name clients.
         clients: The name of each client, in the order of the numbers in `owners`.
+        names: A function that takes positions and returns the names of the images at them, such as
+            the paths of their files; None if they have no names.
     """
 
     labels: Indices
@@ -41,6 +43,7 @@ class Images:
     read: Callable[[Indices, int, int], Tensor]
     owners: Indices | None = None
     clients: tuple[Name, ...] = ()
+    names: Callable[[Indices], Sequence[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,7 +59,13 @@ class Images:
             labels=self.labels[positions],
             read=lambda inner, height, width: self.read(positions[inner], height, width),
             owners=None if self.owners is None else self.owners[positions],
+            names=self._names_at(positions),
         )
+
+    def _names_at(self, positions: Indices) -> Callable[[Indices], Sequence[str]] | None:
+        """Returns a function that takes positions among those given, and returns names."""
+        names = self.names
+        return None if names is None else lambda inner: names(positions[inner])
 
     def join(self, others: Images) -> Images:
         """Returns these images followed by other images of the same classes.
@@ -77,4 +86,4 @@ class Images:
             return pixels
 
         labels = np.concatenate([self.labels, others.labels])
-        return replace(self, labels=labels, read=read, owners=owners)
+        return replace(self, labels=labels, read=read, owners=owners, names=None)

@@ -112,7 +112,7 @@ def write_encrypted_shards(
         at_once: The largest number of bytes of plain images in memory at the same time. A larger
             shard is read alone.
     """
-    common = {**metadata, **_describe(holder)}
+    common = {**metadata, **describe(holder)}
 
     def write(images: Images, part: Part, owned: Mapping[str, tuple[str, Indices]]) -> None:
         parties = [party for party, _ in owned.values()]
@@ -287,7 +287,7 @@ def _encrypted(
         yield from map(Shard, encrypted, torch.split(labels, sizes))
 
 
-def _describe(holder: KeyHolder) -> dict[str, str]:
+def describe(holder: KeyHolder) -> dict[str, str]:
     """Returns a dictionary with the metadata that describe the encryption, without any secret."""
     cipher = holder.cipher
     return {

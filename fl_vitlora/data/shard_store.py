@@ -86,7 +86,7 @@ class ShardStore:
         placed: list[Path] = []
         try:
             for name in listed or ():
-                _place(entry / name, target / name)
+                place(entry / name, target / name)
                 placed.append(target / name)
             if listed and _are_as_listed(target, listed):
                 os.utime(entry)  # the time of the last use
@@ -125,7 +125,7 @@ class ShardStore:
             try:
                 unfinished.mkdir(mode=0o700)
                 for path in paths:
-                    _place(path, unfinished / path.name)
+                    place(path, unfinished / path.name)
                 _write_list(unfinished, key, entry.name, keys)
                 with suppress(OSError):  # another program has already made the entry
                     unfinished.rename(entry)
@@ -196,7 +196,7 @@ def name_of(recipe: str, key: bytes) -> str:
     return hmac.new(key, recipe.encode(), hashlib.sha256).hexdigest()[:32]
 
 
-def _place(source: Path, target: Path) -> None:
+def place(source: Path, target: Path) -> None:
     """Gives a file a second name, or copies the file if the file system has no hard links.
 
     If another file has the second name, it is replaced as a whole.

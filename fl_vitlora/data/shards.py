@@ -12,10 +12,11 @@ Letters in shapes: n images, C channels, H × W pixels.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,11 +25,11 @@ import torch
 from torch import Tensor
 
 from fl_vitlora.data.class_names import CLASS_NAMES, read_names, renumbered
-from fl_vitlora.encryption.at_rest import seal, sealed_under, unseal, unseal_text
+from fl_vitlora.encryption.at_rest import seal_pieces, sealed_under, unseal, unseal_text
 from fl_vitlora.encryption.holder import TEST, Part, client_party
 from fl_vitlora.encryption.storage_keys import StorageKey, StorageKeys
 from fl_vitlora.errors import UserError
-from fl_vitlora.storage.checksummed import read_sealed, read_sealed_metadata, write_sealed
+from fl_vitlora.storage.checksummed import read_sealed, read_sealed_metadata, write_sealed_pieces
 from fl_vitlora.storage.files import PRIVATE, write_parts
 
 TEST_SHARD = "test.safetensors"
@@ -116,14 +117,46 @@ def write_shard(
             is False, a power failure can truncate the shard, and a truncated shard cannot be
             opened.
     """
+    pieces = [shard.images.contiguous()]
+    shape = shard.images.shape
+    write_shard_pieces(
+        path, shard.labels, shape, pieces, metadata=metadata, key=key, durable=durable
+    )
+
+
+def write_shard_pieces(
+    path: Path,
+    labels: Tensor,
+    shape: Sequence[int],
+    pieces: Iterable[Tensor],
+    *,
+    metadata: Mapping[str, str],
+    key: StorageKey | None = None,
+    durable: bool = True,
+) -> None:
+    """Writes the same file as `write_shard`; the images come in pieces and are never whole.
+
+    Args:
+        path: The path of the file.
+        labels: The labels of all images, int64 (n,).
+        shape: The shape of all images, (n, C, H, W).
+        pieces: The images in their order, each piece uint8 (m, C, H, W) for any m.
+        metadata: Texts by name, as in `write_shard`.
+        key: The storage key with which the file is sealed; None for a file that is not sealed.
+        durable: As in `write_shard`.
+    """
+    bodies = (piece.contiguous().reshape(-1).numpy().data for piece in pieces)
     if key is None:
-        tensors = {"images": shard.images, "labels": shard.labels}
-        write_sealed(path, tensors, metadata, durable=durable)
+        numbers = {"labels": labels}
+        write_sealed_pieces(
+            path, numbers, "images", shape, bodies, metadata=metadata, durable=durable
+        )
         return
-    described = {"metadata": dict(metadata), "shape": list(shard.images.shape)}
-    labels, images = shard.labels.contiguous().numpy(), shard.images.contiguous().numpy()
-    body = np.concatenate([labels.view(np.uint8), images.reshape(-1)])  # torch would start threads
-    sealed = seal(json.dumps(described).encode(), body.data, key, metadata.get("party", ""))
+    described = json.dumps({"metadata": dict(metadata), "shape": list(shape)}).encode()
+    first = labels.contiguous().numpy().view(np.uint8).data  # torch would start threads
+    size = first.nbytes + math.prod(shape)
+    body = itertools.chain([first], bodies)
+    sealed = seal_pieces(described, body, size, key, metadata.get("party", ""))
     write_parts(path, sealed, durable=durable, mode=PRIVATE)
 
 
@@ -158,7 +191,7 @@ def shard_metadata(path: Path, keys: StorageKeys = NO_KEYS) -> dict[str, str]:
     """
     if sealed_under(path) is None:
         return read_sealed_metadata(path)
-    metadata, _ = _read_text(unseal_text(path, keys), path)
+    metadata, _ = read_text(unseal_text(path, keys), path)
     return metadata
 
 
@@ -185,7 +218,7 @@ def read_shard(path: Path, keys: StorageKeys = NO_KEYS) -> tuple[Shard, dict[str
     """
     if sealed_under(path) is not None:
         text, body = unseal(path, keys)
-        metadata, shape = _read_text(text, path)
+        metadata, shape = read_text(text, path)
         return _read_body(body, shape, path), metadata
     tensors, metadata = read_sealed(path)
     images, labels = tensors.get("images"), tensors.get("labels")
@@ -252,11 +285,18 @@ def class_names_of(metadata: Mapping[str, str], path: Path) -> tuple[str, ...]:
     return read_names(metadata[CLASS_NAMES], f"shard {path}")
 
 
-def _read_text(text: bytes, path: Path) -> tuple[dict[str, str], list[int]]:
-    """Reads the metadata and the shape of the images from the header of an encrypted shard file.
+def read_text(text: bytes, path: Path) -> tuple[dict[str, str], list[int]]:
+    """Reads the text at the beginning of a sealed shard.
+
+    Args:
+        text: The text, which is JSON.
+        path: The path of the shard, for messages.
+
+    Returns:
+        The metadata, and the shape of the images.
 
     Raises:
-        UserError: When the header is not the JSON text that a shard's header must be.
+        UserError: When the text is not that of a shard.
     """
     try:
         described = json.loads(text)

@@ -41,6 +41,7 @@ class Source:
         told: One line of text that says which images were found and which images are used.
         identity: The identity of the data set (`data.identity`); None if the data set has no
             identity.
+        test_split: The name of the split for testing; None if there is none.
     """
 
     train: Images
@@ -48,6 +49,7 @@ class Source:
     told: str
     validation: Images | None = None
     identity: str | None = None
+    test_split: str | None = None
 
 
 def load(config: DataConfig) -> tuple[Images, Images]:
@@ -63,12 +65,17 @@ def load(config: DataConfig) -> tuple[Images, Images]:
     return source.train, source.test
 
 
-def load_source(config: DataConfig, given: Given | None = None) -> Source:
+def load_source(
+    config: DataConfig, given: Given | None = None, *, needs_test: bool = True, fewest: int = 2
+) -> Source:
     """Loads the images of the data set that the settings name.
 
     Args:
         config: The settings of the data, which name the data set.
         given: The images that a Python program handed in, if it did.
+        needs_test: True to hold out a share of the training images if the data set has no test
+            split; False to return no test images then.
+        fewest: The smallest number of classes of the training images.
 
     Returns:
         The images and a line of text about the images. If the data set has no test split, a share
@@ -78,31 +85,20 @@ def load_source(config: DataConfig, given: Given | None = None) -> Source:
     Raises:
         UserError: When the data set does not exist, or when the program cannot interpret its files.
     """
-    notes: tuple[str, ...] = ()
-    warning: str | None = None
+    notes, warning = tuple[str, ...](), None
     identity: str | None
     validation: Images | None = None
+    test_split: str | None = None
     if config.name == DIGITS:
-        if config.validation_split:
-            raise UserError(
-                f"data.validation_split {config.validation_split}: the digits have no splits; hold "
-                "out a share of the training images instead, for example --set "
-                "data.validation_fraction=0.1"
-            )
-        train, test = _hold_out(_digits(), config.test_fraction)
+        train, test = _divided_digits(config)
         told, identity = _held_out(config), DIGITS
     elif config.name == GIVEN:
-        handed = expect_given(config, given)
-        told, identity = handed.told, handed.identity
-        if handed.test is None:
-            train, test = _hold_out(handed.train, config.test_fraction)
-            told += f", {_held_out(config)}"
-        else:
-            train, test = handed.train, handed.test
+        train, test, told, identity = _handed_in(expect_given(config, given), config)
     else:
         found = open_folder(config) if Path(config.name).exists() else _from_hub(config)
-        train, test, validation, told, notes, warning = _images_of(found, config)
-        identity = found.identity
+        held = config.test_fraction if needs_test else None
+        train, test, validation, told, notes, warning = _images_of(found, config, held, fewest)
+        identity, test_split = found.identity, found.choice.test
     if train.owners is None:
         _expect_no_owners(config)
     train, test = _limit(train, config.limit), _limit(test, config.limit)
@@ -111,7 +107,14 @@ def load_source(config: DataConfig, given: Given | None = None) -> Source:
         split = f"the split {config.validation_split}"
         told += f"), {len(validation):,} for validation ({split}"
     told = _tell(train, test, told, notes, warning)
-    return Source(train=train, test=test, told=told, validation=validation, identity=identity)
+    return Source(
+        train=train,
+        test=test,
+        told=told,
+        validation=validation,
+        identity=identity,
+        test_split=test_split,
+    )
 
 
 def _expect_no_owners(config: DataConfig) -> None:
@@ -131,6 +134,28 @@ def _expect_no_owners(config: DataConfig) -> None:
             "expected paths CLIENT/CLASS/NAME or CLIENT/SPLIT/CLASS/NAME, or a column that names "
             "the client of each image: --set data.client_column=NAME"
         )
+
+
+def _handed_in(handed: Given, config: DataConfig) -> tuple[Images, Images, str, str | None]:
+    """Returns the images of a program for training and testing, a text on them, and an identity."""
+    if handed.test is not None:
+        return handed.train, handed.test, handed.told, handed.identity
+    train, test = _hold_out(handed.train, config.test_fraction)
+    return train, test, f"{handed.told}, {_held_out(config)}", handed.identity
+
+
+def _divided_digits(config: DataConfig) -> tuple[Images, Images]:
+    """Returns the digits for training and for testing.
+
+    Raises:
+        UserError: When a split for validation is named, because the digits have no splits.
+    """
+    if config.validation_split:
+        raise UserError(
+            f"data.validation_split {config.validation_split}: the digits have no splits; hold "
+            "out a share instead, for example --set data.validation_fraction=0.1"
+        )
+    return _hold_out(_digits(), config.test_fraction)
 
 
 def _digits() -> Images:
@@ -180,11 +205,12 @@ def _limit(images: Images, limit: int | None) -> Images:
 
 
 def _images_of(
-    found: Found, config: DataConfig
+    found: Found, config: DataConfig, held: float | None, fewest: int
 ) -> tuple[Images, Images, Images | None, str, tuple[str, ...], str | None]:
     """Creates the images of a folder or of a data set of the hub.
 
-    A class gets the same label in all splits.
+    A class gets the same label in all splits. If there is no test split, the share `held` of the
+    training images is for testing; with None, no image is.
 
     Returns:
         Six values: the training images, the test images, the validation images or None, a text
@@ -193,12 +219,14 @@ def _images_of(
     """
     choice = found.choice
     part = found.part(choice.train)
-    expect_classes(config.name, part)
+    expect_classes(config.name, part, fewest)
     unused = [f"split {name} ({count(found.sizes[name], 'image')})" for name in choice.unused]
     depth = tell_depth(part, look_of(config))
     notes = (*unused, *found.notes)
     train = _images(part, part.labels, part.names, config)
     validation = _other_split(found, choice.validation, part, config) if choice.validation else None
+    if choice.test is None and held is None:
+        return train, train.select(np.arange(0)), validation, "no test split", notes, depth
     if choice.test is None:
         train, test = _hold_out(train, config.test_fraction)
         return train, test, validation, _held_out(config), notes, depth
@@ -240,6 +268,7 @@ def _images(part: Part, labels: Indices, names: tuple[str, ...], config: DataCon
         read=lambda positions, *size: read_pixels(part, look, positions, *size),
         owners=part.owners,
         clients=part.clients,
+        names=lambda positions: [stored.name for stored in part.fetch(positions)],
     )
 
 

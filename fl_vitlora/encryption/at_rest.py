@@ -25,7 +25,7 @@ import hmac
 import json
 import secrets
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -90,10 +90,30 @@ def seal(text: bytes, body: memoryview, key: StorageKey | PartyKey, party: str) 
     Yields:
         The parts of the file in their order: the header, then the encrypted chunks.
     """
+    yield from seal_pieces(text, [body], len(body), key, party)
+
+
+def seal_pieces(
+    text: bytes, pieces: Iterable[memoryview], size: int, key: StorageKey | PartyKey, party: str
+) -> Iterator[bytes]:
+    """Encrypts a text and a body as `seal` does; the body comes in pieces and is never whole.
+
+    Args:
+        text: A small text that can be read without the body.
+        pieces: The pieces of the body, in order; each has any number of bytes.
+        size: The number of bytes of all pieces together.
+        key: The owner's root storage key, or the storage key of this party.
+        party: The party that the file belongs to, for example "client 3".
+
+    Yields:
+        The parts of the file in their order: the header, then the encrypted chunks.
+
+    Raises:
+        ValueError: If the pieces have another number of bytes than `size`.
+    """
     salt = secrets.token_bytes(SALT_BYTES)
     file_key, check = _derive(key.of_party(party), salt)
-    chunks = max(1, -(-len(body) // CHUNK))
-    size = len(text) + TAG + len(body) + chunks * TAG
+    chunks = _chunks(size)
     metadata = {
         SEALED: VERSION,
         KEY: key.name,
@@ -102,13 +122,12 @@ def seal(text: bytes, body: memoryview, key: StorageKey | PartyKey, party: str) 
         CHECK: check.hex(),
         TEXT_BYTES: str(len(text)),
     }
-    header = _write_header(metadata, size)
+    header = _write_header(metadata, len(text) + TAG + size + chunks * TAG)
     cipher = AESGCM(file_key)
     yield header
     yield cipher.encrypt(_nonce(0, last=False), text, header)
-    for number in range(chunks):
-        chunk = body[number * CHUNK : (number + 1) * CHUNK]
-        yield cipher.encrypt(_nonce(number + 1, last=number == chunks - 1), chunk, header)
+    for number, chunk in enumerate(_in_chunks(pieces, size), start=1):
+        yield cipher.encrypt(_nonce(number, last=number == chunks), chunk, header)
 
 
 def sealed_under(path: Path) -> tuple[str, str] | None:
@@ -148,21 +167,72 @@ def unseal(path: Path, keys: StorageKeys) -> tuple[bytes, bytearray]:
         UserError: When `keys` does not have the key of the file.
         DamagedFileError: When any bit of the file was changed after it was written.
     """
+    pieces = unseal_pieces(path, keys)
+    text, size = next(pieces), int.from_bytes(next(pieces), "big")
+    body, start = bytearray(size), 0
+    for piece in pieces:
+        body[start : start + len(piece)] = piece
+        start += len(piece)
+    return text, body
+
+
+def unseal_pieces(path: Path, keys: StorageKeys) -> Iterator[bytes]:
+    """Decrypts a sealed file chunk by chunk, so that the body is never in memory as a whole.
+
+    Each chunk is verified before it is yielded. Only after the last chunk it is known that nothing
+    was cut off the file or added to it.
+
+    Yields:
+        The text; then the length of the body, as 8 bytes in big-endian order; then the body, at
+        most 1 MiB at a time.
+
+    Raises:
+        UserError: When `keys` does not have the key of the file.
+        DamagedFileError: When any bit of the file was changed after it was written.
+    """
     with _opened(path) as file:
         header, cipher = _begin(file, path, keys)
-        text = _text(file, header, cipher, path)
+        yield _text(file, header, cipher, path)
         left = header.sealed - header.text - TAG
         chunks = max(1, -(-left // (CHUNK + TAG)))
-        body = bytearray(left - chunks * TAG)
+        size = left - chunks * TAG
+        yield max(0, size).to_bytes(8, "big")
         for number in range(chunks):
-            start = number * CHUNK
-            size = min(CHUNK, len(body) - start)
+            length = min(CHUNK, size - number * CHUNK)
             nonce = _nonce(number + 1, last=number == chunks - 1)
-            plain = _decrypt(cipher, nonce, _read(file, size + TAG, path), header, path)
-            body[start : start + size] = plain
+            yield _decrypt(cipher, nonce, _read(file, length + TAG, path), header, path)
         if file.read(1):
             raise DamagedFileError(path, "is damaged: it is longer than its header declares")
-    return text, body
+
+
+def _chunks(size: int) -> int:
+    """Returns the number of chunks of a body; an empty body still has one."""
+    return max(1, -(-size // CHUNK))
+
+
+def _in_chunks(pieces: Iterable[memoryview], size: int) -> Iterator[memoryview | bytearray]:
+    """Cuts pieces of any size into chunks of `CHUNK` bytes; the last chunk may be shorter.
+
+    Raises:
+        ValueError: If the pieces have another number of bytes than `size`.
+    """
+    rest, seen = bytearray(), 0
+    for piece in pieces:
+        seen, start = seen + len(piece), 0
+        if rest:
+            start = min(CHUNK - len(rest), len(piece))
+            rest += piece[:start]
+            if len(rest) == CHUNK:
+                yield rest
+                rest = bytearray()
+        while len(piece) - start >= CHUNK:
+            yield piece[start : start + CHUNK]
+            start += CHUNK
+        rest += piece[start:]
+    if seen != size:
+        raise ValueError(f"the body has {seen} bytes, and {size} were announced")
+    if rest or not size:
+        yield rest
 
 
 def _begin(file: BinaryIO, path: Path, keys: StorageKeys) -> tuple[Header, AESGCM]:

@@ -18,7 +18,7 @@ Letters in shapes: B images, C channels, H × W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -56,12 +56,15 @@ class KeyHolder:
         scope: The images that share a key: "shared", "client", "image" or "block", as the docstring
             of this module explains.
         seed: The run's seed. With another seed, all keys are different.
+        secrets: The secret of each party, by its name, if parties have secrets of their own; empty
+            if all have `secret`. It is never printed.
     """
 
     cipher: Cipher
     secret: bytes = field(repr=False)
     scope: Scope = "shared"
     seed: int = 0
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def key_id(self) -> str:
@@ -73,20 +76,22 @@ class KeyHolder:
         """Returns the number of possible keys of one image, as a logarithm to base 2."""
         return self.cipher.key_space_bits
 
-    def encrypt(self, images: Tensor, party: str, part: Part = "train") -> Tensor:
+    def encrypt(self, images: Tensor, party: str, part: Part = "train", first: int = 0) -> Tensor:
         """Encrypts a party's images.
 
         Args:
             images: Plain images, uint8 (B, C, H, W). If every image has its own key, `images` must
-                be all images that the party has for this use, always in the same order.
+                be the images that the party has for this use, always in the same order: all of
+                them, or a piece that begins with the image number `first`.
             party: The party that the images belong to.
             part: The use of the images: "train", "validation" or "test". The keys depend on the use
                 only if every image has its own key.
+            first: The number of the first image among all images that the party has for this use.
 
         Returns:
             The ciphertext, with the shape and type of the images.
         """
-        return self._each(self.cipher.encrypt, images, party, part)
+        return self._each(self.cipher.encrypt, images, party, part, first)
 
     def encrypt_all(
         self, images: Tensor, parties: Sequence[str], sizes: Sequence[int], part: Part = "train"
@@ -110,9 +115,9 @@ class KeyHolder:
             for own, party in zip(torch.split(images, list(sizes)), parties, strict=True)
         ]
 
-    def decrypt(self, images: Tensor, party: str, part: Part = "train") -> Tensor:
+    def decrypt(self, images: Tensor, party: str, part: Part = "train", first: int = 0) -> Tensor:
         """Decrypts a party's images, as the exact inverse of `encrypt` with the same arguments."""
-        return self._each(self.cipher.decrypt, images, party, part)
+        return self._each(self.cipher.decrypt, images, party, part, first)
 
     def adapt(self, reader: PatchReader, party: str) -> PatchReader:
         """Adapts a patch embedding for plain images to a party's key with `Cipher.adapt`."""
@@ -136,11 +141,22 @@ class KeyHolder:
                 "or aligned to one key; expected scope shared, client or block"
             )
         owner = party if self.scope == "client" else self.scope
-        return self.cipher.key(self.secret, f"{owner}/seed {self.seed}")
+        return self.cipher.key(self._secret_of(party), f"{owner}/seed {self.seed}")
 
     def impostor(self) -> KeyHolder:
         """Returns a key holder with a wrong secret, to measure accuracy under a wrong key."""
-        return replace(self, secret=derive_key(self.secret, "a wrong key"))
+        wrong = {party: derive_key(own, "a wrong key") for party, own in self.secrets.items()}
+        return replace(self, secret=derive_key(self.secret, "a wrong key"), secrets=wrong)
+
+    def _secret_of(self, party: str) -> bytes:
+        """Returns the secret of a party.
+
+        Raises:
+            UserError: When parties have secrets of their own, and that of this party is not known.
+        """
+        if self.secrets and party not in self.secrets:
+            raise UserError(f"no key ring has the secret of {party}")
+        return self.secrets.get(party, self.secret)
 
     def _each(
         self,
@@ -148,12 +164,13 @@ class KeyHolder:
         images: Tensor,
         party: str,
         part: Part,
+        first: int,
     ) -> Tensor:
         """Transforms all images with the party's key, or each image with its own key."""
         if self.scope != "image" or not self.cipher.steps:
             return transform(images, self.key(party))
-        result = torch.empty_like(images)
-        for number, image in enumerate(images):
-            context = f"{party}/{part} image {number}/seed {self.seed}"
-            result[number] = transform(image[None], self.cipher.key(self.secret, context))[0]
+        result, secret = torch.empty_like(images), self._secret_of(party)
+        for row, image in enumerate(images):
+            context = f"{party}/{part} image {first + row}/seed {self.seed}"
+            result[row] = transform(image[None], self.cipher.key(secret, context))[0]
         return result

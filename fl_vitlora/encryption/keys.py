@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,6 +87,22 @@ class KeyRing:
             )
         return named[name]
 
+    def secrets_of(self, names: Mapping[str, str]) -> dict[str, bytes]:
+        """Returns the secrets of parties, without those that the ring does not have.
+
+        Args:
+            names: The key id of each party's secret, by the name of the party.
+
+        Raises:
+            UserError: When the ring has none of the secrets.
+        """
+        known = {key_id(secret): secret for secret in self.secrets}
+        found = {party: known[name] for party, name in names.items() if name in known}
+        if not found:
+            wanted = ", ".join(sorted(set(names.values())))
+            raise UserError(f"key ring {self.path} has none of the keys {wanted}")
+        return found
+
     def rotated(self) -> KeyRing:
         """Writes a key ring with one more random secret to the file, and returns this key ring."""
         ring = KeyRing(self.path, (*self.secrets, secrets.token_bytes(SECRET_BYTES)))
@@ -117,6 +133,23 @@ def open_ring(path: Path) -> KeyRing:
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise UserError(f"key ring {path} can be read by other users; run: chmod 600 {path}")
     return KeyRing(path, found)
+
+
+def open_rings(path: Path) -> KeyRing:
+    """Reads a key ring, or all key rings of a folder as one ring.
+
+    A ring that consists of several rings can only find secrets by their ids. None of its secrets is
+    meant for new data.
+
+    Raises:
+        UserError: When a file of the folder is no key ring, or `open_ring` refuses it.
+    """
+    if not path.is_dir():
+        return open_ring(path)
+    rings = [open_ring(file) for file in sorted(path.iterdir()) if not file.name.startswith(".")]
+    if not rings:
+        raise UserError(f"key rings {path}: expected key rings in this folder, found none")
+    return KeyRing(path, tuple(secret for ring in rings for secret in ring.secrets))
 
 
 def open_or_create_ring(path: Path) -> KeyRing:

@@ -133,12 +133,22 @@ class StorageKeys:
         )
 
     def only(self, names: Iterable[str]) -> StorageKeys:
-        """Returns the root keys with the given names; names of unknown keys are left out."""
+        """Returns the keys of given roots; names of unknown keys are left out."""
+        names = set(names)
         wanted = {name: self.roots[name] for name in names if name in self.roots}
         for name in names:
             if name.startswith(BY_PASSPHRASE) and name not in wanted:
                 wanted[name] = root_of_passphrase(name, "this run is sealed").root
-        return StorageKeys(roots=wanted, source=self.source)
+        parties = {pair: key for pair, key in self.parties.items() if pair[0] in names}
+        return StorageKeys(roots=wanted, parties=parties, source=self.source)
+
+    def join(self, others: StorageKeys) -> StorageKeys:
+        """Returns these keys and other keys together."""
+        return StorageKeys(
+            roots={**self.roots, **others.roots},
+            parties={**self.parties, **others.parties},
+            source=" and ".join(filter(None, (self.source, others.source))),
+        )
 
 
 def of_secret(secret: bytes) -> StorageKey:
@@ -218,6 +228,21 @@ def write_party_key(path: Path, name: str, party: str, key: bytes) -> None:
         write_atomically(path, f"{name} {key.hex()} {party}\n", mode=PRIVATE)
     except WriteError as error:
         raise UserError(f"storage key {error}") from None
+
+
+def open_all_party_keys(path: Path) -> StorageKeys:
+    """Reads a file of storage keys, or all such files of a folder.
+
+    Raises:
+        UserError: When a file of the folder has no storage keys, or there is no file.
+    """
+    if not path.is_dir():
+        return open_party_keys(path)
+    found = [open_party_keys(file) for file in sorted(path.glob("*.key"))]
+    if not found:
+        raise UserError(f"storage keys {path}: expected files such as client-00003.key, found none")
+    parties = {pair: key for keys in found for pair, key in keys.parties.items()}
+    return StorageKeys(parties=parties, source=f"storage keys {path}")
 
 
 def open_party_keys(path: Path) -> StorageKeys:

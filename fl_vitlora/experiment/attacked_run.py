@@ -24,10 +24,10 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.preparation import (
     prepare_holder,
     prepare_model,
-    shards_of,
     storage_keys,
 )
 from fl_vitlora.experiment.recorded_updates import RecordedRounds
+from fl_vitlora.experiment.run_shards import shards_of
 from fl_vitlora.flower.strategies.aggregators import Unaided
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import POSITION, WEIGHT, exchanged_reader, reader_of

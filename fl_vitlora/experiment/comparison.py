@@ -24,7 +24,8 @@ from fl_vitlora.data.shard_recipe import KEEPING
 from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.head_start import with_head_start
-from fl_vitlora.experiment.preparation import shards_of, storage_keys
+from fl_vitlora.experiment.preparation import storage_keys
+from fl_vitlora.experiment.run_shards import shards_of
 from fl_vitlora.experiment.runner import PausedError, run
 from fl_vitlora.experiment.shard_reuse import KEPT
 from fl_vitlora.experiment.starting import with_start
@@ -280,10 +281,10 @@ def has_current_key(config: Config, run_folder: Path) -> bool:
 
     A run with another secret is a different experiment, so it is not part of the same table.
     """
-    if not config.encryption.steps:
-        return True
+    if not config.encryption.steps or config.data.shards is not None:
+        return True  # shards that were made elsewhere keep their keys
     ring = Path(config.encryption.key_file)
-    key = ""
+    key: object = ""
     if (run_folder / RESULT).exists():
         key = read_result(run_folder)["encryption"]["key_id"]
     else:

@@ -17,7 +17,7 @@ from fl_vitlora.data.shards import VALIDATION_SHARD
 from fl_vitlora.encryption.at_rest import sealed_under
 from fl_vitlora.encryption.holder import TEST
 from fl_vitlora.encryption.identities import draw_identity, line, write_private
-from fl_vitlora.encryption.keys import KeyRing, key_id, open_ring
+from fl_vitlora.encryption.keys import KeyRing, key_id, open_or_create_ring, open_ring
 from fl_vitlora.encryption.storage_keys import write_party_key
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.preparation import storage_keys
@@ -86,6 +86,28 @@ def _owner_in(name: str) -> str:
     if name == VALIDATION_SHARD:
         return TEST
     return Path(name).stem.removesuffix("-test").removesuffix("-validation")
+
+
+def new_ring(path: Path) -> str:
+    """Makes a key ring with one new secret, and returns the id of the secret.
+
+    Raises:
+        UserError: If a file exists at this path, or the key ring cannot be written.
+    """
+    if path.exists():
+        raise UserError(
+            f"key ring {path} exists; it is not replaced, because its secrets may be in use"
+        )
+    return key_id(open_or_create_ring(path).current)
+
+
+def ids_of_ring(path: Path) -> list[str]:
+    """Returns the ids of all secrets of a key ring, the oldest first.
+
+    Raises:
+        UserError: If the key ring cannot be read.
+    """
+    return [key_id(secret) for secret in open_ring(path).secrets]
 
 
 def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]:

@@ -7,16 +7,16 @@ file is written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data import owner, sources
-from fl_vitlora.data.class_names import disagreement
 from fl_vitlora.data.given import Given
 from fl_vitlora.data.holding_out import hold_out, hold_out_of_each
 from fl_vitlora.data.images import Images, Indices, Name
@@ -26,26 +26,25 @@ from fl_vitlora.data.partition import (
     natural_partition,
     partition,
 )
-from fl_vitlora.data.shards import TEST_SHARD, class_names_of, shard_metadata
 from fl_vitlora.data.treatment import treat
-from fl_vitlora.encryption.at_rest import sealed_under
+from fl_vitlora.encryption.cipher import Cipher
 from fl_vitlora.encryption.holder import KeyHolder
-from fl_vitlora.encryption.keys import SECRET_BYTES, open_or_create_ring, open_ring
+from fl_vitlora.encryption.keys import SECRET_BYTES, open_or_create_ring, open_rings
 from fl_vitlora.encryption.storage_keys import (
     StorageKey,
     StorageKeys,
     of_new_passphrase,
     of_ring,
     of_secret,
+    open_all_party_keys,
     open_party_keys,
 )
 from fl_vitlora.encryption.withstands import falls_to_ciphertexts
-from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.told_images import tell_images
 from fl_vitlora.finetuning import methods, products, shelf
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
-from fl_vitlora.reporting.run_folder import SHARDS, RunFolder
+from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.training.product_choice import choose_library
 
 
@@ -160,7 +159,7 @@ def prepare_model(
     return replace(built, notes=(*built.notes, *method.notes))
 
 
-def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
+def prepare_holder(config: Config, model: Backbone, key: str | Mapping[str, str] = "") -> KeyHolder:
     """Opens the key ring (the file with the owners' secrets), or makes a missing key ring.
 
     If the images are not encrypted, no key ring is needed, and this function makes no key ring.
@@ -168,7 +167,9 @@ def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
     Args:
         config: The configuration of the experiment, with the path of the key ring.
         model: The model. Each block of the cipher is one patch of the model.
-        key: The id of the secret to use. If this id is empty, the current secret is used.
+        key: The id of the secret to use, or the id of each party's secret by the name of the party.
+            If this id is empty, the current secret is used. If there are several secrets, those
+            that the key ring lacks are left out.
 
     Returns:
         The key holder, which has the secret and encrypts images.
@@ -177,69 +178,38 @@ def prepare_holder(config: Config, model: Backbone, key: str = "") -> KeyHolder:
         UserError: If the images cannot be divided into whole blocks, or if the key ring cannot be
             used.
     """
-    holder = owner.key_holder(
-        config,
-        patch_size=model.patch_size,
-        image_shape=model.image_shape,
-        secret=bytes(SECRET_BYTES),  # a placeholder: the cipher is checked before a ring is made
-    )
+    holder = _holder_without_secret(config, model)
     if not config.encryption.steps:
         return holder
     path = Path(config.encryption.key_file)
-    secret = open_ring(path).find(key) if key else open_or_create_ring(path).current
-    return replace(holder, secret=secret)
+    if not key:
+        return replace(holder, secret=open_or_create_ring(path).current)
+    ring = open_rings(path)
+    if isinstance(key, str):
+        return replace(holder, secret=ring.find(key))
+    secrets = ring.secrets_of(key)
+    one = next(iter(secrets.values()))
+    # The server's patch embedding is only given the shape that a key gives it; any key will do.
+    return replace(holder, secret=one, secrets={"server": one, **secrets})
 
 
-def holds_shards(run: Path) -> bool:
-    """Returns True if a run folder contains at least one shard."""
-    return any((run / SHARDS).glob("*.safetensors"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardsOfRun:
-    """The metadata that the shards of a run have in common.
-
-    Attributes:
-        class_names: The names of the classes, in the order in which the run numbers them.
-        key: The id of the secret with which the images are encrypted; empty if the images are
-            plain.
-        sealed: The names of the storage keys that open the files.
-    """
-
-    class_names: tuple[str, ...]
-    key: str
-    sealed: frozenset[str]
-
-
-def shards_of(run: Path, keys: StorageKeys) -> ShardsOfRun:
-    """Reads the metadata that the shards of a run have in common.
-
-    Args:
-        run: The run folder.
-        keys: The keys that may open the shards.
+def cipher_of(config: Config, model: Backbone) -> Cipher:
+    """Returns the cipher of the images, for which no key is needed.
 
     Raises:
-        UserError: If there is no shard, if two shards have different keys or classes, or if a shard
-            has no list of class names.
+        UserError: If the images cannot be divided into whole blocks.
     """
-    paths = owner.find_shards(run)
-    metadata = {path: shard_metadata(path, keys) for path in paths}
-    first = next((path for path in paths if path.name == TEST_SHARD), paths[0])
-    key, names = metadata[first].get("key_id", ""), class_names_of(metadata[first], first)
-    for path, one in metadata.items():
-        other = one.get("key_id", "")
-        if other != key:
-            raise UserError(
-                f"all shards of a run must be encrypted with one key, but {path} has the key "
-                f"{other or 'none'}, and {first} has the key {key or 'none'}"
-            )
-        if set(own := class_names_of(one, path)) != set(names):
-            raise UserError(
-                f"all shards of a run must have the same classes, but {path} has other classes "
-                f"than {first} ({disagreement(own, names)})"
-            )
-    sealed = {under[0] for path in paths if (under := sealed_under(path)) is not None}
-    return ShardsOfRun(class_names=names, key=key, sealed=frozenset(sealed))
+    return _holder_without_secret(config, model).cipher
+
+
+def _holder_without_secret(config: Config, model: Backbone) -> KeyHolder:
+    """Returns a key holder with a placeholder: the cipher is checked before a ring is made."""
+    return owner.key_holder(
+        config,
+        patch_size=model.patch_size,
+        image_shape=model.image_shape,
+        secret=bytes(SECRET_BYTES),
+    )
 
 
 def storage_keys(config: Config, given: Path | None = None) -> StorageKeys:
@@ -259,7 +229,10 @@ def storage_keys(config: Config, given: Path | None = None) -> StorageKeys:
     if given is not None:
         return open_party_keys(given)
     path = Path(config.encryption.key_file)
-    return of_ring(open_ring(path)) if path.is_file() else StorageKeys(source=f"key ring {path}")
+    keys = of_ring(open_rings(path)) if path.exists() else StorageKeys(source=f"key ring {path}")
+    if config.data.storage_keys is None:
+        return keys
+    return keys.join(open_all_party_keys(Path(config.data.storage_keys)))
 
 
 def prepare_storage(config: Config) -> StorageKey | None:
@@ -275,14 +248,27 @@ def prepare_storage(config: Config) -> StorageKey | None:
     return of_secret(open_or_create_ring(Path(config.encryption.key_file)).current)
 
 
-def describe_encryption(config: Config, holder: KeyHolder) -> dict[str, object]:
-    """Returns the description of the encryption for `result.json`, without any secret."""
+def describe_encryption(
+    config: Config, cipher: Cipher, key: str | Mapping[str, str]
+) -> dict[str, object]:
+    """Returns the description of the encryption for `result.json`.
+
+    The description contains no secret.
+
+    Args:
+        config: The configuration of the experiment.
+        cipher: The cipher of the images.
+        key: The id of the secret, or of each party's secret by the name of the party.
+    """
+    several = {} if isinstance(key, str) else {"key_ids": dict(key)}
+    scope = config.encryption.scope
     return {
-        "steps": list(holder.cipher.steps),
-        "scope": holder.scope,
-        "key_id": holder.key_id if holder.cipher.steps else None,
-        "key_space_bits": round(holder.key_space_bits, 1),
-        "falls_to_ciphertexts": falls_to_ciphertexts(holder.cipher, holder.scope, config.data.name),
+        "steps": list(cipher.steps),
+        "scope": scope,
+        "key_id": (key if isinstance(key, str) and cipher.steps else "") or None,
+        **several,
+        "key_space_bits": round(cipher.key_space_bits, 1),
+        "falls_to_ciphertexts": falls_to_ciphertexts(cipher, scope, config.data.name),
         "at_rest": config.encryption.at_rest,
         "adapted": policies.adapts(config),
         "patch_embedding": policies.what_becomes_of_reader(config),
@@ -343,8 +329,13 @@ def plot_images(images: OwnedImages, folder: RunFolder) -> None:
         images: The images and their division among the clients.
         folder: The run folder.
     """
+    counts = label_counts(images.train.labels, images.parts, len(images.class_names))
+    plot_counts(counts, images.class_names, folder)
+
+
+def plot_counts(counts: Any, class_names: tuple[str, ...], folder: RunFolder) -> None:
+    """Plots numbers of training images, an array of the shape (clients, classes)."""
     from fl_vitlora.reporting.plots import plot_labels, write_labels  # matplotlib, while Ray starts
 
-    counts = label_counts(images.train.labels, images.parts, len(images.class_names))
-    plot_labels(folder.plots, counts, images.class_names)
-    write_labels(folder.plots, counts, images.class_names)
+    plot_labels(folder.plots, counts, class_names)
+    write_labels(folder.plots, counts, class_names)

@@ -49,6 +49,7 @@ class Provenance:
         class_names: Sequence[str],
         device: str,
         key: str,
+        content: str = "",
         strategy: object,
         name: str,
         start: str = "",
@@ -60,6 +61,8 @@ class Provenance:
             class_names: The names of the classes, in the order of the head's outputs.
             device: The kind of the server's device, such as "cpu".
             key: The id of the secret with which the images are encrypted.
+            content: A digest of the content of shards that were made elsewhere; "" for other
+                shards, which follow from the configuration and the key.
             strategy: The strategy of the run.
             name: The class and the parameters of the strategy, as one line of text.
             start: The finished run from which the run started, with the checksum of its model; ""
@@ -75,6 +78,7 @@ class Provenance:
                 "weights": digest,
                 "strategy": name,
                 **({"start": start} if start else {}),
+                **({"shards": content[:SHOWN]} if content else {}),
             },
             may_change=versions_and_code(strategy),
         )

@@ -9,6 +9,7 @@ from fl_vitlora.errors import UserError
 
 MAY_CHANGE = (  # settings that may change when a run continues, because the result stays the same
     "encryption.key_file",
+    "data.storage_keys",
     "model.weights",
     "engine.workers",
     "engine.ray_address",

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data.given import Given
 from fl_vitlora.encryption.identities import Identities, open_or_create_identities
-from fl_vitlora.experiment import validation
+from fl_vitlora.experiment import elsewhere, validation
 from fl_vitlora.experiment.client_settings import SameForAll, client_settings
 from fl_vitlora.experiment.finished_run import Outcome
 from fl_vitlora.experiment.gpu_sharing import workers_in_memory
 from fl_vitlora.experiment.head_start import with_head_start
-from fl_vitlora.experiment.preparation import describe_encryption
 from fl_vitlora.experiment.recorded_updates import recorders, what_is_recorded
 from fl_vitlora.experiment.server_run import Run
 from fl_vitlora.experiment.stage import Experiment, Stage, find_or_prepare_stage
@@ -45,6 +44,7 @@ def run(
     resume: bool = False,
     observers: Sequence[Observer] = (),
     given: Given | None = None,
+    typed: Collection[str] | None = None,
 ) -> tuple[Line, Path]:
     """Runs an experiment and writes its run folder.
 
@@ -54,11 +54,11 @@ def run(
         strategy: The strategy of the run, from this project or from Flower.
         watch: The callbacks of the program that starts the run.
         started: The value of `time.perf_counter()` when the program began, before its imports.
-        engine: The object that keeps Ray running for the next run. If `engine` is None, Ray ends
-            with this run.
+        engine: The object that keeps Ray running for the next run; None to end Ray with this run.
         resume: True to resume an interrupted run in the folder `out`.
-        observers: Objects whose method `observe` gets the data that the server sees in each round.
+        observers: Objects whose method `observe` gets what the server sees in each round.
         given: The images that the program hands in.
+        typed: The paths of the settings that somebody has written; see `elsewhere.fitted`.
 
     Returns:
         A pair: the content of `result.json`, and the path of the run folder.
@@ -71,7 +71,7 @@ def run(
     """
     watch, started = watch or Watch(), started or time.perf_counter()
     _silence(watch)
-    experiment = _checked(config, strategy, watch, given, resume=resume)
+    experiment = _checked(config, strategy, watch, given, resume=resume, typed=typed)
     own = Engine(verbose=watch.verbose)
     ray = (engine or own).start(_workers_for(experiment.config))  # starts during the preparation
     stage: Stage | None = None
@@ -79,12 +79,11 @@ def run(
         stage = find_or_prepare_stage(experiment, ray.workers.device, resume=resume)
         server, outcome = _serve(experiment, stage, ray, observers)
         own.stop()
-        result = _write(server, outcome, describe_encryption(server.config, stage.holder), started)
+        return _write(server, outcome, stage.encryption, started), stage.folder.path
     finally:
         own.stop()
         if stage is not None:
             stage.folder.release()
-    return result, stage.folder.path
 
 
 def _silence(watch: Watch) -> None:
@@ -100,8 +99,16 @@ def _checked(
     given: Given | None = None,
     *,
     resume: bool,
+    typed: Collection[str] | None = None,
 ) -> Experiment:
-    """Checks the configuration and the strategy before any file is written or Ray starts."""
+    """Checks the configuration and the strategy before any file is written or Ray starts.
+
+    Shards that were made elsewhere are checked, too, and the configuration is fitted to them.
+    """
+    shards = None
+    if config.data.shards is not None and not resume:
+        watch.announce("checking the shards")
+        config, shards = elsewhere.fitted(config, typed, watch.note)
     drafted = validation.draft_of(config.model)
     written = with_head_start(identity.told(config, strategy), strategy, drafted)
     config = validation.check(
@@ -112,6 +119,8 @@ def _checked(
         writes_checkpoints=written.checkpoint_every > 0,
         needs_passphrase=True,
     )
+    if shards is not None:
+        elsewhere.check_evaluated(config, shards)
     return Experiment(
         written=written,
         config=config,
@@ -119,6 +128,7 @@ def _checked(
         watch=watch,
         given=given,
         identities=_identities(config, watch),
+        shards=shards,
     )
 
 
@@ -203,6 +213,8 @@ def _server_side(
         states=states,
         checkpoint=stage.checkpoint,
         holder=stage.holder,
+        encrypted_with=str(stage.encryption["key_id"] or stage.encryption.get("key_ids") or "none"),
+        content=stage.content,
         observers=[*observers, *recorders(config, stage.folder.path)],
         repeats_errors=False,  # the engine has already repeated a failed call
     )
@@ -225,7 +237,7 @@ def _settings(experiment: Experiment, stage: Stage, device: str) -> SameForAll:
             stage.class_names,
             device,
             client_half(experiment.strategy),
-            with_key=policies.clients_need_key(config),
+            with_key=stage.holder is not None and policies.clients_need_key(config),
             storage=stage.storage,
             identities=experiment.identities,
             library=products.used(),

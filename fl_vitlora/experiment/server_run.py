@@ -79,6 +79,8 @@ class Run:
             because each node keeps its own state and the server writes no checkpoints.
         checkpoint: The checkpoint from which the run continues; None for a new run.
         holder: The key holder for the evaluation; None if the server evaluates without a key.
+        encrypted_with: The id of the secret that encrypts the images, or of each party's secret.
+        content: A digest of the content of shards that were made elsewhere; "" for other shards.
         storage: The keys that open the files of the shards; None if the shards are not sealed.
         observers: Objects whose method `observe` gets the data that the server sees in each round.
         secret_seed: The secret seed of the strategy's random choices and of the noise in a
@@ -101,6 +103,8 @@ class Run:
     states: ClientStates | None = None
     checkpoint: Checkpoint | None = None
     holder: KeyHolder | None = None
+    encrypted_with: str = "none"
+    content: str = ""
     storage: StorageKeys | None = field(default=None, repr=False)
     observers: Sequence[Observer] = ()
     secret_seed: int | None = field(default=None, repr=False)
@@ -257,12 +261,12 @@ class Run:
 
 def _provenance_of(run: Run) -> Provenance:
     """Returns the conditions on which a run's numbers depend, apart from its configuration."""
-    holder = run.holder
     return Provenance.of(
         weights=run.server.plain,
         class_names=run.class_names,
         device=next(run.server.backbone.model.parameters()).device.type,
-        key=holder.key_id if holder is not None and holder.cipher.steps else "none",
+        key=run.encrypted_with,
+        content=run.content,
         strategy=run.strategy,
         name=identity.describe(run.strategy),
         start=run.server.backbone.source if run.config.model.init_from else "",

@@ -6,6 +6,7 @@ function `find_stage` opens the stage of an interrupted run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,21 +14,24 @@ from fl_vitlora.adaptation import coordinates, policies
 from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook, lacks_checkpoints
 from fl_vitlora.config import Config
 from fl_vitlora.data.given import Given
+from fl_vitlora.data.given_shards import GivenShards, digest_of, digests_in
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.identities import Identities
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.elsewhere import keys_at_hand
 from fl_vitlora.experiment.preparation import (
     OwnedImages,
-    holds_shards,
+    cipher_of,
+    describe_encryption,
     plot_images,
     prepare_holder,
     prepare_images,
     prepare_model,
     prepare_storage,
-    shards_of,
     storage_keys,
 )
+from fl_vitlora.experiment.run_shards import holds_shards, shards_of
 from fl_vitlora.experiment.server_model import Server, make_server
 from fl_vitlora.experiment.shard_reuse import take_or_write_shards
 from fl_vitlora.experiment.watching import Watch
@@ -54,6 +58,7 @@ class Experiment:
         given: The images that the program handed in, if it did.
         identities: The identity keys of all clients; None if clients do not sign the rosters of
             secure sums.
+        shards: The shards that owners made elsewhere; None if the run makes its shards.
     """
 
     written: Config
@@ -62,6 +67,7 @@ class Experiment:
     watch: Watch
     given: Given | None = None
     identities: Identities | None = field(default=None, repr=False)
+    shards: GivenShards | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +80,10 @@ class Stage:
         class_names: The names of the classes, in the order of the head's outputs.
         storage: The keys that open the files of the shards; None if the files are not sealed. These
             keys do not decrypt the images in the files.
-        holder: The key holder for the images.
+        holder: The key holder for the images; None if only the owners have the key.
         server: The server's model.
+        encryption: The description of the encryption for `result.json`.
+        content: A digest of the content of shards that were made elsewhere; "" for other shards.
         checkpoint: The checkpoint from which the run continues; None before the first round.
     """
 
@@ -83,8 +91,10 @@ class Stage:
     logbook: Logbook
     class_names: tuple[str, ...]
     storage: StorageKeys | None = field(repr=False)
-    holder: KeyHolder
+    holder: KeyHolder | None
     server: Server
+    encryption: dict[str, object]
+    content: str = ""
     checkpoint: Checkpoint | None = None
 
 
@@ -100,6 +110,10 @@ def find_or_prepare_stage(experiment: Experiment, device: str, *, resume: bool) 
         UserError: If the images cannot be used, or if the run cannot be resumed.
     """
     stage = find_stage(experiment, device) if resume else None
+    if stage is None and experiment.config.data.shards is not None:
+        from fl_vitlora.experiment.given_stage import prepare_given
+
+        return prepare_given(experiment, device, again=resume)
     return stage or prepare_stage(experiment, device, again=resume)
 
 
@@ -132,7 +146,10 @@ def find_stage(experiment: Experiment, device: str) -> Stage | None:
     folder.forget_failures(after=checkpoint.round)
     keys = storage_keys(config)
     shards = shards_of(folder.path, keys)
-    holder, server = _prepare_server(experiment, device, shards.class_names, shards.key)
+    content = ""
+    if config.data.shards is not None:
+        content = digest_of(dict(digests_in(folder.shards, keys)))
+    holder, server, told = prepare_server(experiment, device, shards.class_names, shards.key)
     return Stage(
         folder=folder,
         logbook=logbook,
@@ -140,6 +157,8 @@ def find_stage(experiment: Experiment, device: str) -> Stage | None:
         storage=None if config.encryption.at_rest == "none" else keys.only(shards.sealed),
         holder=holder,
         server=server,
+        encryption=told,
+        content=content,
         checkpoint=checkpoint,
     )
 
@@ -164,13 +183,11 @@ def prepare_stage(experiment: Experiment, device: str, *, again: bool = False) -
     images = prepare_images(config, experiment.given)
     watch.note(images.summary)
     key = _key_of_shards(config) if again else ""
-    holder, server = _prepare_server(experiment, device, images.class_names, key)
+    holder, server, told = prepare_server(experiment, device, images.class_names, key)
+    if holder is None:
+        raise ValueError("images cannot be encrypted without a key")
     folder, storage = _write_folder(experiment, images, holder, again=again)
-    if policies.reader_is_stored(config):
-        key_id = holder.key_id if policies.start_is_adapted(config) else ""
-        write_reader(folder.shards / READER_FILE, server.start, key_id)
-    folder.write_classes(images.class_names)
-    sync_files(folder.shards)  # a later round could not be resumed without the shards
+    finish_folder(config, folder, images.class_names, holder, server)
     return Stage(
         folder=folder,
         logbook=Logbook.begin(folder.path),
@@ -178,7 +195,32 @@ def prepare_stage(experiment: Experiment, device: str, *, again: bool = False) -
         storage=storage,
         holder=holder,
         server=server,
+        encryption=told,
     )
+
+
+def finish_folder(
+    config: Config,
+    folder: RunFolder,
+    class_names: tuple[str, ...],
+    holder: KeyHolder | None,
+    server: Server,
+) -> None:
+    """Writes what a run folder has beside its shards, and waits until all files are on the disk.
+
+    Args:
+        config: The configuration of the experiment.
+        folder: The run folder, which has its shards already.
+        class_names: The names of the classes, in the order of the head's outputs.
+        holder: The object that has the key of the images; None if only the owners have it.
+        server: The server's model.
+    """
+    if policies.reader_is_stored(config):
+        known = holder is not None and policies.start_is_adapted(config)
+        key_id = holder.key_id if holder is not None and known else ""
+        write_reader(folder.shards / READER_FILE, server.start, key_id)
+    folder.write_classes(class_names)
+    sync_files(folder.shards)  # a later round could not be resumed without the shards
 
 
 def _check_key_ring(config: Config) -> None:
@@ -191,7 +233,7 @@ def _check_key_ring(config: Config) -> None:
         )
 
 
-def _key_of_shards(config: Config) -> str:
+def _key_of_shards(config: Config) -> str | Mapping[str, str]:
     """Returns the id of the secret that encrypts the run's shards, or "" without shards."""
     place = Path(config.out or "")
     return shards_of(place, storage_keys(config)).key if holds_shards(place) else ""
@@ -251,30 +293,44 @@ def note_on_size(config: Config, backbone: Backbone) -> tuple[str, ...]:
     )
 
 
-def _prepare_server(
-    experiment: Experiment, device: str, class_names: tuple[str, ...], key: str
-) -> tuple[KeyHolder, Server]:
+def prepare_server(
+    experiment: Experiment,
+    device: str,
+    class_names: tuple[str, ...],
+    key: str | Mapping[str, str],
+) -> tuple[KeyHolder | None, Server, dict[str, object]]:
     """Makes the server's model, and opens the key ring.
 
     Args:
         experiment: The experiment.
         device: The device of the model.
         class_names: The names of the classes, in the order of the head's outputs.
-        key: The id of the secret to use. If this id is empty, the current secret is used.
+        key: The id of the secret to use, or of each party's secret. If this id is empty, the
+            current secret is used.
 
     Returns:
-        A pair: the key holder for the images, and the server's model.
+        The object that has the key of the images, or None if only the owners have it; the server's
+        model; and the description of the encryption.
     """
     config, watch = experiment.config, experiment.watch
     adapter = client_half(experiment.strategy).adapter
     backbone = prepare_model(config, class_names, device, adapter)
     for note in (*backbone.notes, *note_on_size(config, backbone), *_alone(config, backbone)):
         watch.note(note)
-    if policies.lacks_key_ring(config) and not key:
+    if config.data.shards is not None and config.encryption.steps:
+        if not keys_at_hand(config, key):
+            watch.note(
+                f"the key ring {config.encryption.key_file} has not all keys of the images, so the "
+                "accuracy under a wrong key and on plain images is not measured"
+            )
+            told = describe_encryption(config, cipher_of(config, backbone), key)
+            return None, make_server(backbone, lambda origin: origin), told
+    elif policies.lacks_key_ring(config) and not key:
         watch.note(
             "a new key ring with a new secret was created: "
             f"{Path(config.encryption.key_file).absolute()}"
         )
     holder = prepare_holder(config, backbone, key)
     server = make_server(backbone, lambda origin: coordinates.server_reader(config, origin, holder))
-    return holder, server
+    used = key if isinstance(key, Mapping) else holder.key_id
+    return holder, server, describe_encryption(config, holder.cipher, used)

@@ -19,6 +19,7 @@ Letters in shapes: n images, C channels, H × W pixels.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -31,7 +32,7 @@ from fl_vitlora.adaptation import coordinates, policies
 from fl_vitlora.config import Config
 from fl_vitlora.data.class_names import CLASS_NAMES, read_names
 from fl_vitlora.encryption.holder import TEST, KeyHolder, client_party
-from fl_vitlora.encryption.keys import open_ring
+from fl_vitlora.encryption.keys import open_rings
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.preparation import prepare_holder, prepare_model
@@ -57,8 +58,9 @@ class TrainedModel:
         class_names: The names of the classes, in the order of the head's outputs.
         tensors: The exchanged tensors at the end of the run, and the sums that were added to frozen
             weights.
-        key_id: The id of the secret with which the images are encrypted; "" if the images are
-            plain.
+        key_id: The id of the secret with which the images are encrypted; "" if they are plain, or
+            if several owners have secrets of their own.
+        key_ids: The id of each party's secret in this case, by the name of the party; else empty.
         server: The server's model before the first round.
     """
 
@@ -68,6 +70,7 @@ class TrainedModel:
     tensors: GlobalModel
     key_id: str
     server: Server = field(repr=False)
+    key_ids: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def backbone(self) -> Backbone:
@@ -96,13 +99,13 @@ class TrainedModel:
                 f"{self.folder}: the owners' key ring is needed, but {ring} does not exist; name "
                 "the file: encryption.key_file=FILE"
             )
-        if not self.key_id and len(open_ring(ring).secrets) > 1:
+        if not self.key_id and not self.key_ids and len(open_rings(ring).secrets) > 1:
             raise UserError(
                 f"{self.folder}: the run does not state with which secret its images are "
                 f"encrypted, and the key ring {ring} has several secrets; name a key ring that has "
                 "only the secret of this run"
             )
-        return prepare_holder(self.config, self.backbone, self.key_id)
+        return prepare_holder(self.config, self.backbone, self.key_ids or self.key_id)
 
     def encrypt(self, images: Tensor, client: int | None = None) -> Tensor:
         """Encrypts plain images with the key of a party, in the same way as the run's images.
@@ -252,6 +255,7 @@ def open_model(
         class_names=class_names,
         tensors=GlobalModel.of_stored(state),
         key_id=str(result.get("encryption", {}).get("key_id") or ""),
+        key_ids=result.get("encryption", {}).get("key_ids", {}),
         server=_server_of(folder, config, public),
     )
     _expect_all(model, path)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fl_vitlora.config import Config, ModelConfig, load, resolve, to_mapping
+from fl_vitlora.config import Config, ModelConfig, given_paths, load, resolve, to_mapping
 from fl_vitlora.config.confirmation import check_confirmed, texts_in
+from fl_vitlora.config.yaml_text import read_yaml
 from fl_vitlora.data.given import Given, expect_given, read_given, with_given
 from fl_vitlora.errors import UserError
 from fl_vitlora.library.callbacks import Callback, Line
@@ -38,11 +39,11 @@ def run(
     callbacks: Sequence[Callback] = (),
     verbose: bool = False,
     trust: Collection[str] = (),
+    shards: str | Path | None = None,
 ) -> FinishedRun:
     """Runs an experiment on this machine, as `simulate.py` does, and returns the finished run.
 
-    This function can be called from any thread. A process may call this function several times, one
-    run after the other.
+    Any thread may call this function, also several times, one run after the other.
 
     Args:
         config: The experiment: a mapping of settings by dotted paths or groups, the path of a YAML
@@ -50,22 +51,22 @@ def run(
         settings: Single settings by their dotted paths, which replace those of `config`.
         train: Training images of one's own, in a form that `data.given` names.
         test: Test images of one's own; None to test on a share of `train`.
-        class_names: The names of the classes, in the order of the numbers that are labels. By
-            default `train` names them, or numbers are names.
+        class_names: The names of the classes by label. By default `train` names them.
         model: A pre-trained model of one's own; see `models.own_model`. Its head is not used.
         init_from: A finished run, or its folder, whose trained model is the start of this run.
         strategy: The strategy, if it is not the one that the settings name.
         callbacks: Objects that follow the run; see `library.callbacks`.
         verbose: True if Flower and Ray may write messages.
-        trust: The names of code outside of this project and Flower that a YAML file may name. Code
-            that the caller names in a mapping or in `settings` needs no confirmation.
+        trust: The names of code of others that a YAML file may name. Code that the caller names in
+            a mapping or in `settings` needs no confirmation.
+        shards: The folder with encrypted shards that owners made elsewhere (`data.shards`).
 
     Raises:
         UserError: If no run is possible with the settings or the images.
         RuntimeError: If the run failed; `resume` continues it.
     """
     confirmed = frozenset(trust) | _named_by_caller(config, settings)
-    settings = {**(settings or {}), **_of_run(init_from)}
+    settings = {**(settings or {}), **_of_run(init_from), **_of_shards(shards)}
     experiment = settings_of(config, settings)
     check_confirmed(experiment, confirmed)
     given = _given(experiment, train, test, class_names)
@@ -74,7 +75,7 @@ def run(
         own = {"model.name": _stored(model, experiment), "out": experiment.out}
         experiment = _with_place(settings_of(config, {**settings, **own}), given)
     whole = _Run(strategy=strategy, callbacks=callbacks, confirmed=confirmed, given=given)
-    return whole.start(experiment, verbose=verbose)
+    return whole.start(experiment, verbose=verbose, typed=_typed(config, settings))
 
 
 def resume(
@@ -137,7 +138,14 @@ class _Run:
     confirmed: frozenset[str]
     given: Given | None
 
-    def start(self, experiment: Config, *, verbose: bool, resume: bool = False) -> FinishedRun:
+    def start(
+        self,
+        experiment: Config,
+        *,
+        verbose: bool,
+        resume: bool = False,
+        typed: frozenset[str] | None = None,
+    ) -> FinishedRun:
         """Runs an experiment with callbacks, and returns the finished run."""
         import strategies
         from fl_vitlora.experiment.runner import run as run_experiment
@@ -152,7 +160,9 @@ class _Run:
             load = functools.partial(strategies.load_for, confirmed=self.confirmed)
             experiment = with_start(experiment, load)
         watch = watch_for(self.callbacks, verbose=verbose)
-        _, folder = run_experiment(experiment, chosen, watch, resume=resume, given=self.given)
+        _, folder = run_experiment(
+            experiment, chosen, watch, resume=resume, given=self.given, typed=typed
+        )
         opened = load_run(folder, trust=self.confirmed)
         finished = dataclasses.replace(opened, strategy=chosen)
         for callback in self.callbacks:
@@ -166,6 +176,11 @@ def _of_run(init_from: FinishedRun | str | Path | None) -> dict[str, str]:
         return {}
     folder = init_from.folder if isinstance(init_from, FinishedRun) else init_from
     return {"model.init_from": str(folder)}
+
+
+def _of_shards(shards: str | Path | None) -> dict[str, str]:
+    """Returns the setting that names the folder of shards that owners made elsewhere."""
+    return {} if shards is None else {"data.shards": str(shards)}
 
 
 def _with_place(experiment: Config, given: Given | None) -> Config:
@@ -203,6 +218,8 @@ def _given(
     Raises:
         UserError: If the images cannot be read, or test images are given without others.
     """
+    if train is not None and experiment.data.shards is not None:
+        raise UserError("fv.run: expected train or shards, and both were given; remove one of them")
     if train is not None:
         return read_given(train, test, class_names, experiment.data)
     if test is not None or class_names is not None:
@@ -223,6 +240,16 @@ def settings_of(config: Settings | None, settings: Mapping[str, Any] | None = No
     if isinstance(config, Config):
         return resolve(to_mapping(config), given)
     return resolve({}, {**config, **given})
+
+
+def _typed(config: Settings | None, settings: Mapping[str, Any] | None) -> frozenset[str] | None:
+    """Returns the dotted paths of the settings that somebody has written; None if unknown."""
+    own = dict(settings or {})
+    if isinstance(config, Config):
+        return None
+    if isinstance(config, str | Path):
+        return given_paths(read_yaml(str(config)), own)
+    return given_paths({}, {**(config or {}), **own})
 
 
 def _named_by_caller(config: Settings | None, settings: Mapping[str, Any] | None) -> set[str]:

@@ -37,11 +37,13 @@ def readable_seconds(seconds: float) -> str:
 
 def _key(encryption: Mapping[str, Any]) -> str:
     """Returns a text: the id of the key, its scope, and whether the model is adapted to the key."""
-    if not encryption["key_id"]:
+    several = set(encryption.get("key_ids", {}).values())
+    if not encryption["key_id"] and not several:
         return "none"
     adapted = ", model adapted" if encryption["adapted"] else ""
+    name = f"secrets of {len(several)} owners" if several else encryption["key_id"]
     return (
-        f"{encryption['key_id']}, scope {encryption['scope']}{adapted}, "
+        f"{name}, scope {encryption['scope']}{adapted}, "
         f"patch embedding {encryption['patch_embedding']}"
     )
 

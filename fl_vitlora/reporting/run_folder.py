@@ -42,6 +42,10 @@ BEST, ROUND = "best_model.safetensors", "round"
 DATA = "data.txt"  # the file that says which images were found, and which of them are used
 PACKAGES = ("fl_vitlora", "flwr", "ray", "torch", "timm", "numpy", "flwr-datasets", "cryptography")
 
+PLACES = (  # groups and names of settings that name files of a run
+    *(("encryption", "key_file"), ("model", "weights"), ("privacy", "client_keys")),
+    *(("data", "name"), ("data", "shards"), ("data", "storage_keys")),
+)
 LONGEST_NAME = 40  # the largest number of characters of a data set's name in a folder name
 
 
@@ -187,7 +191,7 @@ class RunFolder:
 
 def default_path(config: Config) -> Path:
     """Returns the path of a new run folder, named after the time, data, method and seed."""
-    data = Path(config.data.name).name[:LONGEST_NAME]
+    data = Path(config.data.shards or config.data.name).absolute().name[:LONGEST_NAME]
     label = f"{data}-{config.finetuning.method}-seed{config.seed}"
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{label.replace('+', '-')}"
 
@@ -270,9 +274,8 @@ def located(asked: Config, begun: Config, run: Path) -> Config:
     """
     start = begun_in(run)
     changes: dict[str, Any] = {}
-    files = {"encryption": "key_file", "model": "weights", "data": "name", "privacy": "client_keys"}
-    for group, name in files.items():
-        now = getattr(asked, group)
+    for group, name in PLACES:
+        now = changes.get(group, getattr(asked, group))
         written = getattr(now, name)
         if written is not None and written == getattr(getattr(begun, group), name):
             changes[group] = replace(now, **{name: find_from(written, start)})

@@ -13,8 +13,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,81 @@ def write_sealed(
     write_parts(path, _in_order(save(laid_out, sealed)), durable=durable, mode=mode)
 
 
+def write_sealed_pieces(
+    path: Path,
+    numbers: State,
+    name: str,
+    shape: Sequence[int],
+    pieces: Iterable[memoryview],
+    *,
+    metadata: Mapping[str, str],
+    durable: bool = True,
+) -> None:
+    """Writes the file that `write_sealed` writes; one tensor comes in pieces and is never whole.
+
+    Args:
+        path: The path of the file. The folder of the file must exist.
+        numbers: The small tensors by name, int64.
+        name: The name of the tensor that comes in pieces, uint8.
+        shape: The shape of the tensor `name`.
+        pieces: The pieces of its bytes, in order; each has any number of bytes.
+        metadata: Texts by name, as in `write_sealed`.
+        durable: True to wait until the file is on the disk; see `write_atomically`.
+
+    Raises:
+        ValueError: If the pieces have another number of bytes than the shape.
+    """
+    size, seen = math.prod(shape), 0
+    small = {key: numbers[key].detach().cpu().contiguous() for key in sorted(numbers)}
+    described = [[key, str(t.dtype), list(t.shape)] for key, t in small.items()]
+    described.append([name, str(torch.uint8), list(shape)])
+    digest = _digest_of_head(metadata, sorted(described))
+    entries = _entries(small, name, shape)
+
+    def parts() -> Iterator[bytes | memoryview]:
+        nonlocal seen
+        yield _head(metadata, entries, "0" * 2 * digest.digest_size)
+        yield from map(_bytes_of, small.values())
+        for key in filter(name.__gt__, small):
+            digest.update(_bytes_of(small[key]))
+        for piece in pieces:
+            seen += len(piece)
+            digest.update(piece)
+            yield piece
+        for key in filter(name.__lt__, small):
+            digest.update(_bytes_of(small[key]))
+        if seen != size:
+            raise ValueError(f"the tensor {name} has {seen} bytes, and {size} were announced")
+
+    def beginning() -> bytes:
+        return _head(metadata, entries, digest.hexdigest())
+
+    write_parts(path, parts(), durable=durable, mode=PRIVATE, beginning=beginning)
+
+
+def _entries(small: State, name: str, shape: Sequence[int]) -> dict[str, Any]:
+    """Returns type, shape and number of bytes of each tensor, in the order of the file."""
+    entries: dict[str, Any] = {key: ("I64", list(t.shape), t.nbytes) for key, t in small.items()}
+    return entries | {name: ("U8", list(shape), math.prod(shape))}
+
+
+def _head(metadata: Mapping[str, str], entries: Mapping[str, Any], digest: str) -> bytes:
+    """Returns the header of a safetensors file, in the order that `_in_order` gives it."""
+    header: dict[str, Any] = {METADATA: dict(sorted({**metadata, DIGEST: digest}.items()))}
+    end = 0
+    for key, (dtype, shape, size) in entries.items():
+        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    return _padded(header)
+
+
+def _padded(header: Mapping[str, Any]) -> bytes:
+    """Returns a header as JSON with its length before it, aligned as safetensors does."""
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % LENGTH.size)
+    return LENGTH.pack(len(text)) + text
+
+
 def _in_order(file: bytes) -> Iterator[bytes | memoryview]:
     """Yields the parts of a safetensors file, with the header in a fixed order.
 
@@ -79,9 +155,7 @@ def _in_order(file: bytes) -> Iterator[bytes | memoryview]:
     (length,) = LENGTH.unpack_from(file)
     header = json.loads(file[LENGTH.size : LENGTH.size + length])
     metadata = {METADATA: dict(sorted(header.pop(METADATA).items()))}
-    text = json.dumps({**metadata, **header}, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % LENGTH.size)  # the alignment of safetensors
-    yield LENGTH.pack(len(text)) + text
+    yield _padded({**metadata, **header})
     yield memoryview(file)[LENGTH.size + length :]
 
 
@@ -157,12 +231,22 @@ def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
     """
     names = sorted(tensors)
     described = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in names]
-    head = json.dumps([sorted(metadata.items()), described], separators=(",", ":"))
-    digest = hashlib.sha256(head.encode())
+    digest = _digest_of_head(metadata, described)
     for name in names:
-        flat = tensors[name].detach().cpu().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        digest.update(_bytes_of(tensors[name]))
     return digest.hexdigest()
+
+
+def _digest_of_head(metadata: Mapping[str, str], described: Sequence[Any]) -> hashlib._Hash:
+    """Returns a digest that covers the metadata, and names, types and shapes of tensors."""
+    head = json.dumps([sorted(metadata.items()), described], separators=(",", ":"))
+    return hashlib.sha256(head.encode())
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Returns the bytes of a tensor, one after the other."""
+    flat = tensor.detach().cpu().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 def _one_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -82,6 +82,7 @@ def write_parts(
     durable: bool = True,
     mode: int = PUBLIC,
     new: bool = False,
+    beginning: Callable[[], bytes] | None = None,
 ) -> None:
     """Writes a file in the same way as `write_atomically`, but the content comes in parts.
 
@@ -93,6 +94,8 @@ def write_parts(
         mode: The permissions of the file, as in `write_atomically`.
         new: True to raise an error if a file already exists at this path; False to replace the
             file.
+        beginning: A function that is called after the last part. The bytes that it returns replace
+            as many bytes at the beginning of the file, for example by a checksum of all parts.
 
     Raises:
         WriteError: If the system cannot write the file. An older file at this path stays
@@ -104,6 +107,9 @@ def write_parts(
             with _open_new(temporary, mode) as file:
                 for part in parts:
                     file.write(part)
+                if beginning is not None:
+                    file.seek(0)
+                    file.write(beginning())
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())

@@ -21,7 +21,8 @@ from fl_vitlora.data.shards import (
 from fl_vitlora.encryption import storage_keys as sealing_keys
 from fl_vitlora.encryption.keys import derive_key, key_id, open_ring
 from fl_vitlora.errors import UserError
-from fl_vitlora.experiment.preparation import prepare_storage, shards_of, storage_keys
+from fl_vitlora.experiment.preparation import prepare_storage, storage_keys
+from fl_vitlora.experiment.run_shards import shards_of
 from tests.owned_shards import keys, prepare
 
 

@@ -7,6 +7,7 @@ images of each client) stay in the process. A message contains only the exchange
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from fl_vitlora.data.shelf import MOST_KEPT, Shelf
 from fl_vitlora.encryption.at_rest import sealed_under
 from fl_vitlora.encryption.holder import KeyHolder, client_party
 from fl_vitlora.encryption.identities import Identities
-from fl_vitlora.encryption.keys import open_ring
+from fl_vitlora.encryption.keys import open_rings
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.finetuning import methods, products
@@ -256,8 +257,17 @@ def _holder(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:
     own = (
         path for path in shards if (under := sealed_under(path)) is None or keys.can_open(*under)
     )
-    metadata = shard_metadata(next(own, shards[0]), keys)
-    secret = open_ring(Path(config.encryption.key_file)).find(metadata["key_id"])
-    return key_holder(
-        config, patch_size=built.patch_size, image_shape=built.image_shape, secret=secret
+    readable = list(own) if config.data.shards is not None else list(itertools.islice(own, 1))
+    readable = readable or shards[:1]  # which raises the error that says why it is not readable
+    told = [shard_metadata(path, keys) for path in readable]
+    ids = {metadata["party"]: metadata["key_id"] for metadata in told}
+    ring = open_rings(Path(config.encryption.key_file))
+    several = ring.secrets_of(ids) if len(set(ids.values())) > 1 else {}
+    holder = key_holder(
+        config,
+        patch_size=built.patch_size,
+        image_shape=built.image_shape,
+        secret=next(iter(several.values())) if several else ring.find(told[0]["key_id"]),
     )
+    # The server's patch embedding is only given the shape that a key gives it; any key will do.
+    return replace(holder, secrets={"server": holder.secret, **several} if several else {})

@@ -1,0 +1,58 @@
+"""Shows on a terminal how many images have been worked on, as a bar."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class CountDisplay:
+    """A bar that is visible inside a `with` block. Nothing is shown without a terminal.
+
+    Args:
+        console: The console that shows the bar; None for standard error.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        console = console or Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._line = self._bar.add_task("reading the list of images", total=None)
+
+    def begin(self, name: str, images: int) -> None:
+        """Starts to count anew.
+
+        Args:
+            name: What is worked on, for example the name of a file.
+            images: The number of its images.
+        """
+        self._bar.reset(self._line, total=images, description=name)
+
+    def advance(self, images: int) -> None:
+        """Counts further images."""
+        self._bar.advance(self._line, images)
+
+    def note(self, sentence: str) -> None:
+        """Prints a sentence on standard error, above the bar; it stays there."""
+        self._bar.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
