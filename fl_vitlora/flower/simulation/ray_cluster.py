@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fl_vitlora.errors import UserError
@@ -20,6 +21,7 @@ from fl_vitlora.flower.simulation.ray_environment import (
     patient_start,
     sigterm_as_before,
 )
+from fl_vitlora.flower.simulation.ray_helpers import few_helpers
 from fl_vitlora.flower.simulation.workers import Workers
 from fl_vitlora.storage.session_folder import session_folder
 
@@ -134,8 +136,7 @@ class Ray:
                 silence()
             if self._ended.is_set():
                 return  # `stop` was called during the import
-            place = contextlib.nullcontext() if self.workers.address else loopback_alone()
-            with place, patient_start(), sigterm_as_before(), hangup_blocked():
+            with self._surroundings():
                 ray.init(
                     configure_logging=self._verbose,
                     log_to_driver=self._verbose,
@@ -150,6 +151,18 @@ class Ray:
         if self._error is None:
             ray.shutdown()  # in a joined cluster, this stops only this program's workers
         self._folder.close()
+
+    @contextlib.contextmanager
+    def _surroundings(self) -> Iterator[None]:
+        """Changes, inside the block, how Ray starts or is joined."""
+        with contextlib.ExitStack() as changes:
+            if not self.workers.address:
+                changes.enter_context(loopback_alone())
+                changes.enter_context(few_helpers(logs=self._verbose))
+            changes.enter_context(patient_start())
+            changes.enter_context(sigterm_as_before())
+            changes.enter_context(hangup_blocked())
+            yield
 
     def _starting(self) -> dict[str, Any]:
         """Returns the arguments of `ray.init` that start a new Ray on this machine."""
