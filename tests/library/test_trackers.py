@@ -56,6 +56,7 @@ def test_tensorboard_reads_the_accuracy_of_each_round(run: fv.FinishedRun) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the library itself
 def test_mlflow_reads_the_accuracy_of_each_round(run: fv.FinishedRun, tmp_path: Path) -> None:
     mlflow: Any = pytest.importorskip("mlflow", reason="needs pip install -e '.[mlflow]'")
     replay(run, fv.MLflow(tmp_path, "ours"))
@@ -90,6 +91,7 @@ def records_in(file: bytes) -> Iterator[bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the library itself
 def test_weights_and_biases_reads_the_accuracy_of_each_round(
     run: fv.FinishedRun, tmp_path: Path
 ) -> None:
@@ -102,7 +104,7 @@ def test_weights_and_biases_reads_the_accuracy_of_each_round(
     for data in records_in(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
-        items = {"/".join([*i.nested_key] or [i.key]): i.value_json for i in record.history.item}
+        items = {"/".join(i.nested_key) or i.key: i.value_json for i in record.history.item}
         if "accuracy" in items:
             read[int(items["_step"])] = json.loads(items["accuracy"])
     assert read == {line["round"]: line["accuracy"] for line in lines_of(run)}
