@@ -36,8 +36,9 @@ def test_pinned_keys_change_no_bit_of_the_model_and_end_the_attack_by_false_keys
 ):
     pins = tmp_path / "keys" / "clients.pub"
     given = {"privacy__client_keys": str(pins), "privacy__reveal_seeds": False}
-    signed = execute(tmp_path / "signed", engine, **SUMS, **given)
-    plain = execute(tmp_path / "plain", engine, **SUMS)
+    ring = {"encryption__key_file": str(tmp_path / "owner.key")}  # both see the same ciphertext
+    signed = execute(tmp_path / "signed", engine, **SUMS, **ring, **given)
+    plain = execute(tmp_path / "plain", engine, **SUMS, **ring)
     one, other = (load_file(done.folder / "model.safetensors") for done in (signed, plain))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
