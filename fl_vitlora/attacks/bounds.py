@@ -21,7 +21,8 @@ def check_bounds(bounds: Sequence[Bound], attacks: Mapping[str, Attack[Any, Any]
         attacks: The attacks that will be carried out, by name.
 
     Raises:
-        UserError: If an attack lacks the adversary of a bound, or does not declare its figure.
+        UserError: If a bound names an adversary that its attack does not have, or a figure that the
+            attack does not declare.
     """
     for bound in (bound for bound in bounds if bound.attack):
         attack = attacks[bound.attack]

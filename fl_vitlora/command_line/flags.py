@@ -266,7 +266,7 @@ OTHER_FLAGS = {
     ),
     "--trust-strategy": OtherFlag(
         "NAME",
-        "Allow a configuration file to name this code, package.module:Class",
+        "Allow a configuration file to name this code, written as package.module:Class",
         {"nargs": "+"},
         "The program then runs the code. Strategies of this project, strategies of Flower and the "
         "strategy that --strategy names need no permission.",

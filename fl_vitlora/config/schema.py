@@ -124,8 +124,8 @@ class DataConfig:
     layout: Literal["auto", "classes", "splits", "clients", "table"] = setting(
         "auto",
         "What the first folders in a folder of images mean: each is a class (classes), a split "
-        "such as train (splits), or a client (clients). The value table means that a table such as "
-        "metadata.csv lists the images. The value auto detects which of these is the case.",
+        "such as train (splits), or a client (clients). With table, a file such as metadata.csv "
+        "lists the images. With auto, the program detects which of these is the case.",
     )
     image_column: str | None = setting(
         None,

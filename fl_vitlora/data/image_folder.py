@@ -260,8 +260,9 @@ def _settle(where: Path, items: list[Item], config: DataConfig) -> list[Item]:
         refused = len(bare) < len(own) or _is_trained(split, config)
         if bare and refused and meaning_of(split):
             raise UserError(
-                f"data set {where}: {count(len(bare), 'image')} of {split} without a class folder, "
-                f"such as {bare[0].file.name}; expected paths of the form {split}/CLASS/NAME"
+                f"data set {where}: {count(len(bare), 'image')} of {split} not in a folder of a "
+                f"class, for example {bare[0].file.name}; expected paths of the form "
+                f"{split}/CLASS/NAME"
             )
         settled += own
     return settled

@@ -87,8 +87,8 @@ class FinishedComparison:
             seed: The seed of the run; None for the first seed.
 
         Raises:
-            UserError: If no run or more than one cell has these labels, or if the run has no
-                result.
+            UserError: If no run has these labels, if they fit more than one combination of values,
+                or if the run has no result.
         """
         wanted = labels.values() if isinstance(labels, Mapping) else [labels] if labels else []
         axes = labels if isinstance(labels, Mapping) else {}

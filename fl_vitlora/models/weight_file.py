@@ -48,13 +48,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         The tensors by their dotted names.
 
     Raises:
-        UserError: When the file cannot be read, contains no tensor, or needs code to be run.
+        UserError: When the file cannot be read or contains no tensor, or when reading it would run
+            code.
     """
     try:
         content = load_file(path) if _is_safetensors(path) else _load_torch(path)
     except UnpicklingError:
         raise UserError(
-            f"weights {path} cannot be read: the file is damaged, or needs code to be run"
+            f"weights {path} cannot be read: the file is damaged, or reading it would run code"
             f"{_unsafe(path)}, which this program never does; save the weights again with "
             "safetensors.torch.save_file or torch.save(model.state_dict(), FILE)"
         ) from None

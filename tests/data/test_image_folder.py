@@ -166,8 +166,14 @@ def test_one_line_tells_what_was_found(tmp_path: Path):
         (files("train/a", "train/b", "extra/a"), "splits, or classes like extra"),
         (files("train/a", "train/b", "test"), "the images of test have no labels.*test_split=none"),
         (files("train/a", "train/b", "test/images"), "the images of test have no labels"),
-        (files("train/a", "train/b", "test/a", "test"), "images of test without a class folder"),
-        (files("train/a", "train/b", "train"), "images of train without a class folder, such as"),
+        (
+            files("train/a", "train/b", "test/a", "test"),
+            "images of test not in a folder of a class",
+        ),
+        (
+            files("train/a", "train/b", "train"),
+            "images of train not in a folder of a class, for example",
+        ),
         (files("test/a", "test/b"), "no split for training among test"),
         (files("train/a", "train/b", "val/a", "dev/a"), "the names dev and val all mean"),
         (

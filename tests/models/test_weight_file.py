@@ -56,7 +56,7 @@ class Touch:
 def test_a_file_that_needs_code_is_refused_and_says_so(tmp_path: Path, protocol: int):
     sign, path = tmp_path / "it was run", tmp_path / "weights.pt"
     torch.save({"model": {"w": ONE}, "extra": Touch(sign)}, path, pickle_protocol=protocol)
-    with pytest.raises(UserError, match=r"needs code to be run.*save_file") as caught:
+    with pytest.raises(UserError, match=r"reading it would run code.*save_file") as caught:
         read_weights(path)
     assert "\n" not in str(caught.value)
     assert not sign.exists()

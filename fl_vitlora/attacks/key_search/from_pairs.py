@@ -61,7 +61,9 @@ def key_from_pairs(plain: Tensor, ciphertext: Tensor, block_size: int) -> Cipher
 
 
 def matched(plain: Indices, ciphertext: Indices) -> Indices:
-    """Matches the members of two groups that have the same colour, in their order.
+    """Pairs each member of one group with a member of the other group that has the same colour.
+
+    Members of one colour are paired in the order in which they appear.
 
     Args:
         plain: The colour of each plain member.
