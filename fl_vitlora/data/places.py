@@ -57,5 +57,5 @@ def resolve_inside(name: str, starts: Sequence[Path], folders: Sequence[Path], w
             "images into this folder"
         )
     if not found:
-        raise UserError(f"{where}: {shown(name)} does not exist in {folders[0]}")
+        raise UserError(f"{where}: there is no file {shown(name)} in {folders[0]}")
     return found[0]

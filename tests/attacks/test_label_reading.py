@@ -89,7 +89,7 @@ def test_what_cannot_be_read_is_refused_with_the_reason():
     assert reason(known.labels) == ""
     assert "50 labelled plain images, and 0" in reason(None)
     assert "and 49 are" in reason(known.labels[:49])
-    assert "one class" in reason(torch.zeros_like(known.labels))
+    assert "the same class" in reason(torch.zeros_like(known.labels))
     assert "not encrypted" in reason(known.labels, settings(encryption__steps=[]))
     everyone = view_of(KEYED, known, shard).public
     large = dataclasses.replace(everyone.cipher, image_shape=(3, 96, 96))

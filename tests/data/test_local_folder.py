@@ -232,10 +232,10 @@ OUTSIDE = [
     ("../secret.png", "leads outside of the data set's folder"),
     ("sub/../../secret.png", "leads outside of the data set's folder"),
     ("link.png", "leads outside of the data set's folder"),
-    ("nowhere.png", "'nowhere.png' does not exist in"),
+    ("nowhere.png", "there is no file 'nowhere.png' in"),
     ("", "expected the path of an image"),
-    ("a" * 300, "no file"),
-    (".", "no file"),
+    ("a" * 300, "there is no file"),
+    (".", "there is no file"),
 ]
 
 

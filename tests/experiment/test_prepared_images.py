@@ -48,7 +48,7 @@ def test_pooled_folders_of_clients_are_told(tmp_path: Path) -> None:
     config = client_folders(tmp_path, {"a": 3, "b": 4})
     pooled = resolve(to_mapping(config), {"data.layout": "clients", "data.partition": "iid"})
     assert (
-        "are mixed and divided again (data.partition=iid; data.partition=natural"
+        "are mixed and divided again (data.partition=iid; with data.partition=natural"
         in prepare_images(pooled).summary
     )
 

@@ -661,7 +661,7 @@ def test_a_client_that_cannot_measure_ends_the_run_and_is_named(grid: LocalGrid,
     transport = transport_of(grid, wrong, Ledger(), timeout=1)
     transport.greet(len(SIZES))
     with pytest.raises(
-        RuntimeError, match=r"3 of 3 clients .*; client 0: message refused: it holds"
+        RuntimeError, match=r"3 of 3 clients .*; client 0: message refused: its tensors are not"
     ):
         transport.measure(1, GlobalModel(tensors=wrong), [RIGHT_KEY])
 
