@@ -71,7 +71,7 @@ def test_an_interrupted_run_on_arrays_goes_on(
     lines = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2
     assert len(lines) == 1
-    assert "handed in by a Python program" in lines[0] and "fv.resume(FOLDER" in lines[0]
+    assert "a Python program passes the images" in lines[0] and "fv.resume(FOLDER" in lines[0]
     with pytest.raises(UserError, match="expected the images with which the run began"):
         fv.resume(folder, train=train)
     with pytest.raises(UserError, match=r"rounds is 2 in this run, not 3"):
