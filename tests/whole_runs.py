@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +65,12 @@ def execute(folder: Path, engine: Engine | None = None, **overrides: Any) -> Fin
     from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
     messages: list[bytes] = []
-    watch = Watch(
-        tap=lambda message: messages.extend(
-            part.deflate() for part in get_all_nested_objects(message).values()
-        )
-    )
+
+    def keep(message: Any) -> None:
+        own = copy.deepcopy(message)  # Flower notes ids in it, while Ray may still be sending it
+        messages.extend(part.deflate() for part in get_all_nested_objects(own).values())
+
+    watch = Watch(tap=keep)
     result, path = run(config, strategy, watch, engine=engine)
     return Finished(config, result, path, messages)
 
