@@ -10,37 +10,25 @@ seed, and a round with a client that really dropped out fails.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fl_vitlora.attacks.contract import Attack
-from fl_vitlora.attacks.results import Figure
-from fl_vitlora.attacks.truth import Truth
 from fl_vitlora.attacks.unmasking import (
-    FIGURES,
     Read,
+    Unmasking,
     honest_order,
-    lacks_a_sum,
     members_of,
     read,
     roster_of,
-    score,
 )
 from fl_vitlora.attacks.views import HostileServerView
 from fl_vitlora.communication.fixed_point import Words
 
 
 @dataclass(frozen=True, kw_only=True)
-class FalseDropout(Attack[HostileServerView, Read]):
+class FalseDropout(Unmasking):
     """The attack on one client of a secure sum."""
 
-    adversaries = (HostileServerView,)
     goal = "The update of one client in a secure sum, by the seeds of the other clients."
-    figures = FIGURES
-
-    def lacks(self, view: HostileServerView) -> str:
-        """Returns why there is no secure sum to read."""
-        return lacks_a_sum(view)
 
     def guess(self, view: HostileServerView) -> Read:
         """Lets a sum take place, and asks the others for the seeds that they share."""
@@ -62,7 +50,3 @@ class FalseDropout(Attack[HostileServerView, Read]):
                 seeds[client] = told[victim]
         refused = 1 - len(seeds) / len(others)
         return read(view, roster, masked.get(victim), seeds, refused=refused)
-
-    def score(self, guess: Read, truth: Truth) -> Sequence[Figure]:
-        """Compares the update that was read with the update that the client sent."""
-        return score(guess, truth)

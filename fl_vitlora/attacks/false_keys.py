@@ -13,21 +13,16 @@ of the others for the true roster, and signatures by identities of its own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from fl_vitlora.attacks.contract import Attack
-from fl_vitlora.attacks.results import Figure
-from fl_vitlora.attacks.truth import Truth
 from fl_vitlora.attacks.unmasking import (
-    FIGURES,
     Read,
+    Unmasking,
     honest_order,
-    lacks_a_sum,
     members_of,
     read,
     roster_of,
-    score,
 )
 from fl_vitlora.attacks.views import HostileServerView, SumClient
 from fl_vitlora.encryption.identities import Identity
@@ -36,16 +31,10 @@ from fl_vitlora.privacy.secure_sum import Roster, Secret, pair_seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class FalseKeys(Attack[HostileServerView, Read]):
+class FalseKeys(Unmasking):
     """The attack on one client of a secure sum."""
 
-    adversaries = (HostileServerView,)
     goal = "The update of one client in a secure sum, by public keys of the server's own."
-    figures = FIGURES
-
-    def lacks(self, view: HostileServerView) -> str:
-        """Returns why there is no secure sum to read."""
-        return lacks_a_sum(view)
 
     def guess(self, view: HostileServerView) -> Read:
         """Sends the victim false rosters until it masks its update by one."""
@@ -63,10 +52,6 @@ class FalseKeys(Attack[HostileServerView, Read]):
                 break
         seeds = {client: pair_seed(one, false, view.client) for client, one in own.items()}
         return read(view, false, words, seeds, refused=float(words is None))
-
-    def score(self, guess: Read, truth: Truth) -> Sequence[Figure]:
-        """Compares the update that was read with the update that the client sent."""
-        return score(guess, truth)
 
 
 def _secret(client: int) -> Secret:

@@ -1,9 +1,9 @@
-"""Reading one update out of a secure sum: what is common to the attacks on masks.
+"""Reads the update of one client out of a secure sum: the common part of the attacks on masks.
 
-Client v sends y = x + mask(seeds). Whoever knows the seeds that v shares with all others subtracts
-the mask, and has x, the words of the update in fixed point.
+Client v sends y = x + mask(seeds). A server that knows the seeds that v shares with all other
+clients subtracts the mask and gets x, the words of the update in fixed point.
 
-W words.
+Letters in shapes: W words.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fl_vitlora.attacks.contract import Attack
 from fl_vitlora.attacks.results import Figure
 from fl_vitlora.attacks.truth import Truth
 from fl_vitlora.attacks.views import HostileServerView, Order
@@ -47,13 +48,35 @@ class Read:
     refused: float
 
 
-def lacks_a_sum(view: HostileServerView) -> str:
-    """Returns why no single update is to be read out of a secure sum; empty if there is one."""
-    if not view.public.settings.privacy.secure_aggregation:
-        return "there are no secure sums; the server sees each update"
-    least = max(FEWEST, view.public.settings.min_clients)
-    few = len(view.sum_clients()) < least
-    return f"a sum takes {least} clients" if few else ""
+class Unmasking(Attack[HostileServerView, Read]):
+    """An attack on one client of a secure sum; a subclass says how it gets the seeds."""
+
+    adversaries = (HostileServerView,)
+    figures = FIGURES
+
+    def lacks(self, view: HostileServerView) -> str:
+        """Returns why the run has no secure sum that can be attacked; "" if it has one."""
+        if not view.public.settings.privacy.secure_aggregation:
+            return "there are no secure sums; the server sees each update"
+        least = max(FEWEST, view.public.settings.min_clients)
+        few = len(view.sum_clients()) < least
+        return f"a sum takes {least} clients" if few else ""
+
+    def score(self, guess: Read, truth: Truth) -> Sequence[Figure]:
+        """Compares the update that was read with the update that the client sent.
+
+        A number is read if it is the client's number to the nearest step of the fixed point. By
+        chance one guesses zeros, which is right for numbers that have not changed.
+        """
+        true = truth.updates[guess.client]
+        near = [_near(guess.delta[name], tensor, guess.step) for name, tensor in true.items()]
+        zero = [_near(torch.zeros_like(tensor), tensor, guess.step) for tensor in true.values()]
+        apart = {name: guess.delta[name] - tensor for name, tensor in true.items()}
+        return [
+            Figure(name=NUMBERS, value=_share(near), floor=_share(zero), ceiling=100),
+            Figure(name=ERROR, value=100 * l2_norm(apart) / max(l2_norm(true), 1e-30)),
+            Figure(name=REFUSED, value=100 * guess.refused),
+        ]
 
 
 def members_of(view: HostileServerView, clients: Sequence[int]) -> tuple[int, ...]:
@@ -94,23 +117,6 @@ def read(
         delta = decode(opened, layout, limit=roster.limit, share=share).delta
     step = roster.limit / (ONE * share)
     return Read(client=view.client, delta=delta, step=step, refused=refused)
-
-
-def score(guess: Read, truth: Truth) -> Sequence[Figure]:
-    """Compares the update that was read with the update that the client sent.
-
-    A number is read if it is the client's number to the nearest step of the fixed point. By chance
-    one guesses zeros, which is right for numbers that have not changed.
-    """
-    true = truth.updates[guess.client]
-    near = [_near(guess.delta[name], tensor, guess.step) for name, tensor in true.items()]
-    zero = [_near(torch.zeros_like(tensor), tensor, guess.step) for tensor in true.values()]
-    apart = {name: guess.delta[name] - tensor for name, tensor in true.items()}
-    return [
-        Figure(name=NUMBERS, value=_share(near), floor=_share(zero), ceiling=100),
-        Figure(name=ERROR, value=100 * l2_norm(apart) / max(l2_norm(true), 1e-30)),
-        Figure(name=REFUSED, value=100 * guess.refused),
-    ]
 
 
 def _near(found: Tensor, true: Tensor, step: float) -> Tensor:

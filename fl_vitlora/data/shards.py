@@ -143,7 +143,7 @@ def write_shard_pieces(
         pieces: The images in their order, each piece uint8 (m, C, H, W) for any m.
         metadata: Texts by name, as in `write_shard`.
         key: The storage key with which the file is sealed; None for a file that is not sealed.
-        durable: As in `write_shard`.
+        durable: True to wait until the file is on the disk, as in `write_shard`.
     """
     bodies = (piece.contiguous().reshape(-1).numpy().data for piece in pieces)
     if key is None:
