@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from fl_vitlora.reporting.shown_bar import ShownBar
 
-class AttackProgress:
+
+class AttackProgress(ShownBar):
     """A progress line that is visible inside a `with` block, if there is a terminal.
 
     Args:
@@ -20,10 +19,9 @@ class AttackProgress:
     def __init__(self, attacks: int, console: Console | None = None) -> None:
         console = console or Console(stderr=True)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self._bar = Progress(
-            *columns, console=console, transient=True, disable=not console.is_terminal
-        )
-        self._line = self._bar.add_task("opening the run", total=None)
+        bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        super().__init__(bar)
+        self._line = bar.add_task("opening the run", total=None)
         self._attacks, self._names = attacks, list[str]()
 
     def began(self, attack: str, adversary: str) -> None:
@@ -32,15 +30,3 @@ class AttackProgress:
             self._names.append(attack)
         place = f"{len(self._names)} of {self._attacks}"
         self._bar.update(self._line, description=f"attack {place}: {attack}, {adversary}")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()

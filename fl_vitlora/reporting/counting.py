@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fl_vitlora.reporting.shown_bar import ShownBar
 
-class CountDisplay:
+
+class CountDisplay(ShownBar):
     """A bar that is visible inside a `with` block. Nothing is shown without a terminal.
 
     Args:
@@ -18,7 +17,7 @@ class CountDisplay:
 
     def __init__(self, console: Console | None = None) -> None:
         console = console or Console(stderr=True)
-        self._bar = Progress(
+        bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
@@ -26,7 +25,8 @@ class CountDisplay:
             console=console,
             disable=not console.is_terminal,
         )
-        self._line = self._bar.add_task("reading the list of images", total=None)
+        super().__init__(bar)
+        self._line = bar.add_task("reading the list of images", total=None)
 
     def begin(self, name: str, images: int) -> None:
         """Starts to count anew.
@@ -44,15 +44,3 @@ class CountDisplay:
     def note(self, sentence: str) -> None:
         """Prints a sentence on standard error, above the bar; it stays there."""
         self._bar.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
