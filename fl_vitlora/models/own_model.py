@@ -4,7 +4,7 @@ A worker builds its model from a name. So the model is written as a folder that 
 (``local-dir:FOLDER``), built again from this folder, and compared with the model that was handed
 in. A model that timm does not build again exactly is refused.
 
-B images, C channels, H × W pixels.
+Letters in shapes: B images, C channels, H × W pixels.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 An evaluation computes them on its way to the accuracy. Per-class figures, the confusion matrix and
 the calibration of a run are computed from them.
 
-n images, L classes.
+Letters in shapes: n images, L classes.
 """
 
 from __future__ import annotations

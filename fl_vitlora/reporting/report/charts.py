@@ -1,6 +1,6 @@
 """The interactive charts of a run.
 
-K clients, L classes, T rounds.
+Letters in shapes: K clients, L classes, T rounds.
 """
 
 from __future__ import annotations
