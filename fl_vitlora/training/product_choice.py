@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from fl_vitlora.finetuning import products
 from fl_vitlora.storage.files import WriteError, make_folder, write_atomically
 
-REPETITIONS = 7  # measurements of a product; the fastest counts, so other programs matter little
+REPETITIONS = 7  # measurements with each library; the fastest counts
 OPERATIONS = 5e8  # the most multiplications of a measured product, which takes a few milliseconds
 Shapes = Mapping[tuple[int, int], int]  # the number of layers of each size (m, n)
 
@@ -72,37 +72,42 @@ def fastest(shapes: Shapes, rows: int) -> str:
         shapes: The number of layers of each size.
         rows: The number of rows of a product. Fewer rows are measured if the layers are large.
     """
+    seconds = dict.fromkeys(products.LIBRARIES, 0.0)
     with one_thread():
-        seconds = {
-            library: sum(
-                count * seconds_of(library, m, n, max(1, min(rows, int(OPERATIONS / (m * n)))))
-                for (m, n), count in shapes.items()
-            )
-            for library in products.LIBRARIES
-        }
+        for (m, n), count in shapes.items():
+            measured_rows = max(1, min(rows, int(OPERATIONS / (m * n))))
+            for library, spent in seconds_of(m, n, measured_rows).items():
+                seconds[library] += count * spent
     return min(seconds, key=lambda library: seconds[library])
 
 
-def seconds_of(library: str, m: int, n: int, rows: int) -> float:
-    """Returns the time of a product and of the gradient of its inputs, in seconds.
+def seconds_of(m: int, n: int, rows: int) -> dict[str, float]:
+    """Measures a product and the gradient of its inputs with each library.
+
+    The libraries take turns, and only the processor time of this thread counts. Both are needed:
+    while a choice is measured, the processes of Ray start on the same processor, and the processor
+    may change its clock rate.
 
     Args:
-        library: The name of the library.
         m: The number of outputs of the layer.
         n: The number of inputs of the layer.
         rows: The number of rows of the product.
+
+    Returns:
+        The shortest time of each library in seconds, by the name of the library.
     """
     single = torch.float32  # there is a choice only for this format
-    weight = torch.zeros(m, n, dtype=single)
-    inputs = torch.zeros(rows, n, dtype=single, requires_grad=True)
-    gradient = torch.zeros(rows, m, dtype=single)
-    compute = products.one_dnn_linear if library == "onednn" else F.linear
-    times = []
+    weight = torch.ones(m, n, dtype=single)
+    inputs = torch.ones(rows, n, dtype=single, requires_grad=True)
+    gradient = torch.ones(rows, m, dtype=single)
+    times: dict[str, list[float]] = {library: [] for library in products.LIBRARIES}
     for _ in range(REPETITIONS):
-        begin = time.perf_counter()
-        torch.autograd.grad(compute(inputs, weight, None), inputs, gradient)
-        times.append(time.perf_counter() - begin)
-    return min(times)
+        for library, spent in times.items():
+            compute = products.one_dnn_linear if library == "onednn" else F.linear
+            begin = time.thread_time()
+            torch.autograd.grad(compute(inputs, weight, None), inputs, gradient)
+            spent.append(time.thread_time() - begin)
+    return {library: min(spent) for library, spent in times.items()}
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from fl_vitlora.training.product_choice import (
     description,
     fastest,
     read_choices,
+    seconds_of,
     shapes_of,
 )
 from tests.conftest import MakeBackbone
@@ -71,11 +73,30 @@ def test_without_a_cache_folder_a_choice_is_made_all_the_same(
 
 @pytest.mark.parametrize("slow", products.LIBRARIES)
 def test_the_library_that_takes_longer_is_not_chosen(slow: str, monkeypatch: pytest.MonkeyPatch):
-    def seconds(library: str, m: int, n: int, rows: int) -> float:
-        return m * n * rows * (2.0 if library == slow else 1.0)
+    def seconds(m: int, n: int, rows: int) -> dict[str, float]:
+        return {name: m * n * rows * (2.0 if name == slow else 1.0) for name in products.LIBRARIES}
 
     monkeypatch.setattr(product_choice, "seconds_of", seconds)
     assert fastest({(8, 4): 2, (4, 4): 1}, ROWS) != slow
+
+
+def test_the_libraries_take_turns_so_that_a_change_of_the_machine_meets_both(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    order = []
+
+    def noted(name: str) -> Callable[..., torch.Tensor]:
+        def product(x: torch.Tensor, weight: torch.Tensor, bias: None) -> torch.Tensor:
+            order.append(name)
+            return x @ weight.mT
+
+        return product
+
+    monkeypatch.setattr(products, "one_dnn_linear", noted("onednn"))
+    monkeypatch.setattr(nn.functional, "linear", noted("mkl"))
+    found = seconds_of(8, 4, ROWS)
+    assert order == [*products.LIBRARIES] * product_choice.REPETITIONS
+    assert all(spent > 0 for spent in found.values())
 
 
 def test_measuring_leaves_the_number_of_threads_as_it_was():
