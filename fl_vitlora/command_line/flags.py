@@ -261,8 +261,8 @@ OTHER_FLAGS = {
         "Write a new identity key of this client to the file that --out names",
         {"type": int},
         "CLIENT is the number of the client. A deployed client signs with this key (see "
-        "privacy.client_keys). Only the client has the file. The command prints the line with the "
-        "public key, which the owner adds to the file that privacy.client_keys names.",
+        "privacy.client_keys). Give the file to this client alone. The command prints the line "
+        "with the public key, which the owner adds to the file that privacy.client_keys names.",
     ),
     "--trust-strategy": OtherFlag(
         "NAME",

@@ -669,23 +669,28 @@ class LanesConfig:
     )
     patch_embed: str | None = setting(
         None,
-        "The codec of the patch embedding. By default it is that of `codec` in the same direction.",
+        "The codec of the patch embedding. If it is not set, `codec` of the same direction "
+        "(uplink or downlink) is used.",
     )
     lora_A: str | None = setting(  # noqa: N815 - the literature's name
         None,
-        "The codec of the LoRA matrices A. By default it is that of `codec` in the same direction.",
+        "The codec of the LoRA matrices A. If it is not set, `codec` of the same direction "
+        "(uplink or downlink) is used.",
     )
     lora_B: str | None = setting(  # noqa: N815
         None,
-        "The codec of the LoRA matrices B. By default it is that of `codec` in the same direction.",
+        "The codec of the LoRA matrices B. If it is not set, `codec` of the same direction "
+        "(uplink or downlink) is used.",
     )
     head: str | None = setting(
-        None, "The codec of the head. By default it is that of `codec` in the same direction."
+        None,
+        "The codec of the head. If it is not set, `codec` of the same direction (uplink or "
+        "downlink) is used.",
     )
     other: str | None = setting(
         None,
         "The codec of all tensors except the LoRA matrices, the patch embedding and the head. "
-        "By default it is that of `codec` in the same direction.",
+        "If it is not set, `codec` of the same direction (uplink or downlink) is used.",
     )
 
 

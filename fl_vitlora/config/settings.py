@@ -1,10 +1,10 @@
 """Typed settings: builds dataclasses from nested plain values (lists, mappings, texts, numbers).
 
-The metadata of every field contain its explanation and its range, from which the text of
-`--help-all` is made. One function, `from_mapping`, reads all dataclasses: it compares a mapping
-with the annotations of a dataclass. An error names the path of the setting, its value, the expected
-values and the most similar setting. The settings of an experiment (`config`) and the parameters of
-a strategy are read in this way.
+The metadata of every field has its explanation and its range, from which the text of
+`--help-all` is made. One function, `from_mapping`, builds every dataclass from a mapping, and
+compares the values with the annotations of the dataclass. An error names the path of the setting,
+its value, the expected values and the most similar setting. The settings of an experiment
+(`config`) and the parameters of a strategy are read in this way.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ gradient. Therefore the subspaces alternate between the two sides of the weight,
 of a randomised SVD. Every round begins with a new optimiser, so Adam's moments are not carried from
 one subspace to the next.
 
-Letters in shapes: n inputs, m outputs of a slice, r rank.
+Letters in shapes: n inputs, m outputs of an adapted part of a layer, r rank.
 """
 
 from __future__ import annotations

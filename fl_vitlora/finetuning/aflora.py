@@ -23,8 +23,8 @@ The mean of the clients' tensors does not give the mean of their weights W', bec
 products of trained tensors. With ``exact=true`` only s_u is trained; then W' is linear in s_u, and
 the mean of the clients' vectors s_u gives exactly the mean of their weights.
 
-Letters in shapes: n inputs, m outputs of a slice, r rank. For each slice (an adapted part of a
-layer), a client sends r + m numbers, and r·(n + m) more until A and B are frozen.
+Letters in shapes: n inputs, m outputs of an adapted part of a layer, r rank. For each such part (a
+slice), a client sends r + m numbers, and r·(n + m) more until A and B are frozen.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ holds the leading right singular vectors of the matrix C of the preceding subspa
 server and the clients compute the same Q from tensors that they already have. W' is linear in the
 matrix C of the subspace that is trained at present.
 
-Letters in shapes: n inputs, m outputs of a slice, r rank.
+Letters in shapes: n inputs, m outputs of an adapted part of a layer, r rank.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ paper). At the start B = 0 and m = ‖W‖, so that W' = W.
 Source: Liu et al., arXiv 2402.09353. In this module each slice of a layer (for example the query)
 has its own lengths m.
 
-Letters in shapes: n inputs, m outputs of a slice, r rank. In the equation, m is the vector of
-lengths.
+Letters in shapes: n inputs, m outputs of an adapted part of a layer, r rank. In the equation, m is
+the vector of lengths.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ layers. The paper adapts q, k, v, proj, fc1 and fc2; in this module the setting 
 chooses the layers. The paper searches for the best s for each data set; the default of this module
 is s = 1.
 
-Letters in shapes: n inputs, m outputs of a slice, D width, r rank.
+Letters in shapes: n inputs, m outputs of an adapted part of a layer, D width, r rank.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ Transformation", arXiv 2410.22952. The equation and the rank 1 of the pair come 
 division by ‖v‖², the start at W' = W and the exact variant are our own choices. The paper adapts q,
 k, v and proj: ``--set 'finetuning.targets=[q,k,v,proj]'``.
 
-Letters in shapes: n inputs, m outputs of a slice, K clients that share a batch.
+Letters in shapes: n inputs, m outputs of an adapted part of a layer, K clients that share a batch.
 """
 
 from __future__ import annotations

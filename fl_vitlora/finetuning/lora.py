@@ -11,7 +11,7 @@ of one slice.
 Source: LoRA comes from Hu et al., arXiv 2106.09685. MeLo, arXiv 2311.08236, adapts q and v of a ViT
 with r = 4 and α = 8.
 
-Letters in shapes: B batch, T tokens, n inputs, m outputs of a slice, r rank.
+Letters in shapes: B batch, T tokens, n inputs, m outputs of an adapted part of a layer, r rank.
 """
 
 from __future__ import annotations

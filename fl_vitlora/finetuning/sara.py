@@ -18,8 +18,8 @@ stopped.
 
 The mean of the clients' tensors gives exactly the mean of their weights, because W' is linear in v.
 
-Letters in shapes: n inputs, m outputs of a slice. For each slice, a client sends int(share·m·n)
-numbers, and receives one number once.
+Letters in shapes: n inputs, m outputs of an adapted part of a layer. For each slice, a client sends
+int(share·m·n) numbers, and receives one number once.
 """
 
 from __future__ import annotations

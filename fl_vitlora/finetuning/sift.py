@@ -18,8 +18,8 @@ chosen places reveal something about the images of all clients together.
 The mean of the clients' tensors gives exactly the mean of their weights, because W' is linear in v
 and in D.
 
-Letters in shapes: n inputs, m outputs of a slice. For each slice (an adapted part of a layer), a
-client sends m·n numbers in round 1 and k numbers in later rounds; every client receives k places
+Letters in shapes: n inputs, m outputs of an adapted part of a layer. For each such part (a slice),
+a client sends m·n numbers in round 1 and k numbers in later rounds; every client receives k places
 once.
 """
 

@@ -26,7 +26,7 @@ Tensors that are not trained must be buffers (`register_buffer`). Buffers are ne
 server and all clients must compute equal buffers from the frozen weight, or draw them during
 `attach`.
 
-Letters in shapes: n inputs, m outputs of a slice, K clients that share a batch.
+Letters in shapes: n inputs, m outputs of an adapted part of a layer, K clients that share a batch.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ equation and the factors 6·8·16 of 768 come from the paper. The Cayley coordin
 δ = 0, the exact variant and the learning rates are our own choices. The paper adapts all layers of
 the attention: ``--set 'finetuning.targets=[q,k,v,proj]'``.
 
-Letters in shapes: n inputs, m outputs of a slice, k = min(m, n), K clients that share a batch.
+Letters in shapes: n inputs, m outputs of an adapted part of a layer, k = min(m, n), K clients that
+share a batch.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ authors' code; this module does not have the tensor-ring residual of the paper's
 in the authors' code is α = 1. The default of this module is α = 4, which reached a higher accuracy
 in short runs on the bundled model.
 
-Letters in shapes: n = Π n_d inputs, m outputs of a slice, r rank, R ring rank, K clients that share
-a batch.
+Letters in shapes: n = Π n_d inputs, m outputs of an adapted part of a layer, r rank, R ring rank, K
+clients that share a batch.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ Source: Kopiczko, Blankevoort, Asano, arXiv 2310.11454. The paper uses one pair 
 a model, because the adapted layers have equal shapes. In this module each shape of a slice has its
 own pair, which is our own choice.
 
-Letters in shapes: n inputs, m outputs of a slice, r rank, K clients that share a batch.
+Letters in shapes: n inputs, m outputs of an adapted part of a layer, r rank, K clients that share a
+batch.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def made_up_images(count: int, first: int = 0) -> Shard:
 
 
 def _run(name: str, own: int, given: Mapping[str, Any]) -> AttackedRun:
-    """Makes a run in which the clients really train.
+    """Makes a run in which each client trains on its images and sends the update that it learned.
 
     Args:
         name: A text that says what is special about the run.
