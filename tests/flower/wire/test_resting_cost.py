@@ -72,7 +72,9 @@ def play(
     name: str,
     method: str,
     attendance: Sequence[Sequence[int]] = ATTENDANCE,
+    *,
     broken_off: int = 0,
+    training: TrainingConfig = ONE_STEP,
     **given: Any,
 ) -> Played:
     """Runs rounds of a strategy and a method over a real client app.
@@ -84,7 +86,7 @@ def play(
     clients = Clients(
         folder,
         strategy,
-        training=ONE_STEP,
+        training=training,
         finetuning__method=method,
         rounds=ROUNDS,
         **given,
