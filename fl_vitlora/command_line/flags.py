@@ -110,7 +110,8 @@ FLAGS = {
     "--cohort": SettingFlag(
         "engine.cohort",
         "N",
-        "Number of clients that a worker trains in one batch (an eighth of a round's clients)",
+        "Number of clients that a worker trains in one batch (an eighth of a round's clients; a "
+        "third of them with the methods head and losa)",
     ),
     "--record-updates": SettingFlag(
         "record_updates",

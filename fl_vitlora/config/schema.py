@@ -742,7 +742,8 @@ class EngineConfig:
         None,
         "The number of clients that a worker trains together in one batch. By default it is an "
         "eighth of the clients of a round, limited so that a step has at most 64 images and, on a "
-        "CPU, at most 1024 patches.",
+        "CPU, at most 1024 patches. For a method that never changes the backbone (head, losa), it "
+        "is on a CPU a third of the clients, with at most 128 images and 2048 patches.",
         "[1, inf)",
     )
     ray_address: str | None = setting(

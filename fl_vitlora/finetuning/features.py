@@ -70,7 +70,7 @@ def frozen_backbone(model: nn.Module, method: Method) -> FrozenBackbone | None:
     head = getattr(model, "head", None)
     if not isinstance(head, nn.Linear) or heads_of(model) != [head]:
         return None
-    if not all(part.frozen_backbone for _, part in method.parts):
+    if not method.frozen_backbone:
         return None
     _, part = next(iter(_readers(method)), method.parts[0])
     return FrozenBackbone(model=model, part=part)

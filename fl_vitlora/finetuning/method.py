@@ -52,6 +52,11 @@ class Method:
         return all(part.stackable for _, part in self.parts)
 
     @property
+    def frozen_backbone(self) -> bool:
+        """Returns True if no part changes what the backbone computes."""
+        return all(part.frozen_backbone for _, part in self.parts)
+
+    @property
     def personal(self) -> tuple[str, ...]:
         """Returns the endings of the names of the tensors that clients train but never send."""
         return tuple(ending for _, part in self.parts for ending in part.personal)

@@ -127,11 +127,11 @@ def tokens_first(outputs: Tensor, sizes: Sequence[int]) -> Tensor:
                 [2., 3.]])
     """
     blocks, tokens, width = outputs.shape[1:]
-    most = max(sizes)
-    make = outputs.new_empty if min(sizes) == most else outputs.new_zeros
-    ordered = make(blocks, len(sizes), tokens, most, width)
+    ordered = outputs.new_empty(blocks, len(sizes), tokens, max(sizes), width)
     for number, own in enumerate(torch.split(outputs, list(sizes))):
-        ordered[:, number, :, : len(own)] = own.permute(1, 2, 0, 3)
+        place = ordered[:, number]
+        place[:, :, : len(own)] = own.permute(1, 2, 0, 3)
+        place[:, :, len(own) :] = 0
     return ordered
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -12,9 +13,24 @@ from fl_vitlora.finetuning.shelf import method_of
 from fl_vitlora.rng import generator
 from fl_vitlora.training.optimizers import is_entrywise
 
-BUNDLES_A_ROUND = 8
-IMAGES_A_STEP = 64
-PATCHES_A_STEP = 1024  # 64 images of the bundled model; with more patches a step is not faster
+
+class Bounds(NamedTuple):
+    """The bounds of the number of clients that a worker trains in one batch.
+
+    Attributes:
+        bundles: The number of bundles into which a round is divided, if the other bounds allow it.
+        images: The largest number of images of a step.
+        patches: The largest number of patches of a step on a CPU.
+    """
+
+    bundles: int
+    images: int
+    patches: int
+
+
+# 64 images of the bundled model have 1024 patches; with more patches a step is not faster.
+WHOLE_MODEL = Bounds(bundles=8, images=64, patches=1024)
+FROZEN_BACKBONE = Bounds(bundles=3, images=128, patches=2048)
 
 
 def sample(clients: Sequence[int], fraction: float, seed: int, server_round: int) -> list[int]:
@@ -46,9 +62,17 @@ def trained_together(config: Config, patches: int = 0) -> int:
     number is an eighth of a round's participants, so that eight workers have work. The number is
     smaller if a step would otherwise have more than 64 images, about as many as the cache of a core
     can hold, or on a CPU more than 1024 patches. The number is 1 if clients cannot share a batch,
-    for example in full fine-tuning or with an optimiser that does not compute entry by entry. The
-    number of workers has no influence, so that the rounding of sums, and so the results, do not
-    depend on the number of workers.
+    for example in full fine-tuning or with an optimiser that does not compute entry by entry.
+
+    If the method never changes the backbone, a CPU trains a third of the participants in one batch,
+    in steps of up to 128 images and 2048 patches. Such a method trains only a small network on
+    features. Much of the time of its steps is the fixed time of PyTorch's calls, which is the same
+    for many clients as for one. The clients with the most images are sent first. So on two cores,
+    one worker trains the largest third while the other trains the rest; with two halves, it would
+    wait for the larger half. The bound of patches keeps the features of a bundle small.
+
+    The result depends neither on the number of workers nor on whether clients keep features, so
+    that these change no rounding of sums and no result.
 
     Args:
         config: The configuration of the experiment.
@@ -60,16 +84,20 @@ def trained_together(config: Config, patches: int = 0) -> int:
         (3, 8)
         >>> trained_together(Config(clients=500), patches=196)
         1
+        >>> from fl_vitlora.config import FineTuningConfig
+        >>> head = Config(clients=20, finetuning=FineTuningConfig(method="head"))
+        >>> trained_together(head, patches=16), trained_together(head, patches=196)
+        (7, 1)
     """
     if config.engine.cohort is not None:
         return config.engine.cohort
-    if not (method_of(config.finetuning).stackable and is_entrywise(config.training)):
+    method = method_of(config.finetuning)
+    if not (method.stackable and is_entrywise(config.training)):
         return 1
-    participants = cohort_size(config.clients, config.fraction)
-    most = IMAGES_A_STEP // config.training.batch_size
-    if patches:
-        most = min(most, PATCHES_A_STEP // (config.training.batch_size * patches))
-    return max(1, min(math.ceil(participants / BUNDLES_A_ROUND), most))
+    bounds = FROZEN_BACKBONE if patches and method.frozen_backbone else WHOLE_MODEL
+    images = min(bounds.images, bounds.patches // patches) if patches else bounds.images
+    share = math.ceil(cohort_size(config.clients, config.fraction) / bounds.bundles)
+    return max(1, min(share, images // config.training.batch_size))
 
 
 def cohort_size(clients: int, fraction: float) -> int:
