@@ -67,6 +67,16 @@ CASES: dict[str, dict[str, Any]] = {
         "finetuning.targets": ["fc1", "q"],
     },
     "sift chooses entries, coded": {"finetuning.method": "sift", **CODED},
+    "sara stops entries": {"finetuning.method": "sara"},
+    "adarankgrad turns its subspaces": {
+        "finetuning.method": "adarankgrad+patch_embed",
+        "finetuning.parameters.gap": 1,
+    },
+    "descent adapts its duals": {
+        "finetuning.method": "lora+descent",
+        "finetuning.parameters.warm_up": 1,
+    },
+    "losa reads kept features": {"finetuning.method": "losa"},
     "an agent ties layers": {
         "finetuning.method": "tied_lora",
         "finetuning.parameters.rule": "agent",
