@@ -35,6 +35,7 @@ speed:
 	python benchmarks/speed/cohort.py
 	python benchmarks/speed/features.py
 	python benchmarks/speed/worker_memory.py
+	python benchmarks/speed/method_memory.py
 
 trust:
 	python -m benchmarks.attacks.trust
