@@ -1,4 +1,4 @@
-# make check    lint, formatting and types
+# make check    lint, formatting, types and words
 # make test     the first tier of the tests, for every change
 # make test-all all tests, doctests included (about half an hour on two cores)
 # make bench    speed of encryption, bytes of messages, cost of codecs on this machine
@@ -9,13 +9,16 @@
 # make chaos    a hundred runs that are killed, cut and starved at random moments (an hour)
 # make table    the figures of the README: five seeds of each setting (about twenty minutes)
 # make picture  the picture of the README: four runs
+# make tables   which tables of the pages are older than the code that makes them
 
-.PHONY: attacks trust chaos check test test-all bench speed audit table picture
+.PHONY: attacks trust chaos check test test-all bench speed audit table tables picture
 
 check:
 	python -m ruff check .
 	python -m ruff format --check .
 	python -m mypy
+	python -m codespell_lib
+	python -m tests.words
 
 test:
 	python -m pytest -m "not slow"
@@ -57,3 +60,6 @@ table:
 
 picture:
 	python -m benchmarks.picture --out docs/picture.png
+
+tables:
+	python -m benchmarks.tables --check
