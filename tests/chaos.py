@@ -74,7 +74,7 @@ class Program:
         return self.errors.read_text(errors="replace").strip()
 
     def is_going(self) -> bool:
-        """Tells whether it has not ended."""
+        """Returns True if the process has not ended."""
         return self.process.poll() is None
 
     def wait_until(self, moment: Callable[[], bool]) -> bool:
@@ -105,8 +105,8 @@ class Undisturbed:
     """What a run is that nothing happens to.
 
     Attributes:
-        digest: Of its final model.
-        seconds: That it takes.
+        digest: The digest of its final model.
+        seconds: The time that it takes.
     """
 
     digest: str
@@ -120,8 +120,8 @@ class Case:
         place: A folder of its own.
         key: The owner's key ring.
         job: One of `JOBS` or `TWENTY`.
-        expected: What it is without the disturbance.
-        draw: Of all that is left to chance.
+        expected: The same run without a disturbance.
+        draw: The generator of all that is left to chance.
 
     Attributes:
         settings: More arguments of the run, which change no bit of it.
@@ -324,7 +324,7 @@ def judge(case: Case) -> str:
 
 
 def is_clear(text: str) -> bool:
-    """Tells whether a program that stopped said why, in one line."""
+    """Returns True if a program that stopped said why, in one line."""
     return text.startswith("simulate.py: ") and len(text.splitlines()) == 1
 
 
@@ -359,7 +359,7 @@ class Chaos:
         """Disturbs one run.
 
         Args:
-            seed: Of what happens, and when.
+            seed: The seed that decides what happens, and when.
             fault: One of `FAULTS`; by the seed if not given.
             job: One of `JOBS` or `TWENTY`; one of the former by the seed if not given.
 

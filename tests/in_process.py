@@ -51,10 +51,10 @@ class Ended:
     Attributes:
         initial: The server's first tensors.
         model: The server's last tensors.
-        accuracy: Of the last model on the test images.
-        loss: The same.
+        accuracy: The accuracy of the last model on the test images.
+        loss: The loss of the last model on the test images.
         rates: The learning rates of all steps of a client that takes part in every round, summed.
-        holder: Of the key.
+        holder: The holder of the key.
     """
 
     initial: State
@@ -87,7 +87,7 @@ def federate(config: Config, dtype: torch.dtype, spoil: Spoil = lambda holder: h
 
     Args:
         config: The experiment; the secret of its key follows from its seed.
-        dtype: Of all that is computed.
+        dtype: The number format of all computations.
         spoil: Makes of the holder of the key the one that adapts models, to have it wrong.
     """
     with precision(dtype):

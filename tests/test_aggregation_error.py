@@ -46,7 +46,7 @@ def test_the_mean_of_factors_is_not_the_mean_of_products():
 
 
 def test_weights_count():
-    """Of products 1 and 4 with weights 3 and 1 the mean is 7/4; of factors it is 5/4, squared."""
+    """The mean of the products 1 and 4 with weights 3 and 1 is 7/4; that of factors is (5/4)²."""
     model, updates = numbers(0, 0), [update(0, numbers(1, 1), 3), update(1, numbers(2, 2), 1)]
     found = relative_error(model, updates, averaged(model, updates), {})
     assert found == pytest.approx((7 / 4 - 25 / 16) / (7 / 4))

@@ -10,7 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/*.md", "strategies/*.md", "deploy/*.md", "benchmarks/**/*.md")
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "strategies/*.md",
+        "deploy/*.md",
+        "benchmarks/**/*.md",
+        "examples/*.md",
+    )
     for path in ROOT.glob(pattern)
     if path.name != "CHANGELOG.md"  # it names files as they were
 )

@@ -103,7 +103,7 @@ MISTAKES = {
     "--out used": ["used", "--out FOLDER"],
     "--compare": ["--compare", "at least one argument"],
     "--compare head lorra": ["finetuning.method", "did you mean 'lora'?"],
-    "--compare finetuning.metod=head": ["did you mean 'finetuning.method'?"],
+    "--compare finetuning.metod=head": ["did you mean 'finetuning.method'?"],  # codespell:ignore
     "--compare head lora --method full": ["finetuning.method", "a flag", "axis"],
     "--compare clients=3,5 --clients 4": ["clients", "a flag", "axis"],
     "--compare clients=[3": ["--compare", "not a YAML value"],

@@ -315,12 +315,18 @@ def test_a_file_may_be_named_as_a_path(folder: Path, name: str):
 @pytest.mark.parametrize(
     ("text", "expectation"),
     [
-        (USERS.replace("aggregate", "agregate"), "lacks the method aggregate; .* as 'agregate'"),
+        (
+            USERS.replace("aggregate", "agregate"),  # codespell:ignore
+            "lacks the method aggregate; .* as 'agregate'",  # codespell:ignore
+        ),
         (USERS.replace("def aggregate", "def _sum"), "class Half lacks the method aggregate$"),
         (USERS.replace("(Strategy)", ""), "class Half is not derived from fl_vitlora"),
         (USERS.replace("@dataclass(frozen=True, kw_only=True)", ""), "Half .* is not a dataclass"),
         (USERS.replace("frozen=True, ", ""), r"TypeError: .*; write @dataclass\(frozen=True, kw"),
-        (USERS.replace("rate: float", "rate: Flaot"), "a type of Half|'Flaot' is not defined"),
+        (
+            USERS.replace("rate: float", "rate: Flaot"),  # codespell:ignore
+            "a type of Half|'Flaot' is not defined",  # codespell:ignore
+        ),
         (
             USERS.replace("rate: float = 0.5", "rate: float = 'x'"),
             "does not fit its type or range: strategy.rate",

@@ -1,4 +1,4 @@
-"""Tells which classes a client has, from the updates of the head of all its rounds.
+"""Finds which classes a client has, from the updates of the head of all its rounds.
 
 The gradient of the head's bias of class c is the mean of softmax_c - onehot_c over the images of a
 client. So the bias of class c rises if the client has images of this class, and falls otherwise.

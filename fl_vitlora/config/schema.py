@@ -163,8 +163,8 @@ class DataConfig:
         "dirichlet",
         "How the training images are divided among the clients: with unequal shares of each label "
         "(dirichlet), at random (iid), at random in unequal numbers (quantity), with a few labels "
-        "for each client (pathological), in pieces of the images sorted by label (shard), or one "
-        "folder or one value of data.client_column for each client (natural).",
+        "for each client (pathological), or in pieces of the images sorted by label (shard). With "
+        "natural, each client has one folder, or one value of data.client_column.",
     )
     alpha: float = setting(
         0.5,
@@ -563,9 +563,9 @@ class EvaluationConfig:
 
     by: Literal["auto", "central", "clients"] = setting(
         "auto",
-        "Who measures the test accuracy: the server (central), or each client on its own test "
-        "images (clients). The value auto chooses the server, or the clients if only they have the "
-        "key or the patch embedding that is needed.",
+        "The party that measures the test accuracy: the server (central), or each client on its "
+        "own test images (clients). The value auto chooses the server, or the clients if only they "
+        "have the key or the patch embedding that is needed.",
     )
     predictor: str = setting(
         "plain",
@@ -625,10 +625,10 @@ class PrivacyConfig:
     guard_steps: int | None = setting(
         None,
         "The largest number of training steps that any client takes in a round. Clients then "
-        "refuse every instruction that no honest server could send: in round 1 a model that "
-        "differs from the common start, tensors farther from the start than this number of steps "
-        "in each round can move them, and frozen tensors, rates or epochs that the settings do not "
-        "give. By default clients do not check instructions.",
+        "refuse every instruction that no honest server could send. In round 1 this is a model "
+        "that differs from the common start. In all rounds these are tensors farther from the "
+        "start than this number of steps in each round can move them, and frozen tensors, rates or "
+        "epochs that the settings do not give. By default clients do not check instructions.",
         "[1, inf)",
     )
     clipping_norm: float | None = setting(

@@ -171,7 +171,7 @@ def check_evaluated(config: Config, shards: GivenShards) -> None:
 
 
 def _tell_unused(config: Config, given: Collection[str], note: Callable[[str], None]) -> None:
-    """Tells which written settings concern the making of shards, so that nothing uses them."""
+    """Notes the written settings that concern the making of shards, so that nothing uses them."""
     changed = differences(Config(), config)
     unused = sorted(
         path

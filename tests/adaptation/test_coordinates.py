@@ -1,4 +1,4 @@
-"""Whose coordinates a patch embedding is in: what goes in comes out, and nonsense is refused."""
+"""Coordinates of a patch embedding: what goes in comes out, and nonsense is refused."""
 
 from __future__ import annotations
 

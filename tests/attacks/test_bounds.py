@@ -112,7 +112,7 @@ def test_the_figures_of_every_attack_can_be_bound(name: str):
 @pytest.mark.parametrize(
     ("bound", "told"),
     [
-        ("span.rank of an updat>3", "did you mean 'rank of an update'"),
+        ("span.rank of an updat>3", "did you mean 'rank of an update'"),  # codespell:ignore
         ("span.verdicts>3", "did you mean 'verdict'"),
         ("span.>3", "unknown figure of span"),
         ("span/servr.verdict>not", "did you mean 'server'"),

@@ -72,7 +72,7 @@ def test_the_import_system_has_the_name_that_is_looked_for() -> None:
 
 
 def test_a_hangup_that_was_ignored_stays_so() -> None:
-    """As `nohup` has it."""
+    """The program `nohup` ignores this signal for the program that it starts."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         watch = watched()

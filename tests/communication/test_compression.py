@@ -156,7 +156,7 @@ def test_what_rests_on_the_wire_is_withheld_whole():
 
 
 def test_what_is_withheld_of_tensors_that_rest_stays_withheld():
-    """As of A in the rounds in which only B is trained."""
+    """For example, A rests in the rounds in which only B is trained."""
     only_b = {name: tensor for name, tensor in state().items() if name.endswith("lora_B")}
     owed = {name: tensor for name, tensor in state("a").items() if name.endswith("lora_A")}
     _, withheld = compress(

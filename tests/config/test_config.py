@@ -245,7 +245,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path):
 def test_a_missing_file_is_answered_with_what_is_there(tmp_path: Path):
     write(tmp_path, "clients: 3\n")
     with pytest.raises(UserError, match=r"no such file .*experiment\.yaml"):
-        load(str(tmp_path / "experimnet.yaml"))
+        load(str(tmp_path / "experimnet.yaml"))  # codespell:ignore
     with pytest.raises(UserError, match="no YAML file there"):
         load(str(tmp_path / "nowhere" / "experiment.yaml"))
 

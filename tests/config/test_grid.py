@@ -28,7 +28,11 @@ GRIDS = sorted((Path(__file__).parents[2] / "configs" / "grids").glob("*.yaml"))
 
 # what was asked for, and what the answer must contain
 MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
-    "setting": ({"compare": {"finetuning.metod": ["head"]}}, {}, ["'finetuning.method'"]),
+    "setting": (
+        {"compare": {"finetuning.metod": ["head"]}},  # codespell:ignore
+        {},
+        ["'finetuning.method'"],
+    ),
     "inner setting": (
         {"compare": {"where": {"here": {"client": 1}}}},
         {},

@@ -26,7 +26,7 @@ class Square(Shape):
 
 
 class Misspelt(Shape):
-    def surfce(self) -> float:
+    def surfce(self) -> float:  # codespell:ignore
         return 1.0
 
 
@@ -52,7 +52,10 @@ def test_the_object_that_is_named_is_found():
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        (f"{HERE}:Sqare", f"unknown shape in {HERE} 'Sqare'; did you mean 'Square'"),
+        (
+            f"{HERE}:Sqare",  # codespell:ignore
+            f"unknown shape in {HERE} 'Sqare'; did you mean 'Square'",  # codespell:ignore
+        ),
         (f"{HERE}:Stranger", f"unknown shape in {HERE} 'Stranger'"),
         (f"{HERE}:Shape", f"unknown shape in {HERE} 'Shape'"),
         ("decimal:Decimal", "unknown shape in decimal 'Decimal' (there are no choices)"),

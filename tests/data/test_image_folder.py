@@ -42,7 +42,7 @@ def put(root: Path, names: list[str]) -> dict[tuple[int, ...], str]:
 
 
 def found(images: Images, colours: dict[tuple[int, ...], str]) -> dict[str, str]:
-    """Tells which files are in a split, and of which class each is."""
+    """Returns the files of a split, and the class of each file."""
     pixels = images.read(np.arange(len(images)), 2, 2)[:, :, 0, 0].tolist()
     names = [colours[tuple(colour)] for colour in pixels]
     assert len(set(names)) == len(names)  # every image once

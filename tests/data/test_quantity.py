@@ -20,7 +20,7 @@ from fl_vitlora.data.quantity import draw_sizes
 def test_sizes_add_up_and_none_is_too_small(
     clients: int, least: int, more: int, alpha: float, seed: int
 ) -> None:
-    """Also where a draw alone would leave most clients without an image."""
+    """This holds even if a draw alone would leave most clients without an image."""
     images = clients * least + more
     sizes = draw_sizes(images, clients, alpha=alpha, least=least, seed=seed)
     assert sizes.shape == (clients,)

@@ -65,7 +65,7 @@ def opened(shards: Path, name: str, holder: KeyHolder) -> tuple[Tensor, list[int
 def test_a_shard_with_copies_begins_with_the_shard_without(
     tmp_path: Path, scope: str, by: str
 ) -> None:
-    """Also the ciphertext of the images is the same, and a copy with its own key has another."""
+    """The ciphertext of the images is the same, too, and a copy with its own key has another."""
     given = {"encryption.scope": scope, "evaluation.by": by, **HELD}
     images, plain, holder = written(tmp_path, "plain", **given)
     _, copied, _ = written(tmp_path, "copied", **given, **COPIED)

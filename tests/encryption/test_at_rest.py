@@ -40,7 +40,7 @@ def written(place: Path, body: bytes, text: bytes = TEXT) -> bytes:
 
 
 def refused(place: Path, content: bytes) -> bool:
-    """Tells whether a file is refused in one line that names it."""
+    """Returns True if a file is refused in one line that names it."""
     place.write_bytes(content)
     try:
         unseal(place, KEYS)

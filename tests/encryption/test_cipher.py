@@ -364,7 +364,7 @@ def test_key_spaces_of_small_images_are_counted_by_hand(steps: tuple[str, ...], 
     ],
 )
 def test_a_key_for_every_block_multiplies_the_key_space(step: str, times: int):
-    """Of the steps within blocks, but for those whose blocks have keys of their own anyway."""
+    """This holds for steps within blocks, unless their blocks have keys of their own anyway."""
     one, each = (make(step, size=(8, 12), per_block=p).key_space_bits for p in (False, True))
     assert one > 0
     assert each == pytest.approx(times * one)

@@ -60,7 +60,7 @@ def start(grid: Grid, folder: Path) -> Iterator[Record]:
 
 
 def state_of(folder: Path) -> dict[str, int]:
-    """Tells all files of all runs, each with the time it was written."""
+    """Returns all files of all runs, each with the time when it was written."""
     return {
         str(path.relative_to(folder)): path.stat().st_mtime_ns
         for path in folder.rglob("*-seed*/**/*")

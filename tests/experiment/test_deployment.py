@@ -192,7 +192,7 @@ def test_deployed_run_equals_the_simulated_one(runs: Path) -> None:
 
 
 def test_the_ledger_is_what_passed_the_superlink_to_the_byte(runs: Path) -> None:
-    """Of the whole run, greeting and evaluation included; each way, and for each client."""
+    """All bytes agree, those of greeting and evaluation too, each way and for each client."""
     clients = clients_of_nodes(runs)
     counted = sums(
         (row["direction"], clients[row["node"]], int(row["bytes"]))

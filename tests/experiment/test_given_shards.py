@@ -260,7 +260,7 @@ def test_a_run_on_shards_is_the_run_that_made_them(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_owner_has_a_ring_of_its_own(owners: Path, tmp_path: Path) -> None:
-    """Also where models are adapted to keys: with a folder of rings, each client has its own."""
+    """With a folder of rings each client has its own, also if models are adapted to keys."""
     settings = {
         "rounds": 3,
         "engine.device": "cpu",

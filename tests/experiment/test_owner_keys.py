@@ -38,7 +38,7 @@ def config(tmp_path: Path, request: pytest.FixtureRequest) -> Config:
 
 
 def names(folder: Path) -> set[str]:
-    """Tells the keys of all shards, those that they are sealed under as well."""
+    """Returns the names of the keys of all shards, and of the keys under which they are sealed."""
     found = set()
     for path in folder.glob("*.safetensors"):
         found |= {shard_metadata(path, keys(folder))["key_id"]} - {""}

@@ -229,7 +229,7 @@ def test_owners_that_lack_classes_number_them_as_the_experiment_does(tmp_path: P
 
 
 def test_the_configuration_of_the_experiment_decides(tmp_path: Path) -> None:
-    """Also that test images are held out, where every client tests on its own."""
+    """It also decides that test images are held out, if every client tests on its own images."""
     own = make_folder(tmp_path / "own", seed=1, splits=False, each=10)
     experiment = tmp_path / "experiment.yaml"
     experiment.write_text(

@@ -1,4 +1,4 @@
-"""Who holds which images where folders say so, and what a person is told of the images."""
+"""The clients' images where folders say whose they are, and what a person is told of the images."""
 
 from __future__ import annotations
 

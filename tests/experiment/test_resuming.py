@@ -128,7 +128,7 @@ def left(folder: Path) -> dict[str, Any]:
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Tells whether two runs left the same, but for a byte or two around a message."""
+    """Returns True if two runs left the same, except for a byte or two around a message."""
     overheads = pytest.approx(other["overhead"], abs=6)
     return one | {"overhead": []} == other | {"overhead": []} and one["overhead"] == overheads
 

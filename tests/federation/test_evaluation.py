@@ -155,7 +155,7 @@ EXACT: dict[str, dict[str, Any]] = {
 def test_an_adapted_model_is_measured_as_the_plain_one_on_plain_images(
     name: str, make_backbone: MakeBackbone, digits: Shard
 ):
-    """Of ciphertext with the right key; with a wrong one, or with plain images, as another."""
+    """With the right key it computes the same from ciphertext; with a wrong key it does not."""
     plain = make_backbone()
     expected = local.evaluate(plain, methods.export_state(plain.model), digits)
     evaluator = central(backbone := make_backbone(), digits, **EXACT[name])

@@ -97,7 +97,7 @@ def test_a_traceback_is_shortened_to_its_last_cause(
 def test_what_a_node_of_flower_says_is_shortened_to_the_same(
     function: Callable[[], None], cause: str
 ):
-    """As `flwr-clientapp` writes it: without a traceback."""
+    """The program `flwr-clientapp` writes errors in this form, without a traceback."""
     error = raised(function)
     assert first_line(f"{type(error)}:<'{error}'>") == cause
 

@@ -159,7 +159,7 @@ def test_statistics_that_a_secure_sum_has_clipped_are_refused(
 
 
 def test_statistics_that_are_no_means_are_refused(make_backbone: MakeBackbone):
-    """As after a server optimiser, which takes a step of its own length, or after noise."""
+    """A server optimiser takes a step of its own length, and noise also changes the statistics."""
     backbone = make_backbone(method=METHOD)
     start = GlobalModel(tensors=methods.export_state(backbone.model))
     far = {n: 0.5 * t for n, t in measured(backbone, shard(8, 0)).items()}

@@ -76,7 +76,7 @@ def test_a_folder_laid_out_like_the_hub_gives_architecture_and_weights(tmp_path:
 def test_what_lies_in_the_cache_of_the_hub_is_read_without_a_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """As huggingface_hub lays its cache out: refs, snapshots, files."""
+    """The folders are those of the cache of huggingface_hub: refs, snapshots, files."""
     root = tmp_path / "hub" / "models--owner--mine"
     state = as_on_the_hub(root / "snapshots" / COMMIT)
     (root / "refs").mkdir()

@@ -1,4 +1,4 @@
-"""Who is hostile is decided by the seed alone; what they send is a multiple of what they learnt."""
+"""The seed decides which clients are hostile; they send a multiple of what they learnt."""
 
 from __future__ import annotations
 

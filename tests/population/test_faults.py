@@ -1,4 +1,4 @@
-"""Who fails when is decided by the seed alone; what happens then is what the kind says."""
+"""The seed alone decides which clients fail and when; what happens then is what the kind says."""
 
 from __future__ import annotations
 

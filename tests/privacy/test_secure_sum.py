@@ -146,7 +146,7 @@ def test_masked_words_are_uniform_whatever_they_hide(content: int):
 
 
 def test_masked_words_are_not_correlated_with_what_they_hide():
-    """Nor with each other, nor with those of another client."""
+    """They are not correlated with each other either, nor with those of another client."""
     hidden = np.linspace(0, 2**32 - 1, 2**14).astype(np.uint32)
     masked = {client: contribute(SECRETS[client], ROSTER, hidden)[0] for client in (3, 7)}
     for a, b in ((masked[3], hidden), (masked[3][1:], masked[3][:-1]), (masked[3], masked[7])):
@@ -252,7 +252,7 @@ def test_who_falls_silent_when_asked_for_seeds_has_dropped_out_as_well():
 
 
 def test_no_vector_is_held_whose_seeds_are_asked_for():
-    """Of those that never arrived, and of those that fall silent one after the other."""
+    """Some clients never arrived, and others fall silent one after the other."""
     party = Party()
     party.leaving = [7, 0]
     masked = {c: words for c, words in party.send().items() if c != 3}

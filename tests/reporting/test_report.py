@@ -143,7 +143,7 @@ def test_charts_have_the_numbers_of_the_rounds_and_of_the_clients(finished: Fini
 
 
 def test_hostile_names_are_shown_and_do_not_run(finished: Finished, copy: Path, tmp_path: Path):
-    """Also where a class name stands in the data of a chart, which is in a script element."""
+    """A class name is also in the data of a chart, which is in a script element."""
     place = copy.rename(tmp_path / "<img src=x onerror=alert(1)>")
     names = [HOSTILE, *finished.result["class_names"][1:]]
     table = place / "plots" / LABELS

@@ -50,7 +50,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def refused(path: Path, content: bytes) -> bool:
-    """Tells whether a file is refused in one line that names it; if not, it must be the same."""
+    """Returns True if a file is refused in one line that names it; if not, it must be the same."""
     path.write_bytes(content)
     try:
         tensors, metadata = read_sealed(path)

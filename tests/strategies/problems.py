@@ -60,7 +60,7 @@ class Quadratics:
         curvatures: hₖ.
         targets: tₖ.
         samples: nₖ.
-        steps: Of client k in a round.
+        steps: The number of steps of client k in a round.
         rate: η.
     """
 

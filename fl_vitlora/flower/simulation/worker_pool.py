@@ -96,7 +96,7 @@ class WorkerPool:
 
         Raises:
             WorkerLostError: If the worker was lost during the call.
-            Exception: The error that the call raised in the worker.
+            Exception: If the call raised an error in the worker; this is the same error.
         """
         with self._change:
             self._waiting += 1

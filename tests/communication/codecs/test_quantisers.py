@@ -149,7 +149,7 @@ def test_zero_counts_as_positive():
 
 
 def test_equal_steps_stand_for_the_mean_of_what_was_rounded_to_them():
-    """Of a normal distribution, the mean error per level is what two bytes cannot tell."""
+    """For a normal distribution, the mean error of a level is below what two bytes can tell."""
     values = vector("normal", 20_000)
     found = there_and_back("ecsq(1.2,block=32768)", values)
     step = 1.2 * np.sqrt(np.square(values).mean())

@@ -80,7 +80,10 @@ def test_every_fraction_comes_back_from_its_text(fraction: float):
         ("int4(-8)", "got '-8'"),
         ("int4(1_000)", "got '1_000'"),
         ("int4(64.0)", "got '64.0'"),
-        ("int4(blok=64)", "this codec takes block and rounding, each at most once, got 'blok=64'"),
+        (
+            "int4(blok=64)",  # codespell:ignore
+            "takes block and rounding, each at most once, got 'blok=64'",  # codespell:ignore
+        ),
         ("int4(64,block=64)", "each at most once"),
         ("int4(64,up)", "rounding must be stochastic or nearest, got 'up'"),
         ("int4(64,nearest,1)", "got 3 arguments"),

@@ -96,7 +96,7 @@ ADAPTED = {"encryption__scope": "client", "encryption__adapt": True}
 
 
 def near(found: State, expected: State) -> bool:
-    """Tells whether a difference is the other but for the rounding of float32.
+    """Returns True if two differences are equal except for the rounding of float32.
 
     A difference is that of weights, which may be a hundred times as large, and so is rounding.
     """

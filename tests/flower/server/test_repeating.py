@@ -44,7 +44,7 @@ def raised(grid: LocalGrid, answer: Answer, message: Message) -> Message:
 
 
 def raised_late(grid: LocalGrid, answer: Answer, message: Message) -> Message:
-    """As in a deployment, where the context keeps what the app did to it before it raised."""
+    """Fails as in a deployment: the context keeps what the app did before it raised an error."""
     answer(message)
     return Message(Error(2, "out of memory"), reply_to=message)
 

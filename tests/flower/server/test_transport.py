@@ -122,7 +122,7 @@ def test_the_same_round_gives_the_same_bits_and_another_round_others(
 def test_a_client_that_draws_its_order_anew_never_gives_an_update_twice(
     model: State, settings: ClientSettings
 ):
-    """Nor does one whose images, client 2's, are all in one batch, where no order matters."""
+    """Client 2 does not either: its images are all in one batch, where no order matters."""
     fresh = replace(settings, fresh_order=True)
     grid = LocalGrid(make_client_app(lambda context: fresh), len(SIZES))
     transport = transport_of(grid, model, Ledger(), config=settings.config, timeout=1)
@@ -185,7 +185,7 @@ def test_the_penalty_reaches_the_client(transport: Transport, model: State):
 
 
 def test_a_client_clips_its_update_to_the_norm_that_it_is_told(transport: Transport, model: State):
-    """As Flower's wrappers for differential privacy ask."""
+    """Flower's wrappers for differential privacy ask for this."""
     (asked,) = instruct(model, 0)
     ((free,), _) = both(transport.exchange(1, [asked]))
     norm = l2_norm(free.delta)
@@ -291,10 +291,11 @@ class Failing:
     """A client app that fails at first, and does well from then on.
 
     Args:
-        grid: Whose app fails.
-        client: At which client.
-        how: It raises, its reply is spoilt, it is lost on its way, or Flower answers in its place.
-        times: How often.
+        grid: The grid whose app fails.
+        client: The client at which the app fails.
+        how: The way in which the app fails: it raises an error, its reply is spoilt or lost, or
+            Flower answers in its place.
+        times: The number of failures.
     """
 
     def __init__(self, grid: LocalGrid, client: int, how: str, times: int = 1) -> None:
@@ -404,7 +405,7 @@ def test_who_fails_to_measure_is_asked_once_more(
 def test_who_answered_while_nobody_could_look_is_heard(
     transport: Transport, model: State, grid: LocalGrid, monkeypatch: pytest.MonkeyPatch
 ):
-    """As on a machine that slept beyond the time limit."""
+    """A machine may have slept beyond the time limit."""
     look, looks = grid.pull_messages, [0]
 
     def look_and_sleep(message_ids: Iterable[str]) -> list[Message]:

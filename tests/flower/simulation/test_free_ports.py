@@ -22,7 +22,7 @@ def test_a_port_can_be_opened_and_is_given_once():
 
 
 def test_a_port_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch):
-    """Of three ports one is another program's; the other two are given, and then there is none."""
+    """One of three ports is taken; the other two are given, and then there is none."""
     first = free_port()
     monkeypatch.setattr(free_ports, "PORTS", range(first, first + 3))
     monkeypatch.setattr(free_ports, "_handed_out", set())

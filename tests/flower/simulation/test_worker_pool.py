@@ -323,7 +323,7 @@ def test_who_hangs_is_ended_and_the_others_of_its_bundle_are_answered(
 def test_what_fails_over_a_whole_bundle_is_no_death_and_is_repeated_by_another(
     up: None, tmp_path: Path
 ) -> None:
-    """As where there is no memory to unpack the messages."""
+    """A worker may lack the memory to unpack the messages."""
     office = Office()
     (error,) = office.ask([("raise", f"{tmp_path}/always")])
     assert isinstance(error, ValueError)

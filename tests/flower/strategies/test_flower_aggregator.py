@@ -243,7 +243,7 @@ def test_every_plain_strategy_may_be_wrapped(name: str):
 
 
 def exact_delta(epsilon: float, sensitivity: float) -> float:
-    """Of Gaussian noise with standard deviation 1 (arXiv 1805.06530, theorem 8)."""
+    """Returns δ of Gaussian noise with standard deviation 1 (arXiv 1805.06530, theorem 8)."""
 
     def normal(x: float) -> float:
         return 0.5 * math.erfc(-x / math.sqrt(2))

@@ -158,7 +158,7 @@ def test_a_client_that_holds_another_version_refuses(tmp_path: Path):
 
 
 def test_a_context_that_was_stored_goes_on_with_the_same_bits(tmp_path: Path):
-    """As a resumed run would read it: through Flower's own serialisation."""
+    """A resumed run reads the context through Flower's own serialisation."""
     clients, again = (Clients(tmp_path / name, **LOSSY) for name in ("one", "two"))
     for each in (clients, again):
         each.train(1, away(clients))
@@ -361,7 +361,7 @@ def test_factors_that_begin_anew_owe_nothing_of_the_last_round(tmp_path: Path):
 def test_ranks_that_nothing_was_sent_for_allocate_nothing(
     tmp_path: Path, codec: str, ranks: list[int]
 ):
-    """Who sends merged pairs states their shapes; a few bytes must not become terabytes."""
+    """The sender of merged pairs states their shapes; a few bytes must not become terabytes."""
     clients = Clients(tmp_path)
     pairs = pairs_of(clients.worker.layout)
     config = ConfigRecord({messages.MERGED_RANKS: ranks + [0 * ranks[0]] * (len(pairs) - 1)})
