@@ -192,6 +192,11 @@ def test_the_rows_of_a_comparison_are_those_that_the_layout_asks_for() -> None:
     refused = replace(layout, where={"images": "EtC"})
     with pytest.raises(UserError, match="no run has a result"):
         rendering.rows_of(comparison(), refused, "")
+    records = [r for r in comparison().records if r.seed == 0 or r.labels["method"] == "head"]
+    some = Record(labels={"method": "lora", "images": "plain"}, seed=2, problem="it ended")
+    partial = report("", [*records, some], {"method": "lora", "images": "plain"})
+    with pytest.raises(UserError, match="some seeds have no result"):
+        rendering.rows_of(partial, layout, "")
     with pytest.raises(UserError, match="unknown axis"):
         rendering.rows_of(comparison(), replace(layout, rows=("metod",)), "")  # codespell:ignore
     with pytest.raises(UserError, match="unknown figure"):

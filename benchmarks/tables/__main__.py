@@ -9,7 +9,7 @@ python -m benchmarks.tables --record NAME ...  after you have copied figures int
 A table is old if its configuration or a file of the code that decides its figures has another
 content than when the table was made, or if somebody has edited the figures. Comments and docstrings
 do not count. A table about which nothing is recorded counts as old. Runs of comparisons are kept
-under runs/tables/, so that an interrupted command goes on; delete a folder to run all of it again.
+under runs/tables/, so that an interrupted command goes on as long as the code stays the same.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 from benchmarks.tables import rendering
 from benchmarks.tables.digests import digest_of
-from benchmarks.tables.listing import ROOT, Listing, layout_of, read_listing
+from benchmarks.tables.listing import ROOT, Entry, Listing, layout_of, read_listing
 from benchmarks.tables.pages import page_of, replace, table_in
 from benchmarks.tables.records import Records
 from fl_vitlora.errors import UserError
@@ -99,7 +99,7 @@ def remake(listing: Listing, records: Records, names: Sequence[str]) -> None:
     outputs: dict[str, str] = {}
     for name, entry in chosen.items():
         mark = entry.mark or f"table: {name}"
-        page, folder = page_of(mark, ROOT), RUNS / digest_of(entry.command.encode())
+        page, folder = page_of(mark, ROOT), folder_of(entry, files[name])
         if entry.command not in outputs:
             words = entry.words + (["--out", str(folder)] if entry.layout is not None else [])
             outputs[entry.command] = output_of(words)
@@ -113,6 +113,11 @@ def remake(listing: Listing, records: Records, names: Sequence[str]) -> None:
             replace(page, mark, rows)
         records.record(name, files[name], today())
         print(f"{name}: {page.relative_to(ROOT)} has the new figures; look at them with git diff")
+
+
+def folder_of(entry: Entry, files: Mapping[str, str]) -> Path:
+    """Returns the folder for the runs of a comparison; other code has another folder."""
+    return RUNS / digest_of(repr((entry.command, sorted(files.items()))).encode())
 
 
 def output_of(words: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from fl_vitlora.errors import UserError, unknown
 
 ROOT = Path(__file__).resolve().parents[2]
 LIST = Path("benchmarks/tables/tables.yaml")
+COMMITTED = ("benchmarks/", "configs/")  # other files that a command names are made by commands
 TRAINING = "training"  # the set of files that decides what `simulate.py` trains
 
 
@@ -86,8 +87,8 @@ class Listing:
             UserError: If the list names a file that does not exist.
         """
         entry = self.table(name)
-        words = ["simulate" if word == "simulate.py" else word for word in entry.words]
-        found = [word for word in words if (root / word).exists() and word not in (".", "/")]
+        words = entry.words
+        found = [word for word in words if word.startswith(COMMITTED)]
         for before, module in pairwise(words):
             if before == "-m":
                 found.append(_path_of(module, root))

@@ -29,6 +29,7 @@ class Records:
 
     def __init__(self, listing: Listing, root: Path, made: Mapping[str, Any]) -> None:
         self._listing, self._root, self._made = listing, root, dict(made)
+        self._known: dict[str, str] = {}  # digests, because many tables have the same files
 
     @classmethod
     def read(cls, listing: Listing, root: Path) -> Self:
@@ -53,7 +54,9 @@ class Records:
 
     def digests(self, name: str) -> dict[str, str]:
         """Returns the digests of the files that decide a table, as they are now."""
-        return digests(self._listing.files(name, self._root), self._root)
+        files = self._listing.files(name, self._root)
+        self._known |= digests((path for path in files if path not in self._known), self._root)
+        return {path: self._known[path] for path in files}
 
     def record(self, name: str, files: Mapping[str, str], day: date) -> None:
         """Records that a table was made, and writes the file.

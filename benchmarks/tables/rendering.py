@@ -108,6 +108,9 @@ def rows_of(comparison: Report, layout: Layout, head: str) -> list[str]:
         if all(cell.labels.get(axis) == label for axis, label in layout.where.items())
         and layout.without not in cell.labels.values()
     ]
+    for cell in cells:
+        if cell.accuracy is not None and cell.problems:
+            raise UserError(f"{_begin(cell, layout)}: some seeds have no result: {cell.problems}")
     if layout.best_first:
         cells.sort(key=lambda cell: -cell.accuracy.mean if cell.accuracy else 0.0)
     if layout.across:
