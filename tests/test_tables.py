@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.tables import pages, rendering
+from benchmarks.tables.__main__ import main, remake
 from benchmarks.tables.digests import code_alone
 from benchmarks.tables.listing import LIST, ROOT, Entry, Listing, layout_of, read_listing
 from benchmarks.tables.records import EDITED, MADE, NEVER, Records
@@ -27,9 +28,14 @@ tables:
     command: python simulate.py --config configs/small.yaml
     layout: {rows: [method], columns: [accuracy]}
   printed:
-    command: python -m benchmarks.small
-    code: [benchmarks/small.py]
+    command: python benchmarks/small.py
+    code: []
     printed: 0
+  wanting:
+    command: python benchmarks/small.py
+    code: []
+    needs: a GPU
+    by_hand: copy the figures
 """
 PAGE = """# Results
 
@@ -44,7 +50,13 @@ Text between.
 | n | % |
 |--:|--:|
 | 1 | 50 |
+
+<!-- table: wanting -->
+| n | % |
+|--:|--:|
+| 1 | 60 |
 """
+PROGRAM = 'print("the table", "| n | share |", "|--:|--:|", "| 2 | 75 |", "the end", sep="\\n")\n'
 
 
 @pytest.fixture
@@ -55,13 +67,13 @@ def root(tmp_path: Path) -> Path:
         "docs/results.md": PAGE,
         "configs/small.yaml": "# a comment\nclients: 20\n",
         "strategies/fedavg.py": '"""FedAvg."""\n\nrate = 1\n',
-        "benchmarks/small.py": "print(1)\n",
+        "benchmarks/small.py": PROGRAM,
         "simulate.py": "run()\n",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     records = records_of(tmp_path)
-    for name in ("small", "printed"):
+    for name in ("small", "printed", "wanting"):
         assert records.reasons(name) == [NEVER]
         records.record(name, records.digests(name), date(2026, 5, 1))
     return tmp_path
@@ -84,7 +96,7 @@ def test_a_table_that_was_just_made_is_not_old(root: Path) -> None:
     records = records_of(root)
     assert [records.reasons(name) for name in ("small", "printed")] == [[], []]
     assert records.day("small") == "2026-05-01"
-    assert (root / MADE).read_text().count('"made"') == 2
+    assert (root / MADE).read_text().count('"made"') == 3
 
 
 @pytest.mark.parametrize(
@@ -125,6 +137,29 @@ def test_words_and_comments_make_no_table_old(
     change(root / path)
     records = records_of(root)
     assert [records.reasons(name) for name in ("small", "printed")] == [[], []]
+
+
+def test_a_table_is_made_again_by_its_command_and_is_not_old_then(root: Path) -> None:
+    changed("75", "80")(root / "benchmarks/small.py")
+    records = records_of(root)
+    assert records.reasons("printed") == ["benchmarks/small.py has changed"]
+    remake(read_listing(root), records, ["printed"])
+    assert (root / "docs/results.md").read_text() == PAGE.replace("| 1 | 50 |", "| 2 | 80 |")
+    assert records_of(root).reasons("printed") == []
+
+
+def test_what_cannot_be_made_by_a_program_alone_or_fails_is_one_line(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listing, records = read_listing(root), records_of(root)
+    with pytest.raises(UserError, match="table wanting: it needs a GPU"):
+        remake(listing, records, ["wanting"])
+    (root / "benchmarks/small.py").write_text("raise SystemExit(3)\n")
+    with pytest.raises(UserError, match=r"exit code 3: python benchmarks/small\.py"):
+        remake(listing, records_of(root), ["printed"])
+    assert (root / "docs/results.md").read_text() == PAGE
+    assert main(["--remake", "papers"]) == 2
+    assert "did you mean 'paper'" in capsys.readouterr().err
 
 
 def test_a_hash_sign_in_a_text_is_no_comment() -> None:
@@ -215,7 +250,7 @@ def test_a_table_across_an_axis_has_the_columns_of_the_page() -> None:
 
 
 def test_a_list_that_names_no_file_or_no_way_is_refused(root: Path) -> None:
-    entry = Entry(command="python -m benchmarks.small", code=("lost.py",), printed=0)
+    entry = Entry(command="python benchmarks/small.py", code=("lost.py",), printed=0)
     with pytest.raises(UserError, match=r"no file or folder lost\.py"):
         Listing(tables={"a": entry}, code={}).files("a", root)
     (root / LIST).write_text(LISTED.replace("    printed: 0\n", ""))
@@ -227,7 +262,7 @@ def test_every_table_of_figures_has_an_entry_and_its_command_is_on_its_page() ->
     listing = read_listing()
     assert pages.unmarked(ROOT) == [], "add a mark above the table, and an entry to the list"
     marked = dict(pages.marks(ROOT))
-    names = {entry.mark or f"table: {name}": name for name, entry in listing.tables.items()}
+    names = {listing.mark(name): name for name in listing.tables}
     assert set(marked) == set(names)
     for mark, name in names.items():
         entry = listing.table(name)

@@ -69,7 +69,7 @@ def show(listing: Listing, records: Records, *, only_old: bool) -> int:
         old += bool(reasons)
         if only_old and not reasons:
             continue
-        page = page_of(entry.mark or f"table: {name}", ROOT).relative_to(ROOT)
+        page = page_of(listing.mark(name), records.root).relative_to(records.root)
         day = records.day(name)
         print(f"{name} ({page}): {'old' if reasons else 'as the code makes it'}")
         print(f"    {entry.command}")
@@ -98,21 +98,22 @@ def remake(listing: Listing, records: Records, names: Sequence[str]) -> None:
     files = {name: records.digests(name) for name in chosen}  # before anything runs
     outputs: dict[str, str] = {}
     for name, entry in chosen.items():
-        mark = entry.mark or f"table: {name}"
-        page, folder = page_of(mark, ROOT), folder_of(entry, files[name])
+        mark = listing.mark(name)
+        page, folder = page_of(mark, records.root), folder_of(entry, files[name])
         if entry.command not in outputs:
             words = entry.words + (["--out", str(folder)] if entry.layout is not None else [])
-            outputs[entry.command] = output_of(words)
+            outputs[entry.command] = output_of(words, records.root)
         if not entry.itself:
             head = table_in(page.read_text(encoding="utf-8"), mark)[0]
             if entry.layout is not None:
                 layout = layout_of(name, entry)
-                rows = rendering.rows_of(read_comparison(ROOT / folder), layout, head)
+                rows = rendering.rows_of(read_comparison(records.root / folder), layout, head)
             else:
                 rows = rendering.printed_rows(outputs[entry.command], entry.printed or 0, head)
             replace(page, mark, rows)
         records.record(name, files[name], today())
-        print(f"{name}: {page.relative_to(ROOT)} has the new figures; look at them with git diff")
+        where = page.relative_to(records.root)
+        print(f"{name}: {where} has the new figures; look at them with git diff")
 
 
 def folder_of(entry: Entry, files: Mapping[str, str]) -> Path:
@@ -120,7 +121,7 @@ def folder_of(entry: Entry, files: Mapping[str, str]) -> Path:
     return RUNS / digest_of(repr((entry.command, sorted(files.items()))).encode())
 
 
-def output_of(words: Sequence[str]) -> str:
+def output_of(words: Sequence[str], root: Path) -> str:
     """Runs a command, shows what it prints, and returns it.
 
     Raises:
@@ -128,7 +129,7 @@ def output_of(words: Sequence[str]) -> str:
     """
     python = [sys.executable if word == "python" else word for word in words]
     lines = []
-    with subprocess.Popen(python, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(python, cwd=root, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
             lines.append(line)

@@ -78,6 +78,10 @@ class Listing:
             raise unknown("table", name, self.tables)
         return self.tables[name]
 
+    def mark(self, name: str) -> str:
+        """Returns the text of the mark above a table."""
+        return self.table(name).mark or f"table: {name}"
+
     def files(self, name: str, root: Path = ROOT) -> list[str]:
         """Returns the files and folders that decide a table, relative to the repository.
 

@@ -28,7 +28,7 @@ class Records:
     """
 
     def __init__(self, listing: Listing, root: Path, made: Mapping[str, Any]) -> None:
-        self._listing, self._root, self._made = listing, root, dict(made)
+        self._listing, self.root, self._made = listing, root, dict(made)
         self._known: dict[str, str] = {}  # digests, because many tables have the same files
 
     @classmethod
@@ -54,8 +54,8 @@ class Records:
 
     def digests(self, name: str) -> dict[str, str]:
         """Returns the digests of the files that decide a table, as they are now."""
-        files = self._listing.files(name, self._root)
-        self._known |= digests((path for path in files if path not in self._known), self._root)
+        files = self._listing.files(name, self.root)
+        self._known |= digests((path for path in files if path not in self._known), self.root)
         return {path: self._known[path] for path in files}
 
     def record(self, name: str, files: Mapping[str, str], day: date) -> None:
@@ -72,10 +72,10 @@ class Records:
             "files": dict(files),
         }
         ordered = {known: self._made[known] for known in sorted(self._made)}
-        write_atomically(self._root / MADE, json.dumps(ordered, indent=1) + "\n")
+        write_atomically(self.root / MADE, json.dumps(ordered, indent=1) + "\n")
 
     def _text_digest(self, name: str) -> str:
         """Returns the digest of the rows of a table; bold figures do not change it."""
-        mark = self._listing.table(name).mark or f"table: {name}"
-        text = page_of(mark, self._root).read_text(encoding="utf-8")
+        mark = self._listing.mark(name)
+        text = page_of(mark, self.root).read_text(encoding="utf-8")
         return digest_of("\n".join(table_in(text, mark)[2:]).replace("*", "").encode())
