@@ -29,7 +29,7 @@ if __name__ == "__main__":
     for row in found.rows:
         codec = str(row["codec"])
         last = found.find(codec).history[-1]
-        update = last["uplink_bytes"] / last["participants"]
+        update = last["uplink_bytes"] / len(last["participants"])
         sent, accuracy = row["sent_bytes"] / 1e6, row["accuracy_percent"]
         print(f"{codec:<16}{update:>18,.0f}{accuracy:>12.1f}{sent:>16.2f}{row['saving']:>10.1f}x")
     print(f"plots of accuracy over megabytes: {found.folder}/plots")

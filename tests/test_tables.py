@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -236,6 +237,20 @@ def test_the_rows_of_a_comparison_are_those_that_the_layout_asks_for() -> None:
         rendering.rows_of(comparison(), replace(layout, rows=("metod",)), "")  # codespell:ignore
     with pytest.raises(UserError, match="unknown figure"):
         rendering.rows_of(comparison(), replace(layout, columns=("accurate",)), "")
+
+
+def test_the_size_of_a_message_is_that_of_the_last_round_of_each_run(tmp_path: Path) -> None:
+    records = []
+    for seed, last in enumerate((6000, 8000)):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        lines = ({"uplink_bytes": size, "participants": [0, 3]} for size in (9_999_999, last))
+        (folder / "rounds.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        labels = {"method": "lora"}
+        records.append(Record(labels=labels, seed=seed, result=result(0.9), folder=folder))
+    layout = rendering.Layout(rows=("method",), columns=("message",))
+    found = rendering.rows_of(report("", records, {"method": "lora"}), layout, "")
+    assert found == ["| lora | 3.5 |"]
 
 
 def test_a_table_across_an_axis_has_the_columns_of_the_page() -> None:

@@ -65,7 +65,7 @@ def _message(cell: Summary, comparison: Report) -> str:
         if record.labels == cell.labels and record.folder is not None:
             last = (record.folder / ROUNDS).read_text(encoding="utf-8").splitlines()[-1]
             line = json.loads(last)
-            sizes.append(line["uplink_bytes"] / line["participants"] / 1000)
+            sizes.append(line["uplink_bytes"] / len(line["participants"]) / 1000)
     return f"{mean(sizes):,.1f}"
 
 

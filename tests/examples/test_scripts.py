@@ -79,6 +79,7 @@ def test_owners_encrypt_and_the_site_trains_without_their_key(tmp_path: Path) ->
     shards = [path for path in files if path.suffix == ".safetensors"]
     assert len(shards) == 4
     assert sorted(path.suffix for path in set(files) - set(shards)) == [".key", ".key"]
+    assert not (tmp_path / "keys").exists()  # where a run makes its key ring
     ring = (tmp_path / "owners" / "shared.key").read_bytes()
     assert all(path.read_bytes() != ring for path in files)
 
