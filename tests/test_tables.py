@@ -217,6 +217,7 @@ def test_the_rows_of_a_comparison_are_those_that_the_layout_asks_for() -> None:
         rows=("method",),
         columns=("accuracy", "difference", "trained", "megabytes", "saving"),
         where={"images": "plain"},
+        compared="method",
         names={"lora": "LoRA"},
         best_first=True,
         backticks=True,
@@ -225,6 +226,14 @@ def test_the_rows_of_a_comparison_are_those_that_the_layout_asks_for() -> None:
         "| `head` | 96.00 ± 1.41 | +5.00 ± 0.00 | 1,234 | 1.0 | 10.0x |",
         "| LoRA | 91.00 ± 1.41 |  | 1,234 | 1.0 | 10.0x |",
     ]
+    other = rendering.rows_of(comparison(), replace(layout, where={}, without="head"), "")
+    assert [row.split(" | ")[2] for row in other] == ["", ""]  # of lora with itself
+    along = replace(layout, where={}, without="head", compared="images")
+    assert (
+        "| LoRA | 81.00 ± 1.41 | -10.00 ± 0.00 |" in rendering.rows_of(comparison(), along, "")[1]
+    )
+    with pytest.raises(UserError, match="expected the key compared"):
+        rendering.rows_of(comparison(), replace(layout, compared=""), "")
     refused = replace(layout, where={"images": "EtC"})
     with pytest.raises(UserError, match="no run has a result"):
         rendering.rows_of(comparison(), refused, "")

@@ -31,6 +31,8 @@ class Layout:
         where: Only cells with these labels are shown.
         without: A label whose cells are not shown, such as that of the baseline.
         names: Words for labels, where the page has other words than the comparison.
+        compared: The axis along which `difference` compares a cell with the baseline; needed if
+            the comparison has several axes.
         best_first: True if the rows are ordered by accuracy.
         backticks: True if labels without words of their own are written as code.
     """
@@ -41,6 +43,7 @@ class Layout:
     where: Mapping[str, str] = field(default_factory=dict)
     without: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
+    compared: str = ""
     best_first: bool = False
     backticks: bool = False
 
@@ -49,16 +52,17 @@ class Layout:
         return self.names.get(label, f"`{label}`" if self.backticks else label)
 
 
-def _difference(cell: Summary, comparison: Report) -> str:
+def _difference(cell: Summary, comparison: Report, layout: Layout) -> str:
     """Returns the difference from the baseline, paired by seed; empty for the baseline itself."""
-    for difference in comparison.differences:
+    along = layout.compared or comparison.axes[0]
+    for difference in (one for one in comparison.differences if one.axis == along):
         if {**difference.others, difference.axis: difference.label} == dict(cell.labels):
             sign = "+" if difference.accuracy.mean >= 0 else ""
             return f"{sign}{difference.accuracy}"
     return ""
 
 
-def _message(cell: Summary, comparison: Report) -> str:
+def _message(cell: Summary, comparison: Report, _: Layout) -> str:
     """Returns the size of a client's message in the last round in kB, as the mean over the runs."""
     sizes = []
     for record in comparison.records:
@@ -69,18 +73,18 @@ def _message(cell: Summary, comparison: Report) -> str:
     return f"{mean(sizes):,.1f}"
 
 
-FIGURES: Mapping[str, Callable[[Summary, Report], str]] = {
-    "accuracy": lambda cell, _: str(cell.accuracy),
+FIGURES: Mapping[str, Callable[[Summary, Report, Layout], str]] = {
+    "accuracy": lambda cell, *_: str(cell.accuracy),
     "difference": _difference,
-    "trained": lambda cell, _: f"{cell.trainable:,}",
+    "trained": lambda cell, *_: f"{cell.trainable:,}",
     "message": _message,
-    "megabytes": lambda cell, _: f"{cell.sent / 1e6:,.1f}",
-    "sent": lambda cell, _: readable_bytes(cell.sent),
-    "to target": lambda cell, _: "" if not cell.to_target else f"{cell.to_target.mean / 1e6:,.1f}",
-    "saving": lambda cell, _: f"{cell.saving:.1f}x",
-    "saving with flower": lambda cell, _: f"{cell.saving_with_flower:.1f}x",
-    "seconds": lambda cell, _: f"{cell.seconds:.0f}",
-    "gap": lambda cell, _: str(cell.aggregation_error or ""),
+    "megabytes": lambda cell, *_: f"{cell.sent / 1e6:,.1f}",
+    "sent": lambda cell, *_: readable_bytes(cell.sent),
+    "to target": lambda cell, *_: "" if not cell.to_target else f"{cell.to_target.mean / 1e6:,.1f}",
+    "saving": lambda cell, *_: f"{cell.saving:.1f}x",
+    "saving with flower": lambda cell, *_: f"{cell.saving_with_flower:.1f}x",
+    "seconds": lambda cell, *_: f"{cell.seconds:.0f}",
+    "gap": lambda cell, *_: str(cell.aggregation_error or ""),
 }
 
 
@@ -96,12 +100,14 @@ def rows_of(comparison: Report, layout: Layout, head: str) -> list[str]:
         UserError: If the layout names an unknown axis or figure, or if the head has other columns.
     """
     axes = [axis.strip() for entry in layout.rows for axis in entry.split(",")]
-    for axis in (*axes, *layout.where, *filter(None, [layout.across])):
+    for axis in (*axes, *layout.where, *filter(None, [layout.across, layout.compared])):
         if axis not in comparison.axes:
             raise unknown("axis of the comparison", axis, comparison.axes)
     for figure in layout.columns:
         if figure not in FIGURES:
             raise unknown("figure", figure, FIGURES)
+    if "difference" in layout.columns and len(comparison.axes) > 1 and not layout.compared:
+        raise UserError(f"several axes: expected the key compared, one of {comparison.axes}")
     cells = [
         cell
         for cell in comparison.summaries
@@ -119,7 +125,9 @@ def rows_of(comparison: Report, layout: Layout, head: str) -> list[str]:
         if cell.accuracy is None:
             raise UserError(f"{_begin(cell, layout)}: no run has a result: {cell.problems}")
     return [
-        _line([*_begin(cell, layout), *(FIGURES[f](cell, comparison) for f in layout.columns)])
+        _line(
+            [*_begin(cell, layout), *(FIGURES[f](cell, comparison, layout) for f in layout.columns)]
+        )
         for cell in cells
     ]
 
