@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fl_vitlora.library.trackers import TensorBoard as TensorBoard
     from fl_vitlora.library.trackers import WandB as WandB
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PLACES = {
     "Callback": "callbacks",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,28 @@ def read_yaml(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def test_citation_package_and_program_have_one_version() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+def read_project(name: str) -> Any:
+    return tomllib.loads((ROOT / name).read_text(encoding="utf-8"))["project"]
+
+
+def test_citation_packages_program_and_changelog_have_one_version() -> None:
+    project, deployed = read_project("pyproject.toml"), read_project("deploy/pyproject.toml")
     citation = read_yaml(ROOT / "CITATION.cff")
     assert citation["version"] == project["version"] == fl_vitlora.__version__
+    assert deployed["version"] == project["version"]
     assert citation["license"] == project["license"]
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version, day = re.findall(r"^## \[(\d.*?)\] - (\S+)$", changelog, flags=re.M)[0]
+    assert version == project["version"]
+    assert day == citation["date-released"].isoformat()
+
+
+def test_the_classifiers_name_the_oldest_python_that_is_required() -> None:
+    project = read_project("pyproject.toml")
+    named = [line.rpartition(" ")[2] for line in project["classifiers"] if ":: 3." in line]
+    assert f">={named[0]}" == project["requires-python"]
+    assert "Typing :: Typed" in project["classifiers"]
+    assert (ROOT / "fl_vitlora" / "py.typed").exists()
 
 
 def test_the_citation_has_what_the_format_requires() -> None:
