@@ -95,4 +95,4 @@ def test_a_comparison_is_followed_run_by_run(tmp_path: Path) -> None:
     ]
     assert "needs low-rank matrices" in found["remarks"][0]
     (chart,) = found["charts"]
-    assert [trace["name"] for trace in chart["figure"]["data"]] == ["fedavg, head, seed 0"]
+    assert [trace["name"] for trace in chart["figure"]["data"]] == ["fedavg, head, seed 7"]
