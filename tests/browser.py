@@ -56,14 +56,15 @@ class Page:
         for domain in ("Network", "Runtime", "Log", "Page"):
             self.ask(f"{domain}.enable")
 
-    def open(self, path: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
-        """Opens a report and waits until its charts are drawn."""
+    def open(self, path: Path | str, *, width: int, height: int = 900, dark: bool = False) -> None:
+        """Opens a report, or the address of a page, and waits until its charts are drawn."""
+        address = path if isinstance(path, str) else path.resolve().as_uri()
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", features=[scheme])
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.ask("Emulation.setDeviceMetricsOverride", **size)
         self.value("delete document.documentElement.dataset.charts")  # of the page before
-        self.ask("Page.navigate", url=path.resolve().as_uri())
+        self.ask("Page.navigate", url=address)
         limit = time.monotonic() + WATCHDOG
         while self.value("document.documentElement?.dataset.charts") != "drawn":
             if time.monotonic() > limit:

@@ -110,5 +110,7 @@ def what_it_asks_for(arguments: argparse.Namespace) -> object:
     """Reads a command as the program does before it runs anything."""
     if arguments.check_strategy is not None:
         return reading.read_strategy(arguments)
+    if arguments.search is not None:
+        return reading.read_plan(arguments)
     grid: Grid | None = reading.read_comparison(arguments)
     return grid or reading.read_config(arguments)

@@ -38,6 +38,7 @@ ALLOWED = {
     "plotly": ["fl_vitlora/reporting/report/"],
     "jinja2": ["fl_vitlora/reporting/report/"],
     "markupsafe": ["fl_vitlora/reporting/report/"],
+    "optuna": ["fl_vitlora/experiment/searching.py"],
     "sklearn": [
         "fl_vitlora/data/",
         "fl_vitlora/attacks/label_reading.py",
@@ -79,6 +80,8 @@ ALLOWED = {
         "fl_vitlora/experiment/__init__.py",
         "fl_vitlora/command_line/",
         "fl_vitlora/experiment/comparison.py",
+        "fl_vitlora/experiment/file_checks.py",
+        "fl_vitlora/experiment/searching.py",
         "fl_vitlora/library/running.py",
     ],
     "fl_vitlora.experiment.comparison": [

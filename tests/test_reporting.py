@@ -23,10 +23,10 @@ from fl_vitlora.experiment.stage import Experiment, prepare_stage
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.privacy.noise import FROM_SEED
 from fl_vitlora.reporting.console import RunDisplay
+from fl_vitlora.reporting.environment import PACKAGES
 from fl_vitlora.reporting.plots import plot_accuracy, plot_labels, plot_traffic
 from fl_vitlora.reporting.result_table import print_result
 from fl_vitlora.reporting.run_folder import (
-    PACKAGES,
     RunFolder,
     begun_in,
     default_path,

@@ -10,6 +10,7 @@ from fl_vitlora.command_line.flags import FLAGS, TEXTS
 from fl_vitlora.config import confirmation, yaml_text
 from fl_vitlora.config.grid import Grid, is_grid, read_grid
 from fl_vitlora.config.grid_words import is_several, read_seeds, read_words
+from fl_vitlora.config.search import Search, is_search, read_search
 from fl_vitlora.errors import UserError
 
 
@@ -30,6 +31,11 @@ def read_typed(arguments: argparse.Namespace) -> frozenset[str]:
 def read_comparison(arguments: argparse.Namespace) -> Grid | None:
     """Returns the comparison that the flags or the file describe, or None if they describe none."""
     tree = {} if arguments.config is None else yaml_text.read_yaml(arguments.config)
+    if is_search(tree):
+        raise UserError(
+            f"--config {arguments.config}: this file describes a search; use --search "
+            f"{arguments.config}"
+        )
     if arguments.compare:
         import strategies
 
@@ -37,6 +43,21 @@ def read_comparison(arguments: argparse.Namespace) -> Grid | None:
     if arguments.seeds:
         tree["seeds"] = read_seeds(arguments.seeds)
     return read_grid(tree, read_overrides(arguments)) if is_grid(tree) else None
+
+
+def read_plan(arguments: argparse.Namespace) -> Search:
+    """Returns the search that `--search`, flags and `--set` describe.
+
+    Raises:
+        UserError: If the file has no key `search`, or the search is not valid.
+    """
+    tree = yaml_text.read_yaml(arguments.search, "--search")
+    if not is_search(tree):
+        raise UserError(
+            f"--search {arguments.search}: expected the key search, with the settings that vary; "
+            "without this key, the file is for --config"
+        )
+    return read_search(tree, read_overrides(arguments))
 
 
 def read_strategy(arguments: argparse.Namespace) -> config.StrategyConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fl_vitlora.command_line.exits import INTERRUPTED, RUN_FAILED, USER_MISTAKE, fail
+from fl_vitlora.command_line.live_page import watched
 from fl_vitlora.command_line.signals import pauses_on_signal
 from fl_vitlora.command_line.watching import watch_on
 from fl_vitlora.config import confirmation
@@ -17,13 +18,16 @@ if TYPE_CHECKING:
     from fl_vitlora.reporting.statistics import Record
 
 
-def compare(grid: Grid, confirmed: frozenset[str], *, verbose: bool) -> None:
+def compare(
+    grid: Grid, confirmed: frozenset[str], *, verbose: bool, watch_page: bool = False
+) -> None:
     """Runs a comparison and prints its tables.
 
     Args:
         grid: The experiments that are compared.
         confirmed: The names of code and Ray clusters that the user typed on the command line.
         verbose: True to show the messages of Flower and Ray.
+        watch_page: True to show a page that follows the comparison in a browser.
 
     Raises:
         KeyboardInterrupt: If the user interrupts the comparison within a round.
@@ -43,7 +47,8 @@ def compare(grid: Grid, confirmed: frozenset[str], *, verbose: bool) -> None:
     folder = Path(grid.out) if grid.out else comparison.default_folder()
     again = f"the same command with --out {shlex.quote(str(folder))} continues the comparison"
     try:
-        records = _run_all(grid, folder, confirmed, verbose=verbose)
+        with watched(folder, wanted=watch_page):
+            records = _run_all(grid, folder, confirmed, verbose=verbose)
     except PausedError as pause:
         fail(f"ended {pause}; {again}", INTERRUPTED)
     except KeyboardInterrupt:

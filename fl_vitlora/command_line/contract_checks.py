@@ -6,7 +6,7 @@ A contract is the set of rules for one of the five kinds of code that these comm
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fl_vitlora import config
@@ -43,11 +43,26 @@ def check_method(arguments: argparse.Namespace) -> None:
         SystemExit: If the checked code breaks a rule.
         UserError: If the method cannot be loaded.
     """
-    from fl_vitlora.reporting.findings import print_findings
-    from fl_vitlora.testing.method_report import named, report
+    from fl_vitlora.testing.method_report import named
 
-    method = {"finetuning.method": named(arguments.check_method)}
-    chosen = config.load(None, read_overrides(arguments) | method).finetuning
+    check_named_method(named(arguments.check_method), read_overrides(arguments))
+
+
+def check_named_method(name: str, overrides: Mapping[str, Any]) -> None:
+    """Tests a fine-tuning method, and prints the result.
+
+    Args:
+        name: The name of the method, as for `finetuning.method`.
+        overrides: Settings by their dotted paths, such as hyper-parameters of the method.
+
+    Raises:
+        SystemExit: If the checked code breaks a rule.
+        UserError: If the method cannot be loaded.
+    """
+    from fl_vitlora.reporting.findings import print_findings
+    from fl_vitlora.testing.method_report import report
+
+    chosen = config.load(None, {**overrides, "finetuning.method": name}).finetuning
     told, found, untried = report(chosen)
     print_findings(told, found, untried=untried)
     if any(finding.problem for finding in found):

@@ -156,6 +156,23 @@ OTHER_FLAGS = {
     "--seeds": OtherFlag(
         "SEED", "Repeat each experiment with these seeds, such as 0-2", {"nargs": "+"}
     ),
+    "--search": OtherFlag(
+        "FILE",
+        "Search the best settings in the ranges that this YAML file describes",
+        {},
+        "The file has the settings of an experiment and the key search, which names the settings "
+        "that vary, with their ranges. Optuna proposes the settings of each trial. Trials are "
+        "compared on validation images only. The best settings are written to best.yaml, and all "
+        "trials to trials.csv and trials.md. The same command with the same --out continues an "
+        "interrupted search.",
+    ),
+    "--watch": OtherFlag(
+        "",
+        "Show a page that follows the run or the comparison in a browser on this machine",
+        {"action": "store_true"},
+        "The address of the page is printed at the start. The command fl-vitlora watch FOLDER "
+        "shows the same page from another terminal, also after the run.",
+    ),
     "--resume": OtherFlag(
         "RUN",
         "Continue the interrupted run in this folder",

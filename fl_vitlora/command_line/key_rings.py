@@ -30,6 +30,7 @@ def add(commands: Any) -> None:
     rotate.add_argument(
         "shards", nargs="*", type=Path, metavar="SHARDS", help="shards, or folders of shards"
     )
+    _add_client(kinds)
     hand_out = kinds.add_parser(
         "storage",
         help="write the keys that open the files of shards",
@@ -41,6 +42,35 @@ def add(commands: Any) -> None:
     hand_out.add_argument("out", type=Path, metavar="OUT", help="the folder for the keys")
     hand_out.add_argument("--key", required=True, metavar="RING", help="the owner's key ring")
     hand_out.set_defaults(command=storage)
+
+
+def _add_client(kinds: Any) -> None:
+    """Adds the command that exports the key of one client."""
+    parser = kinds.add_parser(
+        "client",
+        help="export the key of one client, for the node of this client",
+        description="Writes the key of one client into a new file, so that the node of this client "
+        "never holds the keys of other clients. The file opens the client's shards, and adapts and "
+        "aligns models to the client's images. Nobody can compute the key of another client from "
+        "it. On the node, encryption.key_file names the file. It needs encryption.scope client.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("ring", metavar="RING", help="the file of the owner's key ring")
+    parser.add_argument(
+        "name", metavar="NAME", help="the client: its number, from 0, or its name in clients.json"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="the new file")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="the configuration of the experiment, such as runs/NAME/config.yaml; its scope and "
+        "its seed decide which keys the clients have",
+    )
+    parser.add_argument(
+        "--id", metavar="ID", help="the id of the secret in the key ring (default: the newest)"
+    )
+    parser.set_defaults(command=client)
 
 
 def _ring(kinds: Any, name: str, explanation: str, command: Any) -> Any:
@@ -85,3 +115,13 @@ def storage(arguments: argparse.Namespace) -> None:
     settings = config.load(None, {"encryption.key_file": arguments.key})
     files = owner_keys.hand_out_keys(settings, [arguments.shards], arguments.out)
     print(f"storage keys written to {arguments.out}: {', '.join(file.name for file in files)}")
+
+
+def client(arguments: argparse.Namespace) -> None:
+    """Exports the key of one client."""
+    from fl_vitlora.experiment import owner_keys
+
+    settings = config.load(arguments.config, {"encryption.key_file": arguments.ring})
+    number = owner_keys.number_of(arguments.name, Path(arguments.config).parent)
+    key = owner_keys.export_client(settings, number, arguments.out, arguments.id)
+    print(f"{arguments.out}: the key of {key.party} for seed {key.seed}, from secret {key.name}")

@@ -9,16 +9,25 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fl_vitlora.command_line.arguments import confirmed_by, read_comparison, read_config, read_typed
+from fl_vitlora.command_line.arguments import (
+    confirmed_by,
+    read_comparison,
+    read_config,
+    read_plan,
+    read_typed,
+)
 from fl_vitlora.command_line.attacking import attack
 from fl_vitlora.command_line.comparing import compare
 from fl_vitlora.command_line.contract_checks import CHECKS, check_contract
 from fl_vitlora.command_line.exits import INTERRUPTED, RUN_FAILED, USER_MISTAKE, fail
 from fl_vitlora.command_line.owner_tools import new_identity, rotate_key, storage_keys
 from fl_vitlora.command_line.parser import make_parser
+from fl_vitlora.command_line.searching import search
 from fl_vitlora.command_line.single_run import resume, run
 from fl_vitlora.errors import UserError
 from fl_vitlora.reporting.output import outlive_readers
+
+NO_PAGE = ("attack", "rotate_key", "storage_keys", "new_identity", "search")  # nothing to follow
 
 
 def main(argv: Sequence[str] | None = None, started: float | None = None) -> None:
@@ -65,6 +74,9 @@ def start(arguments: argparse.Namespace, started: float) -> None:
     if arguments.attack is not None:
         attack(arguments)
         return
+    if arguments.search is not None:
+        search(read_plan(arguments), confirmed_by(arguments), verbose=arguments.verbose)
+        return
     grid = read_comparison(arguments)
     if arguments.rotate_key:
         rotate_key(grid.shared if grid else read_config(arguments), arguments.rotate_key)
@@ -73,7 +85,9 @@ def start(arguments: argparse.Namespace, started: float) -> None:
     elif arguments.new_identity is not None:
         new_identity(read_config(arguments), arguments.new_identity)
     elif grid is not None:
-        compare(grid, confirmed_by(arguments), verbose=arguments.verbose)
+        compare(
+            grid, confirmed_by(arguments), verbose=arguments.verbose, watch_page=arguments.watch
+        )
     else:
         run(
             read_config(arguments),
@@ -81,6 +95,7 @@ def start(arguments: argparse.Namespace, started: float) -> None:
             started,
             verbose=arguments.verbose,
             typed=read_typed(arguments),
+            watch_page=arguments.watch,
         )
 
 
@@ -100,13 +115,22 @@ def check_flags(given: Mapping[str, Any]) -> None:
         "new_identity": "runs nothing else",
         "attack": "audits one run",
         "resume": "continues one run",
+        "search": "reads all settings from its file",
     }
-    beside = ("compare", "seeds", "rotate_key", "storage_keys", "attack", "resume")
+    beside = ("compare", "seeds", "rotate_key", "storage_keys", "attack", "resume", "search")
     for one, reason in reasons.items():
         others = [name for name in beside if given[name] and name != one]
         if given[one] is not None and others:
             flags = [f"--{name.replace('_', '-')}" for name in (one, others[0])]
             fail(f"{flags[0]} {reason}, so remove {flags[1]}", USER_MISTAKE)
+    if given["search"] is not None and given["config"] is not None:
+        fail("--search reads all settings from its file, so remove --config", USER_MISTAKE)
+    alone = next((name for name in (*CHECKS, *NO_PAGE) if given[name]), None)
+    if given["watch"] and alone is not None:
+        fail(
+            f"--watch follows a run or a comparison, so remove --{alone.replace('_', '-')}",
+            USER_MISTAKE,
+        )
     for name in ("only", "images", "fail_if", "attack_seconds"):
         if given[name] is not None and given["attack"] is None:
             flag = f"--{name.replace('_', '-')}"

@@ -6,14 +6,21 @@ import argparse
 import dataclasses
 import functools
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fl_vitlora import config
 from fl_vitlora.command_line.arguments import confirmed_by, read_overrides
 from fl_vitlora.command_line.exits import INTERRUPTED, fail, simulation_command
+from fl_vitlora.command_line.live_page import watched
 from fl_vitlora.command_line.signals import pauses_on_signal
 from fl_vitlora.command_line.watching import watch_on
 from fl_vitlora.config import confirmation
+
+if TYPE_CHECKING:
+    from fl_vitlora.experiment.watching import Watch
 
 
 def run(
@@ -24,16 +31,18 @@ def run(
     resume: bool = False,
     verbose: bool,
     typed: frozenset[str] | None = None,
+    watch_page: bool = False,
 ) -> None:
     """Runs an experiment and prints its result.
 
     Args:
         experiment: The settings.
         confirmed: The names of code and Ray clusters that the user typed.
-        started: The time at which the program started, in seconds of `time.perf_counter`.
+        started: The start of the program, in seconds of `time.perf_counter`.
         resume: True to continue the run in the folder `experiment.out`.
         verbose: True to show the messages of Flower and Ray.
         typed: The paths of the settings that the user has written; None if unknown.
+        watch_page: True to show a page that follows the run in a browser.
 
     Raises:
         RuntimeError: If the run fails; the message says how to continue the run.
@@ -44,7 +53,6 @@ def run(
     import strategies
     from fl_vitlora.experiment.runner import PausedError, silence
     from fl_vitlora.experiment.runner import run as run_experiment
-    from fl_vitlora.reporting.console import RunDisplay
     from fl_vitlora.reporting.result_table import print_result
 
     if not verbose:
@@ -53,12 +61,10 @@ def run(
     if not resume:
         experiment = _new(experiment, confirmed)
     try:
-        with RunDisplay(experiment.rounds) as display:
-            watch = watch_on(display, verbose=verbose)
-            with pauses_on_signal(watch):
-                result, folder = run_experiment(
-                    experiment, strategy, watch, started, resume=resume, typed=typed
-                )
+        with _followed(experiment, verbose=verbose, watch_page=watch_page) as watch:
+            result, folder = run_experiment(
+                experiment, strategy, watch, started, resume=resume, typed=typed
+            )
     except PausedError as pause:
         fail(f"ended {pause}; {how_to_go_on(experiment)}", INTERRUPTED)
     except KeyboardInterrupt:
@@ -66,6 +72,18 @@ def run(
     except RuntimeError as error:
         raise RuntimeError(f"{error}; {how_to_go_on(experiment)}") from error
     print_result(result, str(folder))
+
+
+@contextmanager
+def _followed(experiment: config.Config, *, verbose: bool, watch_page: bool) -> Iterator[Watch]:
+    """Shows the progress of a run and heeds signals, inside a `with` block."""
+    from fl_vitlora.reporting.console import RunDisplay
+
+    page = watched(Path(str(experiment.out)), wanted=watch_page)
+    with page, RunDisplay(experiment.rounds) as display:
+        watch = watch_on(display, verbose=verbose)
+        with pauses_on_signal(watch):
+            yield watch
 
 
 def _new(experiment: config.Config, confirmed: frozenset[str]) -> config.Config:
@@ -118,6 +136,7 @@ def resume(arguments: argparse.Namespace, started: float) -> None:
         started,
         resume=True,
         verbose=arguments.verbose,
+        watch_page=arguments.watch,
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fl_vitlora import __version__
-from fl_vitlora.command_line import decrypting, encrypting, key_rings
+from fl_vitlora.command_line import checking, decrypting, encrypting, key_rings, live_page
 from fl_vitlora.command_line.exits import INTERRUPTED, USER_MISTAKE, fail
 from fl_vitlora.command_line.report import add_report
 from fl_vitlora.errors import UserError
@@ -125,7 +125,7 @@ def make_parser() -> ToolParser:
     commands.add_parser(
         SIMULATE, help="run an experiment; takes the flags of simulate.py", add_help=False
     )
-    for command in (encrypting, decrypting, key_rings):
+    for command in (encrypting, decrypting, key_rings, live_page, checking):
         command.add(commands)
     _add_predict(commands)
     _add_export(commands)

@@ -218,7 +218,7 @@ def _read_axes(section: Any, given: Settings) -> Iterator[Axis]:
         )
     owners: dict[str, str] = dict.fromkeys(map(full_path, given), "a flag")
     for name, values in section.items():
-        axis = _read_axis(str(name), values)
+        axis = read_axis(str(name), values)
         paths = dict.fromkeys(path for settings in axis.choices.values() for path in settings)
         for path in paths:
             if full_path(path) in owners:
@@ -230,11 +230,20 @@ def _read_axes(section: Any, given: Settings) -> Iterator[Axis]:
         yield axis
 
 
-def _read_axis(name: str, values: Any) -> Axis:
-    """Reads an axis in one of the three forms of the module docstring."""
-    choices = values if isinstance(values, Mapping) else _label(name, values)
+def read_axis(name: str, values: Any, section: str = "compare") -> Axis:
+    """Reads an axis in one of the three forms of the module docstring.
+
+    Args:
+        name: The name of the axis.
+        values: The content of the axis in YAML.
+        section: The key of the file that has the axis, for error messages.
+
+    Raises:
+        UserError: If a setting is unknown, or a value occurs twice.
+    """
+    choices = values if isinstance(values, Mapping) else _label(name, values, section)
     if not choices:
-        raise UserError(f"compare: axis {name} has no values; expected at least one")
+        raise UserError(f"{section}: axis {name} has no values; expected at least one")
     labelled = {label_of(label): choice for label, choice in choices.items()}
     if not all(isinstance(choice, Mapping) for choice in labelled.values()):
         if not _is_setting(name):
@@ -244,17 +253,17 @@ def _read_axis(name: str, values: Any) -> Axis:
         if not isinstance(path, str):
             raise unknown_setting(path)
         if path in NO_AXIS:
-            raise UserError(f"compare: an axis cannot vary {path}; {NO_AXIS[path]}")
+            raise UserError(f"{section}: an axis cannot vary {path}; {NO_AXIS[path]}")
     return Axis(name=name, choices=labelled)
 
 
-def _label(name: str, values: Any) -> dict[str, Any]:
+def _label(name: str, values: Any, section: str) -> dict[str, Any]:
     """Returns a dictionary of choices for a list of values; a label is a value as text."""
     values = _listed(values)
     labelled = {label_of(value): value for value in values}
     if len(labelled) < len(values):
         raise UserError(
-            f"compare: expected different values of {name}, but {shown(values)} has a value twice"
+            f"{section}: expected different values of {name}, but {shown(values)} has a value twice"
         )
     return labelled
 
@@ -265,7 +274,7 @@ def _is_setting(name: str) -> bool:
 
 
 def _choices(axis: Axis) -> dict[str, Any]:
-    """Returns the choices of an axis in the form that `_read_axis` reads."""
+    """Returns the choices of an axis in the form that `read_axis` reads."""
     if any(list(settings) != [axis.name] for settings in axis.choices.values()):
         return {label: dict(settings) for label, settings in axis.choices.items()}
     return {label: settings[axis.name] for label, settings in axis.choices.items()}

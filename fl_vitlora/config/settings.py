@@ -70,6 +70,21 @@ def _choices_in_words(hint: Any) -> str:
     return f" Choices: {', '.join(choices)}." if choices else ""
 
 
+def type_of(kind: type[Any], dotted: str) -> Any:
+    """Returns the annotation of a setting; None if the dataclass does not name the setting.
+
+    Args:
+        kind: The dataclass with all settings.
+        dotted: The dotted path of the setting.
+    """
+    for name in dotted.split("."):
+        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        if name not in hints:
+            return None
+        kind = hints[name]
+    return kind
+
+
 def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
     """Builds a dataclass from nested plain values.
 

@@ -63,8 +63,12 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def read_yaml(name: str) -> dict[str, Any]:
-    """Reads the YAML file that `--config` names.
+def read_yaml(name: str, flag: str = "--config") -> dict[str, Any]:
+    """Reads the YAML file that a flag names.
+
+    Args:
+        name: The path of the file.
+        flag: The flag that names the file, for error messages.
 
     Returns:
         A dictionary: nested plain values, that is numbers, texts, lists and mappings.
@@ -75,17 +79,15 @@ def read_yaml(name: str) -> dict[str, Any]:
     path = Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib raises if no home is known
     try:
         if not path.is_file():
-            raise UserError(f"--config {name}: {_why_no_file(path)}")
+            raise UserError(f"{flag} {name}: {_why_no_file(path)}")
         tree = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--config {name} cannot be read: {error.strerror}") from None
+        raise UserError(f"{flag} {name} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--config {name}: not valid YAML: {' '.join(str(error).split())}"
-        ) from None
+        raise UserError(f"{flag} {name}: not valid YAML: {' '.join(str(error).split())}") from None
     if tree is not None and not isinstance(tree, dict):
         raise UserError(
-            f"--config {name}: expected settings and values (a YAML mapping), got {shown(tree)}"
+            f"{flag} {name}: expected settings and values (a YAML mapping), got {shown(tree)}"
         )
     return tree or {}
 

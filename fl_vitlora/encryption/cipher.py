@@ -9,7 +9,7 @@ Letters in shapes: B images, C channels, H × W pixels, N blocks, D entries a bl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,20 @@ from fl_vitlora.encryption.steps import STEPS
 from fl_vitlora.errors import UserError
 
 CipherKey = Mapping[str, Tensor]
+
+
+def subkeys(secret: bytes, context: str, steps: Iterable[str]) -> dict[str, bytes]:
+    """Derives an independent subkey of 32 bytes for every step.
+
+    Args:
+        secret: The owner's secret of 32 bytes.
+        context: A text that says what the key is for.
+        steps: The names of the steps.
+
+    Returns:
+        A dictionary: the subkey of each step, by the name of the step.
+    """
+    return {step: derive_key(secret, f"{context}/{step}") for step in steps}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +105,16 @@ class Cipher:
         Returns:
             A dictionary: the key of each step, by the name of the step.
         """
-        streams = {step: KeyStream(derive_key(secret, f"{context}/{step}")) for step in self.steps}
+        return self.key_of(subkeys(secret, context, self.steps))
+
+    def key_of(self, subkeys: Mapping[str, bytes]) -> CipherKey:
+        """Draws the key of every step from a subkey of 32 bytes.
+
+        Args:
+            subkeys: The subkey of each step, by the name of the step, as the function `subkeys`
+                derives it.
+        """
+        streams = {step: KeyStream(subkeys[step]) for step in self.steps}
         return {step: STEPS[step].draw_key(streams[step], self.geometry) for step in self.steps}
 
     def encrypt(self, images: Tensor, key: CipherKey) -> Tensor:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fl_vitlora.encryption.cipher import Cipher, CipherKey
+from fl_vitlora.encryption.client_keys import ClientKey, context_of
 from fl_vitlora.encryption.keys import derive_key, key_id
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.errors import UserError
@@ -33,6 +34,7 @@ from fl_vitlora.errors import UserError
 Scope = Literal["shared", "client", "image", "block"]
 Part = Literal["train", "validation", "test"]
 TEST = "test"
+WRONG = "a wrong key"  # the purpose of keys that are derived to measure accuracy under a wrong key
 
 
 def client_party(client: int) -> str:
@@ -58,6 +60,8 @@ class KeyHolder:
         seed: The run's seed. With another seed, all keys are different.
         secrets: The secret of each party, by its name, if parties have secrets of their own; empty
             if all have `secret`. It is never printed.
+        own: The exported key of one party, with which only this party's images and tensors can be
+            transformed; None if the holder has secrets. `secret` is then not used.
     """
 
     cipher: Cipher
@@ -65,11 +69,12 @@ class KeyHolder:
     scope: Scope = "shared"
     seed: int = 0
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    own: ClientKey | None = field(default=None, repr=False)
 
     @property
     def key_id(self) -> str:
         """Returns the id of the secret. The id does not reveal the secret."""
-        return key_id(self.secret)
+        return key_id(self.secret) if self.own is None else self.own.name
 
     @property
     def key_space_bits(self) -> float:
@@ -140,13 +145,16 @@ class KeyHolder:
                 "encryption.scope image: every image has its own key, so no model can be adapted "
                 "or aligned to one key; expected scope shared, client or block"
             )
+        if self.own is not None:
+            return self.cipher.key_of(self.own.subkeys_of(party, self.scope, self.seed))
         owner = party if self.scope == "client" else self.scope
-        return self.cipher.key(self._secret_of(party), f"{owner}/seed {self.seed}")
+        return self.cipher.key(self._secret_of(party), context_of(owner, self.seed))
 
     def impostor(self) -> KeyHolder:
         """Returns a key holder with a wrong secret, to measure accuracy under a wrong key."""
-        wrong = {party: derive_key(own, "a wrong key") for party, own in self.secrets.items()}
-        return replace(self, secret=derive_key(self.secret, "a wrong key"), secrets=wrong)
+        wrong = {party: derive_key(own, WRONG) for party, own in self.secrets.items()}
+        own = None if self.own is None else self.own.changed(WRONG)
+        return replace(self, secret=derive_key(self.secret, WRONG), secrets=wrong, own=own)
 
     def _secret_of(self, party: str) -> bytes:
         """Returns the secret of a party.
@@ -154,6 +162,8 @@ class KeyHolder:
         Raises:
             UserError: When parties have secrets of their own, and that of this party is not known.
         """
+        if self.own is not None:
+            raise UserError(f"{self.own.source} has no secret, only the key of {self.own.party}")
         if self.secrets and party not in self.secrets:
             raise UserError(f"no key ring has the secret of {party}")
         return self.secrets.get(party, self.secret)

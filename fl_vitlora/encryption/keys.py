@@ -29,6 +29,7 @@ from fl_vitlora.storage.files import (
 )
 
 SECRET_BYTES = 32
+CLIENT_KEY = b"fl_vitlora client key 1\n"  # the first line of the exported key of one client
 
 
 def derive_key(secret: bytes, context: str) -> bytes:
@@ -125,6 +126,11 @@ def open_ring(path: Path) -> KeyRing:
         raise UserError(f"key ring {path}: no such file") from None
     except (ValueError, OSError):
         found = ()
+    if not found and is_client_key(path):
+        raise UserError(
+            f"key ring {path}: this is the key of one client, which only a deployed node of this "
+            "client can use; name the owner's key ring"
+        )
     if not found or any(len(secret) != SECRET_BYTES for secret in found):
         raise UserError(
             f"key ring {path}: expected a file with {2 * SECRET_BYTES} hexadecimal digits in every "
@@ -133,6 +139,15 @@ def open_ring(path: Path) -> KeyRing:
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise UserError(f"key ring {path} can be read by other users; run: chmod 600 {path}")
     return KeyRing(path, found)
+
+
+def is_client_key(path: Path) -> bool:
+    """Returns True if a file begins like the exported key of one client (`client_keys`)."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(CLIENT_KEY)) == CLIENT_KEY
+    except OSError:
+        return False
 
 
 def open_rings(path: Path) -> KeyRing:

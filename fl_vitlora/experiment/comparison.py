@@ -19,11 +19,11 @@ from fl_vitlora.checkpoints.logbook import lacks_checkpoints
 from fl_vitlora.config import Config
 from fl_vitlora.config.grid import Cell, Grid, to_tree
 from fl_vitlora.config.grid_labels import folder_name
-from fl_vitlora.config.yaml_text import write_yaml
 from fl_vitlora.data.shard_recipe import KEEPING
 from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.head_start import with_head_start
+from fl_vitlora.experiment.held_folder import hold_folder, store
 from fl_vitlora.experiment.preparation import storage_keys
 from fl_vitlora.experiment.run_shards import shards_of
 from fl_vitlora.experiment.runner import PausedError, run
@@ -45,14 +45,7 @@ from fl_vitlora.reporting.run_folder import (
     with_ring_of,
 )
 from fl_vitlora.reporting.statistics import Record
-from fl_vitlora.storage.files import (
-    HeldError,
-    Hold,
-    WriteError,
-    make_folder,
-    write_atomically,
-    writing,
-)
+from fl_vitlora.storage.files import Hold
 
 
 def default_folder() -> Path:
@@ -79,19 +72,10 @@ def prepare_folder(folder: Path, grid: Grid) -> Hold:
             f"{folder} already exists and is not a folder of a comparison; choose a new folder: "
             "--out FOLDER"
         )
+    hold = hold_folder(folder, "grid folder", "comparison")
     with ExitStack() as undo:
-        try:
-            make_folder(folder)
-            with writing(folder):
-                hold = undo.enter_context(Hold(folder))
-            write_atomically(folder / GRID, write_yaml(to_tree(grid)))
-        except WriteError as error:
-            raise UserError(f"grid folder {error}; choose another folder: --out FOLDER") from None
-        except HeldError:
-            raise UserError(
-                f"grid folder {folder}: another process runs this comparison; wait until that "
-                "process has ended"
-            ) from None
+        undo.enter_context(hold)
+        store(folder / GRID, to_tree(grid), "grid folder")
         undo.pop_all()
     return hold
 

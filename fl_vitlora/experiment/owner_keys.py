@@ -7,6 +7,7 @@ another key, which is derived from a secret of the owner, decrypts the images.
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,16 +16,28 @@ from fl_vitlora.config import Config
 from fl_vitlora.data import owner, reencryption
 from fl_vitlora.data.shards import VALIDATION_SHARD
 from fl_vitlora.encryption.at_rest import sealed_under
-from fl_vitlora.encryption.holder import TEST
+from fl_vitlora.encryption.client_keys import ClientKey, derive_client_key, write_client_key
+from fl_vitlora.encryption.holder import TEST, client_party
 from fl_vitlora.encryption.identities import draw_identity, line, write_private
 from fl_vitlora.encryption.keys import KeyRing, key_id, open_or_create_ring, open_ring
 from fl_vitlora.encryption.storage_keys import write_party_key
-from fl_vitlora.errors import UserError
+from fl_vitlora.errors import UserError, shown, unknown
 from fl_vitlora.experiment.preparation import storage_keys
 from fl_vitlora.experiment.shard_reuse import store_of
 from fl_vitlora.models.reading import READER_FILE, adapted_to
-from fl_vitlora.reporting.run_folder import begun_in, find_run, is_under_way, with_ring_of
+from fl_vitlora.reporting.run_folder import CLIENTS, begun_in, find_run, is_under_way, with_ring_of
 from fl_vitlora.storage.files import WriteError, make_folder, make_private_folder
+
+COMMON = (
+    "all clients share one key, so a file with it would open the images of every client; "
+    "encrypt with encryption.scope client to give each client a key of its own"
+)
+NOT_ALONE = {  # why a key of one client cannot be exported, by the scope of the keys
+    "shared": COMMON,
+    "block": COMMON,
+    "image": "every image has its own key, so no client has a key that could be exported, and a "
+    "node needs none: no model is adapted to such keys",
+}
 
 
 def hand_out_keys(config: Config, places: Sequence[Path], folder: Path) -> list[Path]:
@@ -108,6 +121,65 @@ def ids_of_ring(path: Path) -> list[str]:
         UserError: If the key ring cannot be read.
     """
     return [key_id(secret) for secret in open_ring(path).secrets]
+
+
+def export_client(config: Config, client: int, path: Path, secret: str | None = None) -> ClientKey:
+    """Writes the key of one client to a new file, for the node of this client.
+
+    Args:
+        config: The configuration of the experiment, with the path of the key ring.
+        client: The number of the client.
+        path: The new file.
+        secret: The id of the secret in the key ring; None for the newest secret.
+
+    Returns:
+        The key.
+
+    Raises:
+        UserError: If clients have no keys of their own, there is no such client, or the file exists
+            or cannot be written.
+    """
+    encryption = config.encryption
+    if not encryption.steps:
+        raise UserError("encryption.steps is empty: the images are plain, so no client has a key")
+    if encryption.scope != "client":
+        raise UserError(f"encryption.scope {encryption.scope}: {NOT_ALONE[encryption.scope]}")
+    if not 0 <= client < config.clients:
+        raise UserError(
+            f"client {client}: the experiment has {config.clients} clients; expected a number from "
+            f"0 to {config.clients - 1}"
+        )
+    ring = open_ring(Path(encryption.key_file))
+    chosen = ring.current if secret is None else ring.find(secret)
+    key = derive_client_key(chosen, client_party(client), config.seed)
+    write_client_key(path, key)
+    return key
+
+
+def number_of(name: str, folder: Path) -> int:
+    """Returns the number of a client, which is given by its number or by its name.
+
+    Args:
+        name: The number, or a name in the file `clients.json`.
+        folder: The folder that may have this file, such as a run folder.
+
+    Raises:
+        UserError: If no client has this name.
+    """
+    if name.isdecimal():
+        return int(name)
+    try:
+        names = [str(n) for n in json.loads((folder / CLIENTS).read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        raise UserError(
+            f"client {shown(name)}: expected the number of a client, from 0; names are known only "
+            f"if {folder} has a {CLIENTS}"
+        ) from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{folder / CLIENTS} cannot be read: {error}") from None
+    if name not in names:
+        raise unknown("client", name, names)
+    return names.index(name)
 
 
 def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]:

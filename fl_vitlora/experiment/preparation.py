@@ -28,13 +28,13 @@ from fl_vitlora.data.partition import (
 )
 from fl_vitlora.data.treatment import treat
 from fl_vitlora.encryption.cipher import Cipher
+from fl_vitlora.encryption.client_keys import storage_keys_in
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.keys import SECRET_BYTES, open_or_create_ring, open_rings
 from fl_vitlora.encryption.storage_keys import (
     StorageKey,
     StorageKeys,
     of_new_passphrase,
-    of_ring,
     of_secret,
     open_all_party_keys,
     open_party_keys,
@@ -229,7 +229,7 @@ def storage_keys(config: Config, given: Path | None = None) -> StorageKeys:
     if given is not None:
         return open_party_keys(given)
     path = Path(config.encryption.key_file)
-    keys = of_ring(open_rings(path)) if path.exists() else StorageKeys(source=f"key ring {path}")
+    keys = storage_keys_in(path)
     if config.data.storage_keys is None:
         return keys
     return keys.join(open_all_party_keys(Path(config.data.storage_keys)))

@@ -10,6 +10,7 @@ from pathlib import Path
 from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config
 from fl_vitlora.data.given import Given
+from fl_vitlora.data.given_shards import GivenShards
 from fl_vitlora.encryption.identities import Identities, open_or_create_identities
 from fl_vitlora.experiment import elsewhere, validation
 from fl_vitlora.experiment.client_settings import SameForAll, client_settings
@@ -92,18 +93,31 @@ def _silence(watch: Watch) -> None:
         silence()
 
 
-def _checked(
+def check_settings(
     config: Config,
     strategy: AnyStrategy,
     watch: Watch,
-    given: Given | None = None,
     *,
-    resume: bool,
+    resume: bool = False,
     typed: Collection[str] | None = None,
-) -> Experiment:
+) -> tuple[Config, Config, GivenShards | None]:
     """Checks the configuration and the strategy before any file is written or Ray starts.
 
     Shards that were made elsewhere are checked, too, and the configuration is fitted to them.
+
+    Args:
+        config: The configuration of the experiment.
+        strategy: The strategy of the run.
+        watch: The callbacks of the program that checks the experiment.
+        resume: True if an interrupted run in the folder `out` is resumed.
+        typed: The paths of the settings that somebody has written; see `elsewhere.fitted`.
+
+    Returns:
+        The configuration as the run folder stores it, the configuration that the run uses, and the
+        shards that were made elsewhere; None if the run makes its shards.
+
+    Raises:
+        UserError: If the experiment cannot run.
     """
     shards = None
     if config.data.shards is not None and not resume:
@@ -121,6 +135,20 @@ def _checked(
     )
     if shards is not None:
         elsewhere.check_evaluated(config, shards)
+    return written, config, shards
+
+
+def _checked(
+    config: Config,
+    strategy: AnyStrategy,
+    watch: Watch,
+    given: Given | None = None,
+    *,
+    resume: bool,
+    typed: Collection[str] | None = None,
+) -> Experiment:
+    """Checks an experiment, and opens the identity keys of its clients."""
+    written, config, shards = check_settings(config, strategy, watch, resume=resume, typed=typed)
     return Experiment(
         written=written,
         config=config,
@@ -178,6 +206,7 @@ def _serve(
         watch.note(recorded)
     watch.announce("starting workers")
     ray.wait()
+    stage.folder.add_environment(workers=workers.count, device=workers.device)
     states = ClientStates(stage.checkpoint.clients if stage.checkpoint else {})
     patches = stage.server.backbone.patches if workers.device == "cpu" else 0
     server = _server_side(experiment, stage, states, observers)

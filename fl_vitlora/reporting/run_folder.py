@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +15,7 @@ from fl_vitlora.checkpoints.logbook import ROUNDS
 from fl_vitlora.config import Config, load_run, to_yaml
 from fl_vitlora.data.class_names import CLASS_NAMES, write_names
 from fl_vitlora.errors import UserError
+from fl_vitlora.reporting.environment import environment
 from fl_vitlora.reporting.json_text import to_json
 from fl_vitlora.state import State
 from fl_vitlora.storage.checksummed import read_sealed, write_sealed
@@ -40,7 +38,6 @@ SHARDS = "shards"
 MODEL = "model.safetensors"
 BEST, ROUND = "best_model.safetensors", "round"
 DATA = "data.txt"  # the file that says which images were found, and which of them are used
-PACKAGES = ("fl_vitlora", "flwr", "ray", "torch", "timm", "numpy", "flwr-datasets", "cryptography")
 
 PLACES = (  # groups and names of settings that name files of a run
     *(("encryption", "key_file"), ("model", "weights"), ("privacy", "client_keys")),
@@ -146,6 +143,11 @@ class RunFolder:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file with line breaks into the folder, so that people can read it."""
         self.write(name, to_json(content))
+
+    def add_environment(self, **facts: str | int) -> None:
+        """Adds facts that are known only when the workers start to `environment.json`."""
+        known = json.loads((self.path / ENVIRONMENT).read_text("utf-8"))
+        self.write_json(ENVIRONMENT, known | facts)
 
     def write_failure(self, server_round: int, client: int, trace: str) -> None:
         """Writes the stack trace or the reason of a client's failure in a round."""
@@ -330,18 +332,3 @@ def has_current_form(result: Mapping[str, Any]) -> bool:
     """
     wire = result.get("communication")
     return not isinstance(wire, Mapping) or "saving_with_flower" in wire
-
-
-def environment() -> dict[str, Any]:
-    """Returns a description of the machine and of the installed versions."""
-    import torch
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "directory": str(Path.cwd()),  # relative paths of the configuration start here
-        "cpus": os.cpu_count(),
-        "gpus": gpus if torch.cuda.is_available() else [],
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-    }

@@ -7,11 +7,13 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY = ".*.tmp"  # the pattern of a file's name until the file is complete
+TRIES, BETWEEN_TRIES = 4, 0.02  # how often, and after how many seconds, a lock is tried again
 PUBLIC, PRIVATE, PRIVATE_FOLDER = 0o666, 0o600, 0o700  # permissions; the umask narrows PUBLIC
 
 
@@ -232,7 +234,7 @@ class Hold(contextlib.ExitStack):
         descriptor = os.open(path, os.O_RDONLY)
         self.callback(os.close, descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
         except BlockingIOError:
             self.close()
             raise HeldError(f"another process has locked {path}") from None
@@ -244,6 +246,20 @@ class Hold(contextlib.ExitStack):
 
     def __del__(self) -> None:
         self.close()
+
+
+def _lock(descriptor: int) -> None:
+    """Locks an open file or folder; tries again, because `is_locked` may look at it right now.
+
+    Raises:
+        BlockingIOError: If another process keeps the lock.
+    """
+    for _ in range(TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(BETWEEN_TRIES)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def sync_folder(folder: Path) -> None:

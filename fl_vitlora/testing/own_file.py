@@ -49,6 +49,24 @@ def class_in_file(name: str, flag: str, fits: Callable[[type], bool], expected: 
         UserError: If the file cannot be imported, or if it does not define exactly one class of the
             expected kind.
     """
+    module = module_in_file(name, flag)
+    own = _fitting(module, fits)
+    if len(own) != 1:
+        raise UserError(f"{flag} {name}: expected one {expected} in this file, found {own}")
+    found: type[Any] = vars(module)[own[0]]
+    return found
+
+
+def module_in_file(name: str, flag: str) -> ModuleType:
+    """Imports a Python file.
+
+    Args:
+        name: The path of the file.
+        flag: The name of the flag or command that names the file, for error messages.
+
+    Raises:
+        UserError: If the file cannot be imported.
+    """
     path = Path(name)
     if not path.is_file():
         raise UserError(f"{flag} {name}: no such file")
@@ -65,11 +83,7 @@ def class_in_file(name: str, flag: str, fits: Callable[[type], bool], expected: 
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise UserError(f"{flag} {name} cannot be imported: {cause_of(error)}") from error
-    own = _fitting(module, fits)
-    if len(own) != 1:
-        raise UserError(f"{flag} {name}: expected one {expected} in this file, found {own}")
-    found: type[Any] = vars(module)[own[0]]
-    return found
+    return module
 
 
 def made(kind: type[Any], flag: str, name: str) -> Any:

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from fl_vitlora.adaptation import policies
+from fl_vitlora.command_line import tools
 from fl_vitlora.config import load, to_yaml
 from fl_vitlora.experiment.recorded_updates import FOLDER, file_of, read_round
 from fl_vitlora.flower.simulation.free_ports import free_port
@@ -96,20 +97,29 @@ def simulate(folder: Path, given_keys: dict[str, Any]) -> None:
 
 
 def hand_out(folder: Path) -> Path:
-    """Gives every node the storage key of its shard; the ring to those alone that turn by it."""
-    config = load(str(folder / "config.yaml"))
-    if not policies.clients_turn(config):
-        config = load(str(folder / "config.yaml"), {"encryption.key_file": "nowhere.key"})
+    """Gives every node the storage key of its shard; nobody gets the ring.
+
+    A node that turns tensors by its key gets this key alone, which opens its shard, too.
+    """
+    config = load(str(folder / "config.yaml"), {"encryption.key_file": "nowhere.key"})
     (folder / "deployed.yaml").write_text(to_yaml(config))
     command = [sys.executable, "simulate.py", "--config", str(folder / "config.yaml")]
     command += ["--storage-keys", str(folder / "simulated"), "--out", str(folder / "keys")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    for client in range(CLIENTS if policies.clients_turn(config) else 0):
+        own = folder / "keys" / f"client-{client}.own"
+        given = ["keys", "client", str(folder / "owner.key"), str(client), str(own)]
+        tools.main([*given, "--config", str(folder / "config.yaml")])
+        config = load(str(folder / "config.yaml"), {"encryption.key_file": str(own)})
+        (folder / f"deployed-{client}.yaml").write_text(to_yaml(config))
+    (folder / "owner.key").rename(folder / "owner.away")
     return folder / "keys"
 
 
 def deploy(folder: Path) -> None:
     """Leaves a run in `deployed`, and in `counts.csv` what passed the SuperLink."""
-    given = f'config="{folder}/deployed.yaml" shards="{folder}/simulated/shards"'
+    shards = f'shards="{folder}/simulated/shards"'
+    given = f'config="{folder}/deployed.yaml" {shards}'
     keys = hand_out(folder)
     api, home = f"127.0.0.1:{free_port()}", folder / "flower"
     home.mkdir()
@@ -131,8 +141,10 @@ def deploy(folder: Path) -> None:
         stack.enter_context(process(folder / "link.log", *link, environment=environment))
         for client in range(CLIENTS):
             node = [str(BIN / "flower-supernode"), "--insecure", "--superlink", api]
-            node += ["--node-config", f"partition-id={client} num-partitions={CLIENTS} {given} "]
-            node[-1] += f'storage-key="{keys}/client-{client:05d}.key"'
+            own = f'{given} storage-key="{keys}/client-{client:05d}.key"'
+            if (folder / f"deployed-{client}.yaml").exists():
+                own = f'config="{folder}/deployed-{client}.yaml" {shards}'
+            node += ["--node-config", f"partition-id={client} num-partitions={CLIENTS} {own}"]
             node += ["--port", str(free_port())]
             log = folder / f"node-{client}.log"
             stack.enter_context(process(log, *node, environment=environment))

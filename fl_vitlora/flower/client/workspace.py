@@ -32,11 +32,13 @@ from fl_vitlora.data.shards import (
 )
 from fl_vitlora.data.shelf import MOST_KEPT, Shelf
 from fl_vitlora.encryption.at_rest import sealed_under
+from fl_vitlora.encryption.client_keys import open_client_key
 from fl_vitlora.encryption.holder import KeyHolder, client_party
 from fl_vitlora.encryption.identities import Identities
-from fl_vitlora.encryption.keys import open_rings
+from fl_vitlora.encryption.keys import SECRET_BYTES, is_client_key, open_rings
 from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.encryption.storage_keys import StorageKeys
+from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import methods, products
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.flower.client.feature_cache import FeatureCache
@@ -252,6 +254,8 @@ def _features(
 def _holder(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:
     """Returns the object that encrypts with a client's key, whose id is read from the shards."""
     config, keys = settings.config, settings.storage or NO_KEYS
+    if is_client_key(Path(config.encryption.key_file)):
+        return _holder_of_one(settings, built)
     shards = sorted(Path(settings.shards).glob(CLIENT_SHARDS))
     # A deployed node has only its own client's storage key, but may see files of other clients.
     own = (
@@ -271,3 +275,27 @@ def _holder(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:
     )
     # The server's patch embedding is only given the shape that a key gives it; any key will do.
     return replace(holder, secrets={"server": holder.secret, **several} if several else {})
+
+
+def _holder_of_one(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:
+    """Returns the object that encrypts with the exported key of one client.
+
+    Raises:
+        UserError: If the client's shard is encrypted under another secret than that of the key.
+    """
+    config = settings.config
+    own = open_client_key(Path(config.encryption.key_file))
+    shard = Path(settings.shards) / client_shard(own.client)
+    name = shard_metadata(shard, settings.storage or NO_KEYS)["key_id"]
+    if name != own.name:
+        raise UserError(
+            f"{own.source} was exported from the secret {own.name}, but {shard} is encrypted under "
+            f"{name}; export the key again: fl-vitlora keys client RING NAME OUT --id {name}"
+        )
+    holder = key_holder(
+        config,
+        patch_size=built.patch_size,
+        image_shape=built.image_shape,
+        secret=bytes(SECRET_BYTES),
+    )
+    return replace(holder, own=own)

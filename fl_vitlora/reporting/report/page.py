@@ -62,12 +62,21 @@ def expect_packages() -> None:
     del jinja2, plotly
 
 
-def render(template: str, context: Mapping[str, Any]) -> str:
+def render(
+    template: str,
+    context: Mapping[str, Any],
+    *,
+    scripts: Sequence[str] = ("look.js", "charts.js"),
+    connects: bool = False,
+) -> str:
     """Returns the HTML text of a page.
 
     Args:
         template: The name of the template in the folder `templates`.
         context: What the template shows, by name. Charts may be anywhere in it.
+        scripts: The names of the page's scripts in the folder `templates`. The library plotly is
+            always part of the page.
+        connects: True if the page may ask the server that it comes from.
 
     Raises:
         UserError: If a package for reports is missing.
@@ -85,16 +94,16 @@ def render(template: str, context: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.globals["data_of"] = lambda chart: Markup(data_of(chart))
-    scripts = [_script(get_plotlyjs()), _script(_file("charts.js"))]
+    texts = [_script(get_plotlyjs()), *(_script(_file(name)) for name in scripts)]
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; "
-        f"script-src {' '.join(map(_digest, scripts))}; base-uri 'none'; form-action 'none'"
-    )
+        f"script-src {' '.join(map(_digest, texts))}; base-uri 'none'; form-action 'none'"
+    ) + ("; connect-src 'self'" if connects else "")
     text = environment.get_template(template).render(
         context,
         policy=policy,
         style=Markup(_file("style.css")),
-        scripts=[Markup(script) for script in scripts],
+        scripts=[Markup(text) for text in texts],
         citation=CITATION,
         version=__version__,
     )

@@ -1,0 +1,244 @@
+"""Real searches: tiny trials over Flower and Ray, chosen on validation images alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import strategies
+from fl_vitlora.config import load
+from fl_vitlora.config.search import Search, read_search
+from fl_vitlora.config.yaml_text import write_yaml
+from fl_vitlora.errors import UserError
+from fl_vitlora.experiment import searching
+from fl_vitlora.experiment.watching import Watch
+from fl_vitlora.federation.loop import PausedError
+from fl_vitlora.reporting.search_tables import Trial
+from tests.waiting import WATCHDOG, wait_until
+from tests.whole_runs import SMALL
+
+pytest.importorskip("optuna", reason="needs the extra search")
+
+ROOT = Path(__file__).resolve().parents[2]
+RATE = "training.learning_rate"
+SPACE = {RATE: {"from": 1e-3, "to": 0.1, "log": True}, "training.batch_size": [8, 16]}
+
+
+def plan_of(
+    place: Path, search: Any = SPACE, *, rounds: int = 2, seed: int = 7, **more: Any
+) -> Search:
+    ring = {"encryption.key_file": str(place / "owner.key"), "rounds": rounds, "seed": seed}
+    fixed = {**SMALL, "data.validation_fraction": 0.25, **ring, "out": str(place / "search")}
+    return read_search({"search": search, "trials": 3, "prune": False, **more}, fixed)
+
+
+def found(plan: Search, watch: Watch | None = None) -> list[Trial]:
+    """Runs a search to its end."""
+    folder = Path(str(plan.out))
+    with searching.prepare_folder(folder, plan):
+        list(searching.search(plan, folder, strategies.load_for, watch))
+        return searching.tell(plan, folder, searching.open_study(plan, folder))
+
+
+def rows(place: Path) -> list[dict[str, str]]:
+    with (place / "search" / "trials.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def tried(trials: list[dict[str, str]]) -> list[tuple[str, ...]]:
+    names = ("trial", "state", "validation_accuracy", RATE, "training.batch_size", "rounds")
+    return [tuple(row[name] for name in names) for row in trials]
+
+
+def result_of(place: Path, number: int) -> dict[str, Any]:
+    text = (place / "search" / f"trial-{number:05d}" / "result.json").read_text()
+    result: dict[str, Any] = json.loads(text)
+    return result
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search of three trials, without interruption."""
+    place = tmp_path_factory.mktemp("searched")
+    (place / "owner.key").write_text("07" * 32)
+    (place / "owner.key").chmod(0o600)
+    found(plan_of(place))
+    return place
+
+
+@pytest.mark.slow
+def test_each_trial_has_the_validation_accuracy_of_its_run(searched: Path) -> None:
+    for number, row in enumerate(rows(searched)):
+        result = result_of(searched, number)
+        assert row["state"] == "complete"
+        assert float(row["validation_accuracy"]) == result["validation"]["accuracy"]
+        config = load(str(searched / "search" / row["folder"] / "config.yaml"))
+        assert config.training.learning_rate == float(row[RATE])
+        assert str(config.training.batch_size) == row["training.batch_size"]
+    assert len({row[RATE] for row in rows(searched)}) == 3
+
+
+@pytest.mark.slow
+def test_the_best_trial_runs_from_its_file_and_has_the_same_accuracy(searched: Path) -> None:
+    trials = rows(searched)
+    best = max(trials, key=lambda row: float(row["validation_accuracy"]))
+    file = searched / "search" / "best.yaml"
+    assert f"Trial {best['trial']} of a search" in file.read_text().splitlines()[0]
+    command = [sys.executable, "simulate.py", "--config", str(file), "--out"]
+    subprocess.run([*command, str(searched / "again")], cwd=ROOT, check=True, capture_output=True)
+    again = json.loads((searched / "again" / "result.json").read_text())
+    assert again["validation"]["accuracy"] == float(best["validation_accuracy"])
+    assert again["accuracy"] == result_of(searched, int(best["trial"]))["accuracy"]
+
+
+@pytest.mark.slow
+def test_test_images_decide_nothing(searched: Path) -> None:
+    """The best trial is that of the validation images, and no table has a test accuracy."""
+    trials, text = rows(searched), (searched / "search" / "trials.md").read_text()
+    assert not [name for name in trials[0] if "accuracy" in name and "validation" not in name]
+    first = text.split("\n|")[2]
+    best = max(trials, key=lambda row: float(row["validation_accuracy"]))
+    assert first.startswith(f" {best['trial']} | complete |")
+
+
+@pytest.mark.slow
+def test_a_killed_search_continues_its_trial_and_ends_as_if_nothing_had_happened(
+    searched: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "owner.key").write_text("07" * 32)
+    (tmp_path / "owner.key").chmod(0o600)
+    plan = plan_of(tmp_path)
+    fixed = {key: value for key, value in plan.to_tree().items() if key != "search"}
+    file = tmp_path / "search.yaml"
+    file.write_text(write_yaml({**fixed, "search": SPACE, "prune": False}))
+    out = tmp_path / "search"
+    command = [sys.executable, "simulate.py", "--search", str(file), "--out", str(out)]
+    lines = out / "trial-00001" / "rounds.jsonl"
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        wait_until(
+            lambda: lines.exists() and b"\n" in lines.read_bytes(),
+            lambda: process.poll() is None,
+        )
+        os.killpg(process.pid, signal.SIGKILL)
+    assert [row["state"] for row in rows(tmp_path)] == ["complete"]
+    done = subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=WATCHDOG
+    )
+    assert "best settings" in done.stdout
+    assert tried(rows(tmp_path)) == tried(rows(searched))
+    assert [path.name for path in sorted(out.glob("trial-*"))] == [
+        f"trial-{number:05d}" for number in range(3)
+    ]
+
+
+@pytest.mark.slow
+def test_a_search_that_has_ended_runs_nothing_and_more_trials_may_be_added(searched: Path) -> None:
+    before = rows(searched)
+    more = Watch(announce=lambda phase: pytest.fail(f"{phase}, but nothing is left to run"))
+    assert [trial.state for trial in found(plan_of(searched), more)] == ["complete"] * 3
+    assert rows(searched) == before
+    assert len(found(plan_of(searched, trials=4))) == 4
+    assert rows(searched)[:3] == before
+
+
+@pytest.mark.slow
+def test_a_bad_trial_is_pruned_after_a_round_and_never_becomes_the_best(tmp_path: Path) -> None:
+    """A rate of 1e-9 learns nothing. With this seed some trials have it, and others not."""
+    space = {RATE: [0.02, 1e-9], "training.batch_size": [8, 16]}
+    prune = {"after_trials": 1, "after_rounds": 1}
+    plan = plan_of(tmp_path, space, rounds=4, seed=1, trials=5, prune=prune)
+    trials = found(plan)
+    pruned = [trial for trial in trials if trial.state == "pruned"]
+    assert pruned
+    for trial in pruned:
+        result = result_of(tmp_path, trial.number)
+        assert (result["stopped"], trial.value) == ("caller", None)
+        assert trial.rounds == result["rounds"] < 4
+    best = load(str(tmp_path / "search" / "best.yaml"))
+    assert best.training.learning_rate == 0.02
+    assert {trial.values[RATE] for trial in pruned} == {"1e-09"}
+
+
+@pytest.mark.slow
+def test_a_refused_trial_is_listed_with_its_reason_and_the_search_goes_on(tmp_path: Path) -> None:
+    space = {"finetuning.method": ["head", "lora"], "strategy": ["flora", "fedavg"]}
+    trials = found(plan_of(tmp_path, space, rounds=1, seed=1, trials=3))
+    states = {(t.values["finetuning.method"], t.values["strategy"], t.state) for t in trials}
+    assert ("head", "flora", "refused") in states
+    assert ("lora", "flora", "refused") not in states
+    reasons = {trial.problem for trial in trials if trial.state == "refused"}
+    assert all("strategy flora needs low-rank matrices" in reason for reason in reasons)
+    text = (tmp_path / "search" / "trials.md").read_text()
+    assert "was refused: strategy flora needs low-rank matrices" in text
+
+
+@pytest.mark.slow
+def test_a_search_that_is_paused_names_the_trial(tmp_path: Path) -> None:
+    watch = Watch()
+    plan = plan_of(tmp_path, trials=2)
+    ended = Watch(show_round=lambda line: watch.pause.set(), pause=watch.pause)
+    with pytest.raises(PausedError, match="trial 1 of 2"):
+        found(plan, ended)
+    assert [trial.state for trial in found(plan)] == ["complete", "complete"]
+
+
+def test_without_validation_images_a_search_is_refused(tmp_path: Path) -> None:
+    plan = read_search({"search": SPACE}, {**SMALL, "out": str(tmp_path / "search")})
+    with pytest.raises(UserError, match=r"data\.validation_fraction=0\.1"):
+        searching.check_search(plan, strategies.load_for)
+    assert not (tmp_path / "search").exists()
+
+
+def test_settings_that_a_run_refuses_are_refused_before_any_trial(tmp_path: Path) -> None:
+    """Such as secure sums with a strategy that must see each update."""
+    secure: dict[str, Any] = {"privacy": {"secure_aggregation": True}, "strategy": "median"}
+    plan = plan_of(tmp_path, **secure)
+    with pytest.raises(UserError, match="secure_aggregation"):
+        searching.check_search(plan, strategies.load_for)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"rounds": 9}, "rounds"),
+        ({"goal": "loss"}, "goal"),
+        ({"prune": True}, "prune"),
+        ({"search": {RATE: [0.1, 0.2]}}, "search"),
+    ],
+)
+def test_another_search_in_the_same_folder_is_refused(
+    tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    folder = tmp_path / "search"
+    searching.prepare_folder(folder, plan_of(tmp_path)).close()
+    before = (folder / "search.yaml").read_text()
+    other = plan_of(tmp_path, **change)
+    with pytest.raises(UserError, match=told):
+        searching.prepare_folder(folder, other)
+    assert (folder / "search.yaml").read_text() == before
+
+
+def test_a_second_process_and_a_foreign_folder_are_refused(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    with (
+        searching.prepare_folder(tmp_path / "search", plan),
+        pytest.raises(UserError, match="another process runs this search"),
+    ):
+        searching.prepare_folder(tmp_path / "search", plan)
+    with pytest.raises(UserError, match="not the folder of a search"):
+        searching.prepare_folder(tmp_path, plan)
