@@ -25,6 +25,7 @@ from torch import Tensor
 from fl_vitlora.config import Config
 from fl_vitlora.data.sources import load
 from fl_vitlora.encryption.cipher import Cipher
+from fl_vitlora.reporting.example_images import draw_row
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE, BLOCK, SHOWN = 16, 4, 5  # pixels of an image and of a block; digits in a row
@@ -68,12 +69,10 @@ def curve(run: Path) -> tuple[list[float], list[float]]:
     return [total / 1e6 for total in sent], [100 * line["accuracy"] for line in lines]
 
 
-def draw_row(axes: Axes, images: Tensor, title: str) -> None:
-    """Draws images beside each other."""
-    row = torch.cat(list(torch.nn.functional.pad(images, (1, 1, 1, 1), value=255)), dim=2)
-    axes.imshow(row.permute(1, 2, 0).numpy(), interpolation="nearest")
+def draw_titled(axes: Axes, images: Tensor, title: str) -> None:
+    """Draws images beside each other, with a title above."""
+    draw_row(axes, images)
     axes.set_title(title, fontsize=10)
-    axes.axis("off")
 
 
 def draw_curves(axes: Axes, folder: Path) -> None:
@@ -100,8 +99,8 @@ def main() -> None:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(2, 3))
     plain, cipher = digits()
-    draw_row(figure.add_subplot(grid[0, 0]), plain, "what the owner sees")
-    draw_row(figure.add_subplot(grid[1, 0]), cipher, "what the clients train on")
+    draw_titled(figure.add_subplot(grid[0, 0]), plain, "what the owner sees")
+    draw_titled(figure.add_subplot(grid[1, 0]), cipher, "what the clients train on")
     draw_curves(figure.add_subplot(grid[:, 1]), given.runs)
     figure.savefig(given.out, dpi=110)
     print(f"{given.out}: {given.out.stat().st_size / 1000:.0f} kB")

@@ -118,6 +118,11 @@ FLAGS = {
         "",
         "Store in updates/ what the server sees in each round, for research on attacks (False)",
     ),
+    "--plain-examples": SettingFlag(
+        "plain_examples",
+        "N",
+        "Draw N training images of a client, plain and encrypted, for the images' owner (0)",
+    ),
     "--workers": SettingFlag(
         "engine.workers", "N", "Number of worker processes (one per core, or up to four per GPU)"
     ),

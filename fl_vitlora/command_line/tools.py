@@ -101,13 +101,14 @@ def predict(arguments: argparse.Namespace) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Writes the model of a run into a folder, for timm or peft."""
+    """Writes the model of a run into a folder, for timm, peft or onnxruntime, and uploads it."""
     folder = _open(arguments).export(
         arguments.folder,
         arguments.form,
         reads=arguments.reads,
         client=arguments.client,
         best=arguments.best,
+        push_to_hub=arguments.push_to_hub,
     )
     print(f"exported to {folder}; its README.md says how to load it")
 
@@ -157,24 +158,32 @@ def _add_predict(commands: Any) -> None:
 def _add_export(commands: Any) -> None:
     parser = commands.add_parser(
         "export",
-        help="write the model of a run for timm or peft",
+        help="write the model of a run for timm, peft or ONNX",
         description="Writes the trained model into a new folder, loads it again, and compares "
-        "its outputs with those of the run.",
+        "its outputs with those of the run. On request the folder is uploaded to the Hugging Face "
+        "hub.",
         allow_abbrev=False,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run folder")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to write")
     parser.add_argument(
         "--form",
-        choices=("timm", "peft"),
+        choices=("timm", "peft", "onnx"),
         default="timm",
-        help="the whole model for timm (default), or the changes only for peft",
+        help="the whole model for timm (default), the changes only for peft, or the whole model "
+        "as a file of ONNX",
     )
     parser.add_argument(
         "--reads",
         choices=("plain", "ciphertext"),
         default="plain",
         help="the images that the exported model reads (default: plain)",
+    )
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="NAME",
+        help="upload the export to this private repository on the Hugging Face hub, OWNER/NAME, "
+        "which must be new or empty; the access token is that of hf auth login or of HF_TOKEN",
     )
     _add_common(parser)
     parser.set_defaults(command=export)

@@ -834,6 +834,13 @@ class Config:
         "Whether to store what the server sees in each round: the model and all decoded updates. "
         "These data are written to the folder updates/ in the run folder, for research on attacks.",
     )
+    plain_examples: int = setting(
+        0,
+        "The number of training images of client 0 that the picture plots/plain_examples.png "
+        "shows, plain and encrypted. The run folder then has plain images, so do not give it to "
+        "people who must not see them. With 0 there is no picture.",
+        "[0, 20]",
+    )
     out: str | None = setting(
         None, "The path of the run folder. By default a new folder is created under runs/."
     )

@@ -51,7 +51,7 @@ from fl_vitlora.data.shards import (
 from fl_vitlora.encryption.identities import SETTING, Identities, open_identities
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.errors import UserError
-from fl_vitlora.experiment import validation
+from fl_vitlora.experiment import example_images, validation
 from fl_vitlora.experiment.client_settings import client_settings
 from fl_vitlora.experiment.head_start import with_head_start
 from fl_vitlora.experiment.preparation import prepare_model, storage_keys
@@ -171,6 +171,7 @@ def prepare_server(given: Mapping[str, Any], load_strategy: LoadStrategy) -> Run
     written = configuration.load(_given(given, "config"), {"out": _given(given, "out")})
     check_method(written.finetuning.method, _confirmed(given))
     check_predictor(written.evaluation.predictor, _confirmed(given))
+    example_images.check(written, deployed=True)
     strategy = load_strategy(written, _confirmed(given))
     drafted = validation.draft_of(written.model)
     written = with_head_start(written, strategy, drafted)

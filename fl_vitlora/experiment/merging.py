@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.trained_model import TrainedModel
 from fl_vitlora.finetuning import methods
 from fl_vitlora.finetuning.classifier import plain_heads
@@ -24,15 +23,16 @@ def merged(trained: TrainedModel, reads: str, client: int | None = None) -> nn.M
         client: The number of the client whose key is meant, if every client has its own.
 
     Raises:
-        UserError: If a part of the method cannot be merged into a plain timm model, or if every
-            patch has its own kernel.
+        CannotMergeError: If a part of the method cannot be merged into a plain timm model, or if
+            every patch has its own kernel.
+        UserError: If there is no such model, or if the key is needed but missing.
     """
     made = trained.for_plain if reads == "plain" else trained.for_ciphertext
     model: Any = made(client, torch.float64)
     if isinstance(model.patch_embed.proj, KernelPerPatch):
-        raise UserError(
+        raise methods.CannotMergeError(
             "every block has its own key (encryption.scope block), so every patch has its own "
-            "kernel, and timm has no such model; nothing can be exported"
+            "kernel, and timm has no such model"
         )
     methods.merge(model)
     plain_heads(model)

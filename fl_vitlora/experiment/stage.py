@@ -15,11 +15,13 @@ from fl_vitlora.checkpoints.logbook import Checkpoint, Logbook, lacks_checkpoint
 from fl_vitlora.config import Config
 from fl_vitlora.data.given import Given
 from fl_vitlora.data.given_shards import GivenShards, digest_of, digests_in
+from fl_vitlora.data.shards import NO_KEYS
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.identities import Identities
 from fl_vitlora.encryption.storage_keys import StorageKeys
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.elsewhere import keys_at_hand
+from fl_vitlora.experiment.example_images import draw_examples
 from fl_vitlora.experiment.preparation import (
     OwnedImages,
     cipher_of,
@@ -267,6 +269,7 @@ def _write_folder(
         watch.note(told)
     plot_images(images, folder)
     keys = None if storage is None else StorageKeys(roots={storage.name: storage.root})
+    draw_examples(config, folder, holder, keys or NO_KEYS, images.class_names)
     return folder, keys
 
 

@@ -19,6 +19,7 @@ from fl_vitlora.data.augmentation import check_copies
 from fl_vitlora.data.holding_out import check_validation, has_validation
 from fl_vitlora.encryption.storage_keys import passphrase
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment import example_images
 from fl_vitlora.finetuning import methods, shelf
 from fl_vitlora.flower.strategies.aggregators import (
     AnyStrategy,
@@ -66,6 +67,7 @@ def check(
             would work.
     """
     policies.check(config)
+    example_images.check(config)
     check_patience(config)
     check_validation(config.data)
     check_copies(config.data)
@@ -100,6 +102,7 @@ def check_node(config: Config, strategy: AnyStrategy) -> Config:
         UserError: If the experiment cannot run. The message is the same as the message of `check`.
     """
     policies.check(config)
+    example_images.check(config, deployed=True)
     config = policies.for_strategy(config, client_half(strategy))
     check_codecs(config, client_half(strategy))
     check_guard(config, strategy)

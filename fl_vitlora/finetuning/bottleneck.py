@@ -83,7 +83,7 @@ class Bottleneck(OwnModule):
             low = self.activation(low)
         pieces = zip(low.chunk(self.groups, -1), self.up.chunk(self.groups, -2), strict=True)
         wide = torch.cat([self.multiply(piece, matrix) for piece, matrix in pieces], dim=-1)
-        return self.scale * (wide + self.for_each_image(self.up_shift, len(x)))
+        return self.scale * (wide + self.for_each_image(self.up_shift, x.shape[0]))
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Replaces the input x of a module by x + f(x); a forward pre-hook of PyTorch."""

@@ -37,6 +37,10 @@ METHODS = USUAL  # the methods that most tests and benchmarks use
 PREPARED = "fine_tuning"  # the attribute of a model in which its `Prepared` is stored
 
 
+class CannotMergeError(UserError):
+    """An error that says why a trained model cannot become a plain timm model."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """The description of the fine-tuning method that is attached to a model.
@@ -281,13 +285,13 @@ def merge(model: nn.Module) -> None:
     """Turns a prepared model into a plain timm model that computes the same outputs, in place.
 
     Raises:
-        UserError: If a part of the method cannot be merged.
+        CannotMergeError: If a part of the method cannot be merged.
     """
     preparation = prepared(model)
     parts = () if preparation is None else preparation.method.parts
     for name, part in parts:
         if part.cannot_merge:
-            raise UserError(
+            raise CannotMergeError(
                 f"the tensors of method {name} cannot be merged into a plain timm model: "
                 f"{part.cannot_merge}"
             )

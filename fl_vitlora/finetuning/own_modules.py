@@ -57,7 +57,7 @@ class OwnModule(nn.Module):
 
     def affine(self, x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
         """Returns matrix·x + shift, (B, T, m), for the inputs x, (B, T, n)."""
-        return self.multiply(x, matrix) + self.for_each_image(shift, len(x))
+        return self.multiply(x, matrix) + self.for_each_image(shift, x.shape[0])
 
 
 @dataclass(frozen=True, kw_only=True)

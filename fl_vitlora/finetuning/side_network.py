@@ -93,7 +93,7 @@ class SideNetwork(nn.Module):
             outputs: The outputs of all blocks, (B, L, T, D).
             read: The number S of tokens that the classifier reads; None for all tokens.
         """
-        sizes = self.batch_sizes(len(outputs))
+        sizes = self.batch_sizes(outputs.shape[0])
         mixings = self._mixings(len(sizes), read)
         if not any(mixing.tokens for mixing in mixings):
             outputs = outputs[:, :, :read]  # channel mixers do not mix tokens
@@ -130,8 +130,8 @@ def tokens_first(outputs: Tensor, sizes: Sequence[int]) -> Tensor:
     ordered = outputs.new_empty(blocks, len(sizes), tokens, max(sizes), width)
     for number, own in enumerate(torch.split(outputs, list(sizes))):
         place = ordered[:, number]
-        place[:, :, : len(own)] = own.permute(1, 2, 0, 3)
-        place[:, :, len(own) :] = 0
+        place[:, :, : own.shape[0]] = own.permute(1, 2, 0, 3)
+        place[:, :, own.shape[0] :] = 0
     return ordered
 
 

@@ -73,8 +73,8 @@ class Prompts(OwnModule):
 
     def _joined(self, x: Tensor, removed: int) -> Tensor:
         """Returns tokens in which prompts replace the first `removed` tokens after the prefix."""
-        own = self.for_each_image(self.tokens.flatten(-2), len(x))
-        shape = (len(x), *self.tokens.shape[-2:])
+        own = self.for_each_image(self.tokens.flatten(-2), x.shape[0])
+        shape = (x.shape[0], *self.tokens.shape[-2:])
         prompts = own.reshape(-1, *shape[1:]).expand(shape).to(x.dtype)
         return torch.cat([x[:, : self.prefix], prompts, x[:, self.prefix + removed :]], dim=1)
 

@@ -7,6 +7,6 @@
 
 `running` starts a run and `comparing` a comparison. `callbacks` has the contract of objects that
 follow them. `finished` opens a finished run, `predictions` classifies images, and `exporting`
-writes the model for timm and peft. The names that a program needs are attributes of the package
-`fl_vitlora`.
+writes the model for timm, peft and onnxruntime, with the texts of `model_cards`. `publishing`
+uploads an export. The names that a program needs are attributes of the package `fl_vitlora`.
 """

@@ -1,23 +1,31 @@
-"""Exports the model of a finished run for timm or for Hugging Face's library `peft`."""
+"""Exports the model of a finished run for timm, for Hugging Face's library `peft`, or as ONNX."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+
+from torch import nn
 
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.merging import merged
 from fl_vitlora.experiment.trained_model import TrainedModel
 from fl_vitlora.finetuning.classifier import heads_of, plain_heads
+from fl_vitlora.finetuning.methods import CannotMergeError
 from fl_vitlora.finetuning.peft_export import (
     adapter_of,
     changes_between,
     open_adapter,
     write_adapter,
 )
+from fl_vitlora.library import publishing
+from fl_vitlora.library.model_cards import card, images_of
 from fl_vitlora.models import backbone
-from fl_vitlora.models.backbone import BUNDLED, PRETRAINED, Backbone
+from fl_vitlora.models.backbone import Backbone
+from fl_vitlora.models.onnx_file import INPUT, NORMALIZATION, ONNX, OUTPUT, open_onnx, write_onnx
 from fl_vitlora.models.timm_folder import (
     describe,
     expect_same_logits,
@@ -26,14 +34,25 @@ from fl_vitlora.models.timm_folder import (
 )
 from fl_vitlora.storage.files import WriteError, make_folder, write_atomically
 
-Form = Literal["timm", "peft"]
-FORMS = ("timm", "peft")
+Form = Literal["timm", "peft", "onnx"]
+FORMS = ("timm", "peft", "onnx")
 READS = ("plain", "ciphertext")
 PATCH_EMBEDDING = "patch_embed.proj"
+REVEALS = (
+    "the patch embedding of this model was trained on ciphertext and reveals parts of the key to "
+    "everybody who can read the repository (docs/trust.md)"
+)
 
 
 def export(
-    trained: TrainedModel, folder: Path, *, form: str, reads: str, client: int | None
+    trained: TrainedModel,
+    folder: Path,
+    *,
+    form: str,
+    reads: str,
+    client: int | None,
+    push_to_hub: str | None = None,
+    tell: Callable[[str], None] = print,
 ) -> None:
     """Writes the model of a run into a new folder, with a text that says how to load the model.
 
@@ -43,36 +62,42 @@ def export(
     Args:
         trained: The model of the run.
         folder: The folder, which must be new or empty.
-        form: "timm" for the whole model, "peft" for the changes only.
+        form: "timm" for the whole model, "peft" for the changes only, "onnx" for a file of ONNX.
         reads: "plain" for a model that reads plain images, "ciphertext" for a model that reads
             images that are encrypted like the images of the run.
         client: The number of the client whose key is used, if every client has its own key.
+        push_to_hub: The name of a repository on the Hugging Face hub, to which the export is
+            uploaded; None to upload nothing.
+        tell: A function that is called with sentences about what was uploaded.
 
     Raises:
-        UserError: If the model cannot be exported in this form; the folder is then empty.
+        UserError: If the model cannot be exported in this form; the folder is then empty. If the
+            export cannot be uploaded, it stays in the folder.
     """
     if form not in FORMS or reads not in READS:
         raise UserError(
-            f"export: expected form timm or peft, and reads plain or ciphertext, got {form} and "
-            f"{reads}"
+            f"export: expected form {', '.join(FORMS[:-1])} or {FORMS[-1]}, and reads plain or "
+            f"ciphertext, got {form} and {reads}"
         )
+    place = "" if push_to_hub is None else _place_on_hub(trained, reads, push_to_hub)
     _make_empty(folder)
     try:
-        if form == "timm":
-            _write_timm(trained, folder, reads, client)
-        else:
-            _write_peft(trained, folder, reads, client)
-        write_atomically(folder / "README.md", _card(trained, form, reads, client))
+        WRITERS[form](trained, folder, reads, client)
+        write_atomically(folder / "README.md", card(trained, form, reads, client))
     except BaseException as error:
         for path in folder.iterdir():
             path.unlink()
         if isinstance(error, WriteError):
             raise UserError(f"export: {error}") from None
         raise
+    if place:
+        if trained.reveals_part_of_key(reads):
+            tell(REVEALS)
+        tell(publishing.push(folder, place).told)
 
 
 def _write_timm(trained: TrainedModel, folder: Path, reads: str, client: int | None) -> None:
-    plain = replace(trained.backbone, model=merged(trained, reads, client).float())
+    plain = replace(trained.backbone, model=_plain(trained, reads, client).float())
     described = describe(trained.backbone, trained.config.model.name)
     write_timm_folder(folder, plain, described, trained.class_names, trained.config.data.fit)
     opened = open_timm_folder(folder)
@@ -82,7 +107,7 @@ def _write_timm(trained: TrainedModel, folder: Path, reads: str, client: int | N
 def _write_peft(trained: TrainedModel, folder: Path, reads: str, client: int | None) -> None:
     public = backbone.build(trained.config.model, trained.class_names, trained.config.seed)
     plain_heads(public.model)
-    tuned = merged(trained, reads, client)
+    tuned = _plain(trained, reads, client)
     heads = [name for name, module in tuned.named_modules() if module in heads_of(tuned)]
     # This project's patch embedding takes pixels in [-1, 1]; timm's may take other pixel values.
     always = [*heads, PATCH_EMBEDDING]
@@ -91,6 +116,59 @@ def _write_peft(trained: TrainedModel, folder: Path, reads: str, client: int | N
     write_adapter(folder, adapter_of(base, tuned.float(), changes))
     opened = open_adapter(base, folder)
     expect_same_logits(_whole(trained, reads, client), opened, f"the adapter in {folder}")
+
+
+def _plain(trained: TrainedModel, reads: str, client: int | None) -> nn.Module:
+    """Returns the trained model as a plain timm model in float64.
+
+    Raises:
+        UserError: If there is no such model; the message names another form if it may be possible.
+    """
+    try:
+        return merged(trained, reads, client)
+    except CannotMergeError as error:
+        raise UserError(f"{error}; try the form onnx, which keeps the layers of a method") from None
+
+
+def _write_onnx(trained: TrainedModel, folder: Path, reads: str, client: int | None) -> None:
+    whole = _whole(trained, reads, client)
+    try:
+        exported = replace(whole, model=merged(trained, reads, client).float())
+    except CannotMergeError:  # the layers of the method are then part of the file
+        exported = whole
+    channels, height, width = whole.image_shape
+    texts = {
+        "class_names": json.dumps(trained.class_names, ensure_ascii=False),
+        "reads": images_of(trained, reads, client),
+        "input": f"{INPUT}: float32 (batch, {channels}, {height}, {width}), {NORMALIZATION}",
+        "output": f"{OUTPUT}: float32 (batch, {len(trained.class_names)})",
+        "mean": json.dumps([0.5] * channels),
+        "std": json.dumps([0.5] * channels),
+        "fit": trained.config.data.fit,
+    }
+    write_onnx(folder / ONNX, exported, len(trained.class_names), texts)
+    opened = open_onnx(folder / ONNX)
+    for images in (1, 3):  # the file takes any number
+        expect_same_logits(whole, opened, f"the file {folder / ONNX}", images)
+
+
+WRITERS = {"timm": _write_timm, "peft": _write_peft, "onnx": _write_onnx}
+
+
+def _place_on_hub(trained: TrainedModel, reads: str, name: str) -> str:
+    """Returns the whole name of the repository on the hub, after all checks before an upload.
+
+    Raises:
+        UserError: If the key was put into the model that reads ciphertext, or if nothing can be
+            uploaded to this repository.
+    """
+    if trained.holds_key(reads):
+        raise UserError(
+            "--push-to-hub: this model for ciphertext holds the key, because everybody who has "
+            "the public model can compute the key from it; push the model for plain images, or "
+            "give the folder to the service yourself"
+        )
+    return publishing.find_place(name)
 
 
 def _whole(trained: TrainedModel, reads: str, client: int | None) -> Backbone:
@@ -106,75 +184,3 @@ def _make_empty(folder: Path) -> None:
         make_folder(folder)
     except WriteError as error:
         raise UserError(f"export: {error}") from None
-
-
-def _card(trained: TrainedModel, form: str, reads: str, client: int | None) -> str:
-    """Returns the text of README.md: what the model is, what it reads, and how to load it."""
-    config = trained.config
-    whose = "" if client is None else f" of client {client}"
-    sees = "plain images"
-    if reads == "ciphertext" and config.encryption.steps:
-        sees = (
-            f"images encrypted with the key{whose} under the secret {trained.key_id} "
-            f"({', '.join(config.encryption.steps)}; scope {config.encryption.scope}), which must "
-            "not be resized"
-        )
-    channels, height, width = trained.backbone.image_shape
-    return CARD.format(
-        name=config.model.name,
-        method=config.finetuning.method,
-        classes=", ".join(trained.class_names),
-        clients=config.clients,
-        sees=sees,
-        size=f"{channels} × {height} × {width}",
-        fit=config.data.fit,
-        background=", ".join(map(str, config.data.background)),
-        load=_loading(trained, form),
-    )
-
-
-def _loading(trained: TrainedModel, form: str) -> str:
-    """Returns the lines of Python that load an export."""
-    if form == "timm":
-        return 'import timm\n\nmodel = timm.create_model("local-dir:THIS_FOLDER", pretrained=True)'
-    wanted, classes = trained.config.model, len(trained.class_names)
-    if wanted.name in BUNDLED or wanted.weights != PRETRAINED or wanted.patch_size is not None:
-        imports = (
-            "from fl_vitlora.config import ModelConfig\nfrom fl_vitlora.models import backbone"
-        )
-        base = (
-            f"backbone.build(\n    {wanted!r},\n    classes={list(trained.class_names)!r},\n"
-            f"    seed={trained.config.seed},\n).model"
-        )
-    else:
-        imports, size = "import timm", tuple(trained.backbone.image_shape[1:])
-        base = (
-            f'timm.create_model("{wanted.name}", pretrained=True, num_classes={classes}, '
-            f"img_size={size})"
-        )
-    return (
-        f"{imports}\nfrom peft import PeftModel\n\nbase = {base}\n"
-        'model = PeftModel.from_pretrained(base, "THIS_FOLDER").eval()'
-    )
-
-
-CARD = """---
-library_name: timm
-tags: [federated-learning, vision-transformer]
----
-
-# {name}, fine-tuned by {clients} clients
-
-* Method: `{method}`. Classes: {classes}.
-* The model reads {sees}, {size} (channels, height, width), scaled to [-1, 1]: mean 0.5, standard
-  deviation 0.5.
-* Before training, images of another shape were fitted with `data.fit={fit}` and the background
-  {background}. timm's own transform fills borders with grey.
-
-```python
-{load}
-```
-
-Made with fl_vitlora. The clients' images are not part of this folder. It was not tested what the
-model reveals about the images on which it was trained.
-"""

@@ -160,6 +160,7 @@ class FinishedRun:
         reads: Reads = "plain",
         client: int | None = None,
         best: bool = False,
+        push_to_hub: str | None = None,
     ) -> Path:
         """Writes the trained model for other programs, and checks that they load it correctly.
 
@@ -168,19 +169,23 @@ class FinishedRun:
             form: "timm" for a folder with the whole model, which
                 ``timm.create_model("local-dir:FOLDER", pretrained=True)`` opens; "peft" for a
                 folder with the changes only, which ``peft.PeftModel.from_pretrained(base, FOLDER)``
-                opens.
+                opens; "onnx" for the whole model as `model.onnx`, which onnxruntime opens.
             reads: The images that the model reads, as in `model`.
             client: The number of the client whose key is used, if every client has its own key.
             best: True for the model of the round with the best accuracy, as in `model`.
+            push_to_hub: The name of a private repository on the Hugging Face hub, to which the
+                folder is uploaded; it must be new or empty. None to upload nothing.
 
         Returns:
             The folder. The file README.md in it has the lines of Python that load the model.
 
         Raises:
-            UserError: If this form cannot hold the model, or if the key is needed but missing.
+            UserError: If this form cannot hold the model, the key is needed but missing, or the
+                upload is refused.
         """
         trained = self._best if best else self._last
-        export(trained, Path(folder), form=form, reads=reads, client=client)
+        place = Path(folder)
+        export(trained, place, form=form, reads=reads, client=client, push_to_hub=push_to_hub)
         return Path(folder)
 
     def report(self, out: str | Path | None = None) -> Path:

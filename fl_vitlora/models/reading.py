@@ -56,7 +56,7 @@ class KernelPerPatch(nn.Module):
         tokens = torch.einsum("bdn,nwd->bwn", patches, self.weight)
         if self.bias is not None:
             tokens = tokens + self.bias.unsqueeze(-1)
-        return tokens.reshape(len(images), -1, rows, columns)
+        return tokens.reshape(images.shape[0], -1, rows, columns)
 
 
 def reader_of(backbone: Backbone) -> PatchReader:

@@ -80,20 +80,21 @@ def write_timm_folder(
     write_atomically(folder / CONFIG, json.dumps(config, indent=2))
 
 
-def expect_same_logits(ours: Backbone, other: nn.Module, what: str) -> None:
-    """Checks that another model has the logits of a model, for two made-up images.
+def expect_same_logits(ours: Backbone, other: nn.Module, what: str, number: int = 2) -> None:
+    """Checks that another model has the logits of a model, for made-up images.
 
     Args:
         ours: The model that computes the expected logits.
         other: The other model, which reads the same images.
         what: The name of the other model, for the error.
+        number: The number of images, which both models read together.
 
     Raises:
         UserError: If a logit differs by more than rounding.
     """
     channels, height, width = ours.image_shape
-    pixels = torch.arange(2 * channels * height * width).mul(37).remainder(256).to(torch.uint8)
-    images = normalize(pixels.view(2, channels, height, width))
+    pixels = torch.arange(number * channels * height * width).mul(37).remainder(256)
+    images = normalize(pixels.to(torch.uint8).view(number, channels, height, width))
     with torch.no_grad():
         expected, found = ours.model(images), other.eval()(images)
     if expected.shape != found.shape:

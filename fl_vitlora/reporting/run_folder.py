@@ -37,6 +37,8 @@ CLIENTS = "clients.json"
 SHARDS = "shards"
 MODEL = "model.safetensors"
 BEST, ROUND = "best_model.safetensors", "round"
+PLOTS = "plots"
+EXAMPLES = "plain_examples.png"  # the plot that shows plain images, on request
 DATA = "data.txt"  # the file that says which images were found, and which of them are used
 
 PLACES = (  # groups and names of settings that name files of a run
@@ -64,7 +66,7 @@ class RunFolder:
         self.path = path
         self._hold: Hold | None = None
         self.shards = path / SHARDS
-        self.plots = path / "plots"
+        self.plots = path / PLOTS
         self.failures = path / "failures"
 
     @classmethod

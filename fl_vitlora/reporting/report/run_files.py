@@ -17,12 +17,11 @@ from fl_vitlora.config import Config
 from fl_vitlora.data.sources import Indices
 from fl_vitlora.errors import UserError
 from fl_vitlora.reporting.plots import LABELS
-from fl_vitlora.reporting.run_folder import CONFIG, ENVIRONMENT, find_run
+from fl_vitlora.reporting.run_folder import CONFIG, ENVIRONMENT, EXAMPLES, PLOTS, find_run
 
 Line = dict[str, Any]
 
 ATTACKS = "attacks.json"
-PLOTS = "plots"
 MOST_ROWS, MOST_COLUMNS = 500, 100  # clients and classes that a chart of the partition can show
 # Pictures whose numbers the report draws itself.
 DRAWN = (
@@ -33,6 +32,10 @@ DRAWN = (
     "confusion_matrix.png",
 )
 PARTITION = "label_distribution.png"
+CAPTIONS = {
+    EXAMPLES: "Training images of client 0, plain above and encrypted below. These are plain "
+    "images: give this page only to people who may see them"
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,7 @@ class RunFiles:
             or too many for a chart.
         attacks: The content of `attacks.json`; None if the run was not attacked.
         pictures: Pictures of the folder `plots` that show more than the report draws itself, each
-            as a `data:` address, by name.
+            as a `data:` address, by caption.
     """
 
     folder: Path
@@ -96,7 +99,7 @@ def read_run(folder: Path) -> RunFiles:
         counts=counts,
         attacks=_object(folder / ATTACKS) if attacked else None,
         pictures={
-            path.stem.replace("_", " "): address_of(path)
+            CAPTIONS.get(path.name, path.stem.replace("_", " ")): address_of(path)
             for path in sorted((folder / PLOTS).glob("*.png"))
             if path.name not in drawn and not path.is_symlink()  # a link may lead to any picture
         },

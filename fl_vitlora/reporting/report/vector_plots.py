@@ -17,7 +17,8 @@ from fl_vitlora.reporting.plots import (
     plot_labels,
     plot_traffic,
 )
-from fl_vitlora.reporting.report.run_files import PLOTS, read_run
+from fl_vitlora.reporting.report.run_files import read_run
+from fl_vitlora.reporting.run_folder import PLOTS
 from fl_vitlora.storage.files import make_folder
 
 

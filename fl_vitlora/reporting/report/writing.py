@@ -7,8 +7,8 @@ from pathlib import Path
 from fl_vitlora.errors import UserError
 from fl_vitlora.reporting.grid_folder import GRID
 from fl_vitlora.reporting.report.page import expect_packages, render
-from fl_vitlora.reporting.run_folder import CONFIG
-from fl_vitlora.storage.files import WriteError, write_atomically
+from fl_vitlora.reporting.run_folder import CONFIG, EXAMPLES, PLOTS
+from fl_vitlora.storage.files import PRIVATE, PUBLIC, WriteError, write_atomically
 
 REPORT = "report.html"
 
@@ -30,8 +30,9 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     expect_packages()
     place = out or folder / REPORT
     text = _page_of(folder)
+    shows_plain = (folder / PLOTS / EXAMPLES).exists()  # then only the current user can read it
     try:
-        write_atomically(place, text)
+        write_atomically(place, text, mode=PRIVATE if shows_plain else PUBLIC)
     except (WriteError, OSError) as error:
         raise UserError(f"{place} cannot be written: {error}") from None
     return place

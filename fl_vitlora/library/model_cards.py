@@ -1,0 +1,116 @@
+"""Writes the README.md of an export: what the model is, which images it reads, how to load it."""
+
+from __future__ import annotations
+
+from fl_vitlora.experiment.trained_model import TrainedModel
+from fl_vitlora.models.backbone import BUNDLED, PRETRAINED
+from fl_vitlora.models.onnx_file import INPUT, ONNX, OUTPUT
+
+LIBRARIES = {"timm": "timm", "peft": "peft", "onnx": "onnx"}  # names that the hub knows
+
+
+def card(trained: TrainedModel, form: str, reads: str, client: int | None) -> str:
+    """Returns the text of README.md.
+
+    Args:
+        trained: The model of the run.
+        form: The form of the export: timm, peft or onnx.
+        reads: The images that the model reads: plain or ciphertext.
+        client: The number of the client whose key is used, if every client has its own key.
+    """
+    config = trained.config
+    channels, height, width = trained.backbone.image_shape
+    return CARD.format(
+        library=LIBRARIES[form],
+        name=config.model.name,
+        method=config.finetuning.method,
+        classes=", ".join(trained.class_names),
+        clients=config.clients,
+        sees=images_of(trained, reads, client),
+        size=f"{channels} × {height} × {width}",
+        fit=config.data.fit,
+        background=", ".join(map(str, config.data.background)),
+        load=_loading(trained, form, reads),
+    )
+
+
+def images_of(trained: TrainedModel, reads: str, client: int | None) -> str:
+    """Returns which images an exported model reads, and whose key encrypts them."""
+    config = trained.config
+    if reads == "plain" or not config.encryption.steps:
+        return "plain images"
+    whose = "" if client is None else f" of client {client}"
+    return (
+        f"images encrypted with the key{whose} under the secret {trained.key_id} "
+        f"({', '.join(config.encryption.steps)}; scope {config.encryption.scope}), which must "
+        "not be resized"
+    )
+
+
+def _loading(trained: TrainedModel, form: str, reads: str) -> str:
+    """Returns the lines of Python that load an export."""
+    if form == "timm":
+        return 'import timm\n\nmodel = timm.create_model("local-dir:THIS_FOLDER", pretrained=True)'
+    if form == "onnx":
+        _, height, width = trained.backbone.image_shape
+        encrypted = reads == "ciphertext" and trained.config.encryption.steps
+        return USE_OF_ONNX.format(
+            file=ONNX,
+            resized="" if encrypted else f".resize(({width}, {height}))",
+            input=INPUT,
+            output=OUTPUT,
+        )
+    wanted, classes = trained.config.model, len(trained.class_names)
+    if wanted.name in BUNDLED or wanted.weights != PRETRAINED or wanted.patch_size is not None:
+        imports = (
+            "from fl_vitlora.config import ModelConfig\nfrom fl_vitlora.models import backbone"
+        )
+        base = (
+            f"backbone.build(\n    {wanted!r},\n    classes={list(trained.class_names)!r},\n"
+            f"    seed={trained.config.seed},\n).model"
+        )
+    else:
+        imports, size = "import timm", tuple(trained.backbone.image_shape[1:])
+        base = (
+            f'timm.create_model("{wanted.name}", pretrained=True, num_classes={classes}, '
+            f"img_size={size})"
+        )
+    return (
+        f"{imports}\nfrom peft import PeftModel\n\nbase = {base}\n"
+        'model = PeftModel.from_pretrained(base, "THIS_FOLDER").eval()'
+    )
+
+
+CARD = """---
+library_name: {library}
+tags: [federated-learning, vision-transformer]
+---
+
+# {name}, fine-tuned by {clients} clients
+
+* Method: `{method}`. Classes: {classes}.
+* The model reads {sees}, {size} (channels, height, width), scaled to [-1, 1]: mean 0.5, standard
+  deviation 0.5.
+* Before training, images of another shape were fitted with `data.fit={fit}` and the background
+  {background}. timm's own transform fills borders with grey.
+
+```python
+{load}
+```
+
+Made with fl_vitlora. The clients' images are not part of this folder. It was not tested what the
+model reveals about the images on which it was trained.
+"""
+
+USE_OF_ONNX = """import json
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+session = onnxruntime.InferenceSession("THIS_FOLDER/{file}")
+names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
+image = Image.open("IMAGE").convert("RGB"){resized}
+pixels = (np.asarray(image, dtype=np.float32) / 255 - 0.5) / 0.5
+(logits,) = session.run(["{output}"], {{"{input}": pixels.transpose(2, 0, 1)[None]}})
+print(names[logits[0].argmax()])"""
