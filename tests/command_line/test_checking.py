@@ -60,7 +60,7 @@ def test_what_the_project_has_is_valid_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("clinets: 3", "unknown setting 'clinets'; did you mean 'clients'?"),
+        ("clinets: 3", "unknown setting 'clinets'; did you mean 'clients'?"),  # codespell:ignore
         ("clients: 0", "clients: expected a number in the range"),
         ("strategy: fedpox", "fedprox"),
         ("strategy: mine:Mine", "add: --trust-strategy mine:Mine"),
@@ -69,7 +69,7 @@ def test_what_the_project_has_is_valid_and_nothing_is_written(
         ("compare: {training.epochs: [1, two]}", "training.epochs"),
         ("compare: {strategy: [fedavg, flora]}\nfinetuning: {method: head}", "low-rank matrices"),
         ("search: {training.epochs: [1, 2]}", "expected validation images"),
-        ("search: {trainin.epochs: [1, 2]}", "training.epochs"),
+        ("search: {trainin.epochs: [1, 2]}", "training.epochs"),  # codespell:ignore
         ("a: [", "not valid YAML"),
     ],
 )

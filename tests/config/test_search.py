@@ -68,7 +68,7 @@ def test_every_search_of_the_project_can_be_read_and_has_validation_images(path:
     ("space", "told"),
     [
         ({"training.learnin_rate": {"from": 1, "to": 2}}, "training.learning_rate"),
-        ({"trainin.epochs": [1, 2]}, "training.epochs"),
+        ({"trainin.epochs": [1, 2]}, "training.epochs"),  # codespell:ignore
         ({}, "expected the settings that vary"),
         ([RATE], "expected the settings that vary"),
         ({RATE: {"from": 1e-3}}, "expected both ends"),
@@ -98,11 +98,11 @@ def test_a_mistake_in_the_space_is_told_in_one_line(space: Any, told: str) -> No
     [
         ({"trials": 0}, "trials"),
         ({"trials": "many"}, "trials"),
-        ({"goal": "acuracy"}, "accuracy"),
+        ({"goal": "acuracy"}, "accuracy"),  # codespell:ignore
         ({"prune": {"after_round": 2}}, "after_rounds"),
         ({"prune": {"after_rounds": 0}}, "after_rounds"),
         ({"seeds": [0, 1]}, "a comparison has it"),
-        ({"clinets": 3}, "clients"),
+        ({"clinets": 3}, "clients"),  # codespell:ignore
     ],
 )
 def test_a_mistake_beside_the_space_is_told_in_one_line(more: dict[str, Any], told: str) -> None:
