@@ -223,7 +223,7 @@ OTHER_FLAGS = {
         "BOUND is 'ATTACK.FIGURE>NUMBER', 'ATTACK/ADVERSARY.FIGURE>NUMBER' or 'verdict>=partly'. "
         "FIGURE is the name of a figure as it is printed, or verdict. The comparison may also be "
         ">=, < or <=. Verdicts are, in this order, 'not applicable', not, partly and recovered. "
-        "One line is printed for each bound that is broken, after attacks.json is written.",
+        "After attacks.json is written, one line is printed for each BOUND that is true.",
     ),
     "--check-strategy": OtherFlag(
         "NAME",
@@ -243,8 +243,8 @@ OTHER_FLAGS = {
         "NAME",
         "Test your predictor against the rules for predictors",
         {},
-        "A predictor is code that computes what a model answers to test images. NAME is the path "
-        "of a Python file, or package.module:Class. The command runs no experiment.",
+        "A predictor is code that computes the logits of test images with a model. NAME is the "
+        "path of a Python file, or package.module:Class. The command runs no experiment.",
     ),
     "--check-observer": OtherFlag(
         "NAME",

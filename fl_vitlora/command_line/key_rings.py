@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
         "storage",
         help="write the keys that open the files of shards",
         description="Writes a storage key for each client, or server, that has shards in a folder. "
-        "It opens the files, but does not decrypt the images in them.",
+        "A storage key opens the files, but does not decrypt the images in them.",
         allow_abbrev=False,
     )
     hand_out.add_argument("shards", type=Path, metavar="SHARDS", help="a shard, or a folder")

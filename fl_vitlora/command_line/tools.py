@@ -200,9 +200,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--best", action="store_true", help="use the model of the best round, not of the last"
     )
-    parser.add_argument("--key-file", metavar="FILE", help="the key ring, if it has moved")
+    parser.add_argument("--key-file", metavar="FILE", help="the key ring, if it was moved")
     parser.add_argument(
-        "--weights", metavar="FILE", help="the pre-trained weights, if they have moved"
+        "--weights", metavar="FILE", help="the pre-trained weights, if they were moved"
     )
     parser.add_argument(
         "--trust-strategy",

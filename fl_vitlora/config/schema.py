@@ -96,8 +96,8 @@ class DataConfig:
     )
     digest: str | None = setting(
         None,
-        "A checksum of images that a Python program hands in, which the program writes into the "
-        "run folder.",
+        "The checksum of the images that a Python program hands in. A run computes the checksum by "
+        "itself and writes it into the run folder.",
     )
     config: str | None = setting(
         None,
@@ -397,11 +397,11 @@ class FineTuningConfig:
     head_start: Literal["auto", "zero", "lda"] = setting(
         "auto",
         "How the new head starts: at zero (zero), or from a linear discriminant analysis of means "
-        "that the clients measure in round 1, in which nothing is trained (lda). With auto it "
-        "starts with lda for pre-trained models that are not part of this package, if the means "
-        "reach the server unchanged: not with secure aggregation, clipping, a lossy codec, hostile "
-        "clients, or a strategy that needs more than the mean of the updates. The means reveal to "
-        "the server how many images of each class a client has.",
+        "that the clients measure in round 1, in which nothing is trained (lda). With auto the "
+        "head starts with lda for pre-trained models that are not part of this package, if the "
+        "means reach the server unchanged: not with secure aggregation, clipping, a lossy codec, "
+        "hostile clients, or a strategy that needs more than the mean of the updates. The means "
+        "reveal to the server how many images of each class a client has.",
     )
     patch_embedding: Literal["aggregate", "aligned", "local"] = setting(
         "aggregate",
@@ -569,8 +569,9 @@ class EvaluationConfig:
     )
     predictor: str = setting(
         "plain",
-        "How the model's answers to test images are computed: by one forward pass (plain), or by a "
-        "class of your own, named 'package.module:Class', for example with test-time adaptation.",
+        "How the logits of test images are computed: by one forward pass of the model (plain), or "
+        "by a class of your own, named 'package.module:Class', for example with test-time "
+        "adaptation.",
         read=read_predictor,
     )
     every: int = setting(
@@ -613,8 +614,9 @@ class PrivacyConfig:
         None,
         "The path of a file with the public identity keys of all clients, for secure aggregation. "
         "Clients then sign the list of participants of each round, and take part only if all "
-        "others have signed it, so that the server cannot put keys of its own in between. If the "
-        "file does not exist, a simulation makes it with new keys. By default nothing is signed.",
+        "others have signed it, so that the server cannot replace their keys by its own keys. If "
+        "the file does not exist, a simulation makes it with new keys. By default nothing is "
+        "signed.",
     )
     reveal_seeds: bool = setting(
         True,
@@ -815,9 +817,9 @@ class Config:
     )
     target_accuracy: float | None = setting(
         None,
-        "A test accuracy, for example 0.95. The result reports how many bytes were sent before "
-        "this accuracy was first reached. With validation images it is a validation accuracy. "
-        "By default nothing is reported.",
+        "A test accuracy, for example 0.95, or a validation accuracy if the run has validation "
+        "images. The result reports how many bytes were sent before this accuracy was first "
+        "reached. By default nothing is reported.",
         "(0, 1]",
     )
     seed: int = setting(
