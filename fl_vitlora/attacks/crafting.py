@@ -13,8 +13,10 @@ probability of this class. The factor is exponential in a projection s(x) of the
     log p(x) = κ·(s(x) - level) - `DEPTH` - log(L - 1),    s(x) = Σᵢ dᵢₖ·(u·xᵢ).
 
 So the image with the largest s(x) outweighs all other images of the client by a factor of
-exp(κ·gap), whichever step it is in. The update of the patch embedding is then Σᵢ dᵢ·xᵢᵀ of this one
-image, times an unknown number that follows from the bias. Least squares give all its patches xᵢ.
+exp(κ·gap), where gap is the difference between the two largest projections. This holds in whichever
+training step the client uses the image. The update of the patch embedding is then Σᵢ dᵢ·xᵢᵀ of this
+one image, times a number that follows from the change of the bias. Least squares give all patches
+xᵢ of the image.
 
 An optimiser of the Adam family divides gradients by their size plus 10⁻⁸. Gradients far below 10⁻⁸
 are divided by 10⁻⁸ alone, so that the step is proportional to the gradient, as in plain descent.
