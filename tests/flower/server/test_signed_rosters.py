@@ -131,7 +131,7 @@ def other_share(record: Any) -> None:
 
 
 LIES: dict[str, tuple[Callable[[Any], None], str]] = {
-    "a key of the server": (swap_key, "client 0 has not signed it by the key in clients.pub"),
+    "a key of the server": (swap_key, "client 0 has not signed it with the key in clients.pub"),
     "signatures of others": (swap_signatures, "client 1 has not signed it"),
     "no signatures": (drop_signatures, "client 0 has not signed it"),
     "fewer clients": (fewer, "expected at least 3 clients"),
