@@ -96,7 +96,7 @@ def _check_roster(secret: Secret, roster: Roster, pins: Pins, least: int) -> Non
     if strangers := sorted(roster.clients - pins.keys.keys()):
         raise _refusal(roster, f"client {strangers[0]} has no key in {pins.source}")
     if roster.of(secret.client).key != secret.public:
-        raise _refusal(roster, "its public key for this client is not the client's own key")
+        raise _refusal(roster, "it lists a public key for this client that is not its own")
     if secret.roster is not None and roster.round <= secret.roster.round:
         raise _refusal(
             roster, f"expected a round after {secret.roster.round}, the last round of this client"
