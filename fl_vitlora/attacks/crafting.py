@@ -131,7 +131,7 @@ def crafted(
 
     Args:
         start: The exchanged tensors of an honest model, with all of `NAMES`.
-        known: How the features depend on the tokens.
+        known: The dependence of the features on the tokens.
         absent: The number of a class that the client does not have.
         kernel: The kernel u of the projection, (D,).
         slope: The slope κ. With 0 all images have the same weight, and the update is their mean.
@@ -156,7 +156,7 @@ def read(delta: State, known: Sensitivity) -> tuple[Tensor, float]:
 
     Args:
         delta: The change of the tensors.
-        known: How the features depend on the tokens.
+        known: The dependence of the features on the tokens.
 
     Returns:
         The patches as the model reads them, float64 (N, D), and the number by which they were

@@ -105,7 +105,7 @@ def read(
     """Returns the update in the masked words of the victim.
 
     Args:
-        view: What the hostile server has.
+        view: The view of the hostile server.
         roster: The roster by which the victim masked its update.
         words: The masked words (W,); None if the victim has sent none.
         seeds: The seeds that the victim shares with the others, by client.

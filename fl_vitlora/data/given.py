@@ -133,7 +133,7 @@ class _Split:
     """The items of one split. All items are read once when this object is made.
 
     Args:
-        items: What the program handed in.
+        items: The items that the program handed in.
         where: The name of the split, for messages.
         names: The names of the classes that the program gave, or None.
         look: The settings for the conversion of images.

@@ -43,7 +43,7 @@ class GivenShard:
 
     Attributes:
         path: The path of the file.
-        described: How the images are encrypted.
+        described: The description of how the images are encrypted.
         key: The id of the secret with which the images are encrypted; "" if they are plain.
         class_names: The names of the classes, in the order of this shard's labels.
         labels: The label of each image, int64 (n,).

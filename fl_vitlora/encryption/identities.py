@@ -143,8 +143,8 @@ def open_identities(pins: Path, private: Path) -> Identities:
         private: The file with one or more private keys.
 
     Raises:
-        UserError: If a file cannot be used, other users can read the private keys, or a private key
-            is not that of a client whose public key is pinned.
+        UserError: If a file cannot be used, other users can read the private keys, or if a private
+            key does not belong to the pinned public key of its client.
     """
     found, known = _read(private, "identity"), open_pins(pins)
     if os.name == "posix" and stat.S_IMODE(private.stat().st_mode) & 0o077:
