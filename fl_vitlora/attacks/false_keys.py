@@ -5,9 +5,10 @@ public keys of the server's making. Then the server knows every seed of the vict
 remove the mask exactly. The server can send such a false roster to every client, read all updates,
 and add them up itself. The sum is right, so nobody notices the attack.
 
-If clients sign rosters by pinned identity keys (``privacy.client_keys``), the server needs the
-signatures of the others for the false roster. It tries what it has: no signatures, the signatures
-of the others for the true roster, and signatures by identities of its own.
+If clients sign rosters with pinned identity keys (``privacy.client_keys``), the server needs the
+signatures of the others for the false roster. It tries the signatures that it can have: no
+signatures, the signatures of the others for the true roster, and signatures by identities of its
+own.
 """
 
 from __future__ import annotations

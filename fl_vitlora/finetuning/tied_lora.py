@@ -49,7 +49,7 @@ class TiedLinear(LoRALinear):
     """A linear layer with LoRA, which may use the pairs of the same layer in an earlier block."""
 
     def join(self, model: nn.Module, block: int, path: str) -> None:
-        """Tells this layer where it finds the ties and the layers of other blocks.
+        """Tells this layer where the ties and the layers of other blocks are.
 
         Args:
             model: The model with the control tensor `TIES`.
