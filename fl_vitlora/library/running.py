@@ -51,10 +51,8 @@ def run(
         settings: Single settings by their dotted paths, which replace those of `config`.
         train: The caller's own training images, in a form that `data.given` describes.
         test: The caller's own test images; None to test on a share of `train`.
-        class_names: The names of the classes, in the order of the labels. By default the names come
-            from `train`.
-        model: The caller's own pre-trained model (`models.own_model`). The head of this model is
-            not used.
+        class_names: The names of the classes by label; by default those of `train`.
+        model: The caller's own pre-trained model, without its head; see `models.own_model`.
         init_from: A finished run, or its folder, whose trained model is the start of this run.
         strategy: The strategy, if it is not the one that the settings name.
         callbacks: Objects that follow the run; see `library.callbacks`.
