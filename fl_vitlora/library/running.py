@@ -52,7 +52,7 @@ def run(
         train: The caller's own training images, in a form that `data.given` describes.
         test: The caller's own test images; None to test on a share of `train`.
         class_names: The names of the classes by label; by default those of `train`.
-        model: The caller's own pre-trained model, without its head; see `models.own_model`.
+        model: The caller's own pre-trained model, whose head is not used; see `models.own_model`.
         init_from: A finished run, or its folder, whose trained model is the start of this run.
         strategy: The strategy, if it is not the one that the settings name.
         callbacks: Objects that follow the run; see `library.callbacks`.
