@@ -6,8 +6,9 @@ The values are drawn like those of an update: normally distributed within a tens
 scale for each tensor. Times are medians on one thread, and include the format of the message.
 Sending means compressing and writing, and with error feedback also decoding what was sent.
 Receiving means reading and decoding. The last lines compare these times with the training of one
-client of the default job for one round in the same process. They count both ends of the uplink and
-both ends of the downlink for a single update, as if no work were shared between clients.
+client of the default job for one round in the same process. The times of a codec count both ends of
+the uplink and both ends of the downlink for a single update, as if no work were shared between
+clients.
 """
 
 from __future__ import annotations

@@ -4,10 +4,11 @@ A SuperLink and two SuperNodes run a small version of the default job, without T
 reaches the SuperLink through a proxy that counts the bytes of every HTTP request and response by
 its path. The run's ledger counts the objects of messages; all other bytes are Flower's own.
 
-The two numbers for a message are those of `fl_vitlora.communication.carrier`. They count the
-requests that a message causes: their lines and headers with the node's signature, ids of objects,
-and confirmations. Heartbeats, and requests that find nothing to fetch, depend on time and not on
-messages; they are listed separately. So are downloads that a node makes once (the run, the app).
+The two numbers for a message are those of `fl_vitlora.communication.carrier`. These numbers count
+the requests that a message causes: their lines and headers with the node's signature, ids of
+objects, and confirmations. Heartbeats, and requests that find nothing to fetch, depend on time and
+not on messages. Downloads of the run and of the app happen once for each node. The program lists
+these requests and downloads separately.
 
     python benchmarks/flower_traffic.py
 """

@@ -1,13 +1,13 @@
-"""The part of its key that a trained model reveals to an attacker with models of its own.
+"""Measures how much of its key a trained model reveals to an attacker with models of its own.
 
 python benchmarks/key_from_model.py --runs ENCRYPTED_RUN [...] --plain PLAIN_RUN [...]
 
-The attacker sees the patch embedding of a run on encrypted images, and knows the public model. It
-has trained its own models on plain images of the same kind (the plain runs). It matches the columns
-of the patch embeddings, or of their changes in training, one to one by the absolute value of their
-cosine (Hungarian method). The program prints the share of entries of a block whose origin is found,
-and the share whose place within the block is found, in any channel. It prints the chance level for
-both. The true key comes from the owner's key ring.
+The attacker sees the patch embedding of a run on encrypted images, and knows the public model. The
+attacker has also trained models on plain images of the same kind (the plain runs). The attack
+matches the columns of the patch embeddings, or of their changes in training, one to one by the
+absolute value of their cosine (Hungarian method). The program prints the share of entries of a
+block whose origin is found, and the share whose place within the block is found, in any channel.
+The program also prints both shares by chance. The true key comes from the owner's key ring.
 """
 
 from __future__ import annotations

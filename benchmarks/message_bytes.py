@@ -1,7 +1,7 @@
 """Number of bytes of a message for each method, measured on real messages of a real model.
 
-The saving is that of a single round: the bytes of both messages of full fine-tuning over the bytes
-of both messages of the method.
+The saving is that of a single round: the bytes of both messages of full fine-tuning, divided by the
+bytes of both messages of the method.
 
     python benchmarks/message_bytes.py
 """

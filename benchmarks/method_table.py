@@ -1,9 +1,10 @@
 """One row for each fine-tuning method: what it trains and sends, and what averaging does to it.
 
 Nothing is trained. The model is the bundled one with random weights and the head of ten classes;
-the low-rank matrices have rank 4 on q and v, unless other settings are given. The gap is the
-distance of the averaged tensors' weights from the average of the weights of two clients with random
-tensors, as a share of how far the weights are from the pre-trained ones.
+the low-rank matrices have rank 4 on q and v, unless other settings are given. The gap compares two
+clients with random tensors: it is the distance between the weights of the averaged tensors and the
+average of the clients' weights, divided by the distance between this average and the pre-trained
+weights.
 
 python -m benchmarks.method_table
 """

@@ -1,4 +1,4 @@
-"""Measures how long an owner needs to encrypt its images, and how much memory.
+"""Measures how much time and memory an owner needs to encrypt its images.
 
 The images are made up: JPEG files of 256 × 256 pixels with smooth colours and noise. They are
 encrypted with `fl-vitlora encrypt` to 224 × 224 pixels in a process of its own.

@@ -1,10 +1,10 @@
-"""How far tuners of peft move a layer when they are trained with the learning rate of LoRA.
+"""Measures how far tuners of peft move a layer, if trained with the learning rate of LoRA.
 
 A client trains the bundled ViT on 72 plain digits, as in a round of the default job, with the
 learning rate 2e-2. The table has the distance of the outputs of the first adapted layer from their
 start, as a share of the norm of the outputs: after the first step that moves the tuner, and after
-the round. The head is zero at the start, so the first step moves only the head. A tuner that moves
-the outputs by several times their size has a rate that is too high for it.
+the round. The head is zero at the start, so the first step moves only the head. If a tuner moves
+the outputs by several times their size, the learning rate is too high for this tuner.
 
     python benchmarks/peft_steps.py
     python benchmarks/peft_steps.py WAVEFT LORA

@@ -1,8 +1,8 @@
 """All tuners of the installed peft: which fit the bundled ViT, and why others do not.
 
-A tuner works if it keeps every rule of `--check-method`. The numbers trained are those of the
-method without the head, on vit_letters_16, on the layer `qkv` of every block. The output is the
-table of docs/peft.md. It takes some minutes.
+A tuner works if it keeps every rule of `--check-method`. The column "numbers trained" counts the
+numbers that the method trains without the head, for vit_letters_16 and the layer `qkv` of every
+block. The output is the table of docs/peft.md. The program takes some minutes.
 
     python benchmarks/peft_tuners.py
     python benchmarks/peft_tuners.py HRA OFT

@@ -1,8 +1,8 @@
 """The picture of the README: plain and encrypted digits, and accuracy over the megabytes sent.
 
 The curves come from the four runs of a comparison: LoRA with the patch embedding and full
-fine-tuning, each on plain and on encrypted images, with the settings of the main job. Runs that the
-folder does not hold yet are made first.
+fine-tuning, each on plain and on encrypted images, with the settings of the default job. Runs that
+the folder does not have yet are made first.
 
 python -m benchmarks.picture --out docs/picture.png
 """

@@ -1,7 +1,7 @@
 """SCAFFOLD: each local step is corrected towards the mean direction of all clients.
 
     client  w ← w - η·g + η·(d - dₖ) in every step;  dₖ⁺ = dₖ - d + Δₖ / (steps·η);  sends dₖ⁺ - dₖ
-    server  w ← w + server_rate·Σ pₖ·Δₖ;  d = Σ nₖ·dₖ / Σ nₖ over all N clients, in the round or not
+    server  w ← w + server_rate·Σ pₖ·Δₖ;  d = Σ nₖ·dₖ / Σ nₖ over all N clients of the run
 
 w are the weights, g is the step direction of the optimiser, and η is the learning rate. Δₖ is the
 change of w by the training of client k, and dₖ⁺ is the new value of dₖ. dₖ is the mean change of w

@@ -5,7 +5,7 @@ python -m benchmarks.attacks pairs         from n pairs of a known digit and its
 python -m benchmarks.attacks embedding     from the aggregated patch embedding of trained models
 python -m benchmarks.attacks uploads       from the updates of one client, if each has its own key
 python -m benchmarks.attacks blocks        from the scrambled blocks of single natural images
-python -m benchmarks.attacks image         labels read from images that have a key each
+python -m benchmarks.attacks image         labels read from images, each with its own key
 
 The program prints the mean over keys ± the standard deviation, in percent. Every key is newly
 drawn, so the numbers differ a little from run to run.

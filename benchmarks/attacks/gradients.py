@@ -1,4 +1,4 @@
-"""How much of single images the attack `gradient_matching` reconstructs from one update.
+"""Measures how much of single images the attack `gradient_matching` finds in one update.
 
 python -m benchmarks.attacks.gradients --cases "1 image" int4 --trials 3
 
@@ -6,8 +6,8 @@ Every trial draws a new key and other digits. In a first round, eight clients ta
 descent on one image each, and their updates are averaged, so that the head is not zero. In the
 second round the server attacks the update of one client. In the case "trained" the first round is
 instead an epoch with the default settings on 200 images. The program prints one row for each case,
-with means over the trials. In brackets is what other digits of the same class find under the same
-key. Nothing is downloaded.
+with means over the trials. The number in brackets is the figure by chance: that of other digits of
+the same class under the same key. Nothing is downloaded.
 """
 
 from __future__ import annotations

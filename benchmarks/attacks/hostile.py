@@ -1,11 +1,12 @@
-"""A hostile server against one client of the default job, without a guard and with one.
+"""Lets a hostile server attack one client of the default job, without and with a guard.
 
 python -m benchmarks.attacks.hostile                  one, eight and sixty images of the client
 python -m benchmarks.attacks.hostile --images 8 --set training.optimizer=sgd
 
-The client's own code answers every message on its own encrypted digits, of which none is a 3. Ray
-is not started. Each trial draws a new key, so the numbers differ a little from run to run. With a
-guard, the server goes on with messages that the guard accepts, in the last round.
+The real code of a client answers every message, with the client's own encrypted digits. None of
+these digits is a 3. Ray is not started. Each trial draws a new key, so the numbers differ a little
+from run to run. If the client has a guard, the server sends messages that the guard accepts, for
+the last round.
 """
 
 from __future__ import annotations

@@ -18,13 +18,13 @@ KNOWN, ATTACKED = 30, 4  # pieces
 
 
 def pieces(photograph: Tensor, count: int, side: int, seed: int) -> Tensor:
-    """Cuts random squares of twice the side, and halves them.
+    """Cuts random squares with twice the given side, and halves their size.
 
     Args:
         photograph: A photograph, uint8 (C, H, W).
         count: The number n of pieces.
         side: The side of a piece in pixels.
-        seed: The seed of their places.
+        seed: The seed of the places of the pieces.
 
     Returns:
         The pieces, uint8 (n, C, side, side).

@@ -59,7 +59,8 @@ def from_ciphertext(counts: list[int], seed: int) -> dict[int, Shares]:
 
     The seed divides the training images into two halves. The attacker knows one half in plain, and
     gets ciphertext of the other half. The key that is found decrypts the encrypted test images.
-    Their labels are those of their nearest neighbours among the plain images.
+    Each decrypted test image gets the label of its nearest neighbour among the plain images that
+    the attacker knows.
 
     Args:
         counts: Numbers n of ciphertexts to try.
@@ -130,7 +131,7 @@ def from_embedding(
         settings: Settings that differ from the default job.
         rounds: Rounds after which the attack is tried.
         seed: Seed of the run.
-        engine: The engine that keeps Ray up.
+        engine: The engine that keeps Ray running.
 
     Returns:
         For each round, the shares of the key that are found in two ways. The first uses the changes
@@ -168,7 +169,7 @@ def from_uploads(rounds: list[int], seed: int, engine: Engine) -> dict[int, Shar
 
 
 def of_embedding(guess: Mapping[str, Tensor], truth: Mapping[str, Tensor], name: str) -> Shares:
-    """Returns the right shares of a guess, except for the common sign and mirror images."""
+    """Returns the shares of a guess that are right, up to the common sign and mirror images."""
     return {
         f"mask, {name}": measures.share_of_mask(guess, truth, up_to_all=True),
         f"places, {name}": measures.share_of_places(guess, truth, BLOCK, up_to_mirrored=True),

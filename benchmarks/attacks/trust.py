@@ -4,10 +4,10 @@ python -m benchmarks.attacks.trust                        all rows, their audits
 python -m benchmarks.attacks.trust --rows shared image    some rows; the others stay as they are
 python -m benchmarks.attacks.trust --seconds shared       how long each attack took
 
-A row is a configuration in configs/trust/. Each is run with the seeds, and the run of the first
-seed is audited twice: by `--attack RUN`, and by `crafted_embedding` with `--images 1`, which
-`--attack RUN` alone does not carry out. What is in the folder already is not made again. The table
-is written into the page between its two marks.
+A row is a configuration in configs/trust/. Each configuration is run with every seed. The run of
+the first seed is audited twice: by `--attack RUN`, and by `crafted_embedding` with `--images 1`,
+which `--attack RUN` alone does not carry out. Runs and audits that the folder already has are not
+repeated. The table is written into the page between its two marks.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ NOTHING, HOSTILE = "–", "hostile server"
 
 
 def main() -> None:
-    """Makes what is missing, and writes the table."""
+    """Makes the runs and audits that are missing, and writes the table."""
     names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.attacks.trust",
@@ -91,7 +91,7 @@ def main() -> None:
 def make(
     folder: Path, name: str, seed: int, engine: Engine, *, audited: bool, crafted: bool
 ) -> None:
-    """Runs a configuration and audits the run, unless that has been done.
+    """Runs a configuration and audits the run, unless the folder already has both.
 
     Args:
         folder: The folder for the runs.
@@ -155,7 +155,7 @@ def audit_of(folder: Path, name: str, seed: int) -> list[dict[str, Any]]:
 
 
 class Worst(NamedTuple):
-    """The worst figure of an adversary: that with the largest gain of all of its attacks.
+    """The worst figure of an adversary: the figure with the largest gain over all its attacks.
 
     Attributes:
         gain: The gain.
@@ -216,7 +216,7 @@ def row(folder: Path, name: str, seeds: Sequence[int]) -> str:
 
 
 def accuracy(folder: Path, name: str, seeds: Sequence[int]) -> str:
-    """Returns the mean accuracy of the final model in percent, over the seeds that are there."""
+    """Returns the mean accuracy of the final model in percent, over the seeds that were run."""
     paths = [place(folder, name, seed) / "result.json" for seed in seeds]
     found = [100 * json.loads(p.read_text("utf-8"))["accuracy"] for p in paths if p.exists()]
     spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
@@ -233,13 +233,13 @@ def head(seeds: Sequence[int]) -> list[str]:
 
 
 def ordered(names: Sequence[str]) -> list[str]:
-    """Returns the rows in the order of the table: by what has the key, the plain images first."""
+    """Returns the rows in the order of the table: by scope of the key, plain images first."""
     first = ("plain", "shared", "client", "image")
     return sorted(names, key=lambda name: (first.index(name.split("_")[0]), name))
 
 
 def put_between(text: str, table: str) -> str:
-    r"""Replaces what stands between the two marks of a page.
+    r"""Replaces the text between the two marks of a page.
 
     Example:
         >>> put_between(f"a\n{BEGIN}\nold\n{END}\nb", "new").splitlines()[1:4]

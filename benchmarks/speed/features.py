@@ -7,8 +7,9 @@ All runs are the default job, or the job of `--config`, with another method, on 
 take turns, so that other load on the machine affects all of them. The time of a round is the median
 over all rounds but the first, in which the clients compute their features. Processor seconds are
 the time that all processes together computed in a round: the mean of a run from its second round to
-the last, and the median over the runs. Other load changes them less. Both shares are shares of
-LoRA's time.
+the last, and the median over the runs. Other load on the machine changes processor seconds less
+than the time of a round. Each column "of LoRA" shows the column before it as a share of LoRA's
+value.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ CONTENDERS = {
 
 
 class ProcessorClock:
-    """An observer that reads in each round how long all processes have computed.
+    """An observer that reads in each round how much processor time all processes have used.
 
     Attributes:
         read: The processor seconds since the processes began, after the clients of each round have

@@ -1,8 +1,8 @@
 """Puts scrambled blocks back in order, one image at a time, as a jigsaw puzzle.
 
 Each image is solved by itself (`key_search.jigsaw`), so a key for every image does not prevent the
-attack. The attack breaks block scrambling alone: it needs blocks whose pixels are not encrypted.
-Other steps change the pixels inside a block, and leave no edges that continue each other.
+attack. The attack works only if block scrambling is the only step. Any other step changes the
+pixels inside the blocks, so that the edges of neighbouring blocks no longer continue each other.
 
 Source: Chuman & Kiya (arXiv 2211.02369), who also attack steps that change the inside of blocks.
 
@@ -63,7 +63,7 @@ class BlockJigsaw(Attack[WorkerView | ThiefView, Ordered]):
             return view.sealed or "the blocks are not scrambled"
         if len(public.images) < FEWEST_KNOWN:
             known = len(public.images)
-            return f"it needs {FEWEST_KNOWN} plain images of the kind, and {known} are at hand"
+            return f"it needs {FEWEST_KNOWN} plain images of the same kind, and {known} are at hand"
         if not FEWEST_BLOCKS <= public.cipher.geometry.blocks <= MOST_BLOCKS:
             return f"the search takes images of {FEWEST_BLOCKS} to {MOST_BLOCKS} blocks"
         return ""

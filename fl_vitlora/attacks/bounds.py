@@ -32,8 +32,8 @@ def check_bounds(bounds: Sequence[Bound], attacks: Mapping[str, Attack[Any, Any]
             raise unknown(where, bound.adversary, adversaries)
         if bound.figure != VERDICT and not attack.figures:
             raise UserError(
-                f"{FLAG} {bound.text!r}: {bound.attack} declares no `figures`, so a wrong name "
-                "could not be found; let its class declare its `figures`"
+                f"{FLAG} {bound.text!r}: {bound.attack} declares no `figures`, so a misspelt "
+                "figure would go unnoticed; add the tuple `figures` to the class of the attack"
             )
         if bound.figure not in (VERDICT, *attack.figures):
             where = f"figure of {bound.attack} in {FLAG} {bound.text!r}:"

@@ -2,11 +2,12 @@
 
 The gradient of the head's bias of class c is the mean of softmax_c - onehot_c over the images of a
 client. So the bias of class c rises if the client has images of this class, and falls otherwise.
-How far it moves depends on the model, which is the same for all clients of a round. Therefore the
-change of a class is compared with its mean over all clients of the round, in standard deviations.
-The sum over all rounds is the score of a pair of client and class. The weight of class c moves in a
-similar way, along the features of images. Therefore the change of the weight along the mean change
-of all clients is used as well.
+How far a bias moves depends on the model, which is the same for all clients of a round. Therefore a
+client's change of a bias is compared with the mean over all clients of the round, in standard
+deviations. The sum over all rounds is the score of a pair of client and class. The row of the
+head's weight for class c moves in a similar way: towards the features of the images of this class.
+Therefore the attack also uses how far each client moved this row in the direction of the mean
+change of all clients.
 
 This is property inference in the sense of Melis et al., S&P 2019. Unlike this attack,
 `label_counts` uses only the first update of a client, and counts images.

@@ -1,8 +1,8 @@
 """The time budget of an attack.
 
-No attack is interrupted from outside. Between two of its steps, an attack asks its clock if time is
-left, and the clock raises an error when the budget is spent. So a guess is either complete or
-missing, and the speed of the machine changes no figure.
+No attack is interrupted from outside. Between its steps an attack asks its clock whether time is
+left. If the budget is spent, the clock raises an error. So a guess is either complete or missing,
+and the speed of the machine changes no figure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class OutOfTimeError(Exception):
 
 @dataclass(frozen=True)
 class Clock:
-    """A clock that an attack asks if it may go on.
+    """A clock that an attack asks whether it may continue.
 
     Attributes:
         ends: When the budget is spent, in seconds of `time.monotonic`.

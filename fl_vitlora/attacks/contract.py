@@ -24,8 +24,8 @@ This complete attack guesses which class is the most common one of each client:
     ...         share = 100 * sum(map(bool, right)) / len(right)
     ...         return [Figure(name="clients whose class is found", value=share, ceiling=100)]
 
-An attack that takes long calls ``view.clock.check()`` between two steps, so that its time budget
-can end it.
+A long attack must call ``view.clock.check()`` between its steps, so that the time budget can end
+the attack.
 
 An attack of your own is named by its module and class: ``--only package.module:Class``. An attack
 of this project has a line in the table `fl_vitlora.config.attack_names`. `testing.attack` checks if

@@ -2,12 +2,12 @@
 
 The server sends the following messages to one client, in place of the model:
 
-1. An honest model of which only the bias of the head is trained. The client does not have the
-   class whose bias falls the most.
+1. An honest model of which only the bias of the head is trained. The class whose bias falls the
+   most in the answer is a class that the client does not have.
 2. A crafted model that lets all images through (`crafting`). The answer is the mean image.
 3. Crafted models that let one image through. The projection decides which image it is. For each
-   image the server sends at least three models, each with a steeper gate than the one before. From
-   the answer to one model follows the level at which the next model lets images through.
+   image the server sends at least three models, each with a steeper gate than the model before. The
+   answer to one model determines the level at which the next model lets images through.
 
 Each message takes a round. No message has frozen weights, because clients load them by themselves.
 If a client refuses a message (`flower.client.guard`), the server goes on with messages that the
@@ -113,7 +113,7 @@ class CraftedEmbedding(Attack[HostileServerView, Stolen]):
             return "only the client can transform the patch embedding that it sends"
         patches = view.public.cipher.geometry.blocks
         width = len(start[WEIGHT])
-        return "" if patches < width else f"{patches} patches are more than the width {width}"
+        return "" if patches < width else f"the {patches} patches exceed the model's width {width}"
 
     def guess(self, view: HostileServerView) -> Stolen:
         """Asks the client for its mean image, and then for single images."""
@@ -134,7 +134,7 @@ class CraftedEmbedding(Attack[HostileServerView, Stolen]):
     def score(self, guess: Stolen, truth: Truth) -> Sequence[Figure]:
         """Compares each answer with all images of the client.
 
-        The error of another image under the same key is stated, too; it is the figure by chance.
+        The figure by chance is the error of another image under the same key.
         """
         owned = truth.owned[guess.client]
         own = _blocks(owned.plain if guess.plain else owned.ciphertext, guess.patch_size)
@@ -207,10 +207,11 @@ class Conversation:
         return patches
 
     def _let_through(self, absent: int, kernel: Tensor, *, slope: float, level: float) -> Tensor:
-        """Returns what one model lets through, at a level at which the update is proportional.
+        """Returns the patches that one model lets through, at a suitable level of the gate.
 
-        If the gate is so wide open that the optimiser takes its longest steps, the level is raised.
-        If nothing comes through, the level is lowered.
+        If so much comes through that the optimiser takes its longest steps, the update is not
+        proportional to the gradient; the level is then raised. If nothing comes through, the level
+        is lowered.
         """
         settings = self.view.public.settings.training
         longest = LINEAR * self.view.public.rates[0] * settings.patch_embed_rate

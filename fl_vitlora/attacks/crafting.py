@@ -13,8 +13,10 @@ probability of this class. The factor is exponential in a projection s(x) of the
     log p(x) = κ·(s(x) - level) - `DEPTH` - log(L - 1),    s(x) = Σᵢ dᵢₖ·(u·xᵢ).
 
 So the image with the largest s(x) outweighs all other images of the client by a factor of
-exp(κ·gap), whichever step it is in. The update of the patch embedding is then Σᵢ dᵢ·xᵢᵀ of this one
-image, times an unknown number that follows from the bias. Least squares give all its patches xᵢ.
+exp(κ·gap), where gap is the difference between the two largest projections. This holds in whichever
+training step the client uses the image. The update of the patch embedding is then Σᵢ dᵢ·xᵢᵀ of this
+one image, times a number that follows from the change of the bias. Least squares give all patches
+xᵢ of the image.
 
 An optimiser of the Adam family divides gradients by their size plus 10⁻⁸. Gradients far below 10⁻⁸
 are divided by 10⁻⁸ alone, so that the step is proportional to the gradient, as in plain descent.
@@ -129,7 +131,7 @@ def crafted(
 
     Args:
         start: The exchanged tensors of an honest model, with all of `NAMES`.
-        known: How the features depend on the tokens.
+        known: The dependence of the features on the tokens.
         absent: The number of a class that the client does not have.
         kernel: The kernel u of the projection, (D,).
         slope: The slope κ. With 0 all images have the same weight, and the update is their mean.
@@ -154,7 +156,7 @@ def read(delta: State, known: Sensitivity) -> tuple[Tensor, float]:
 
     Args:
         delta: The change of the tensors.
-        known: How the features depend on the tokens.
+        known: The dependence of the features on the tokens.
 
     Returns:
         The patches as the model reads them, float64 (N, D), and the number by which they were

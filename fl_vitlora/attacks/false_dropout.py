@@ -1,8 +1,9 @@
-"""A hostile server says of a client that it dropped out of a secure sum, while it has its vector.
+"""A hostile server claims that a client whose vector arrived dropped out of a secure sum.
 
 All public keys are the true ones, and all signatures are genuine. The server lets three clients
-mask their updates. Then it asks two of them for the seeds that they share with the third, as it
-does when a client has dropped out. With these seeds it removes the mask of the third client.
+mask their updates. Then it asks two of them for the seeds that they share with the third client. An
+honest server sends this request only if the third client has dropped out. With these seeds it
+removes the mask of the third client.
 
 Signed rosters do not prevent this. Clients with ``privacy.reveal_seeds=false`` do: they reveal no
 seed, and a round with a client that really dropped out fails.
@@ -31,7 +32,7 @@ class FalseDropout(Unmasking):
     goal = "The update of one client in a secure sum, by the seeds of the other clients."
 
     def guess(self, view: HostileServerView) -> Read:
-        """Lets a sum take place, and asks the others for the seeds that they share."""
+        """Starts a sum, and asks the other clients for the seeds they share with the victim."""
         clients, victim = view.sum_clients(), view.client
         members = members_of(view, list(clients))
         roster = roster_of(view, {client: clients[client].key() for client in members})

@@ -1,13 +1,14 @@
-"""A hostile server puts public keys of its own between the clients of a secure sum.
+"""A hostile server replaces the public keys in the roster of a secure sum by its own keys.
 
 To one client, the victim, the server sends a roster with the victim's own key and, for all others,
-public keys of the server's making. Then the server knows every seed of the victim, and so its mask.
-The masked update becomes readable, exactly. The server can do this to all clients, each with a
-roster of its own, and add up what it has read, so that nobody notices.
+public keys of the server's making. Then the server knows every seed of the victim, and so can
+remove the mask exactly. The server can send such a false roster to every client, read all updates,
+and add them up itself. The sum is right, so nobody notices the attack.
 
-If clients sign rosters by pinned identity keys (``privacy.client_keys``), the server needs the
-signatures of the others for the false roster. It tries what it has: no signatures, the signatures
-of the others for the true roster, and signatures by identities of its own.
+If clients sign rosters with pinned identity keys (``privacy.client_keys``), the server needs the
+signatures of the others for the false roster. It tries the signatures that it can have: no
+signatures, the signatures of the others for the true roster, and signatures by identities of its
+own.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ from fl_vitlora.privacy.secure_sum import Roster, Secret, pair_seed
 class FalseKeys(Unmasking):
     """The attack on one client of a secure sum."""
 
-    goal = "The update of one client in a secure sum, by public keys of the server's own."
+    goal = "The update of one client in a secure sum, by public keys that the server made."
 
     def guess(self, view: HostileServerView) -> Read:
-        """Sends the victim false rosters until it masks its update by one."""
+        """Sends the victim false rosters until the victim masks its update by one of them."""
         clients = view.sum_clients()
         members = members_of(view, list(clients))
         keys = {client: clients[client].key() for client in members}
@@ -55,7 +56,7 @@ class FalseKeys(Unmasking):
 
 
 def _secret(client: int) -> Secret:
-    """Returns a key pair of the server's making, with which it takes the place of a client."""
+    """Returns a key pair that the server makes, to take the place of a client."""
     return Secret(client=client, private=hashlib.sha256(f"false key {client}".encode()).digest())
 
 

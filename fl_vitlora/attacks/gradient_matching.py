@@ -82,7 +82,7 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
     """The attack on the update of each client that reveals most about its images.
 
     Attributes:
-        images: The largest number of images that are reconstructed, together for all clients.
+        images: The largest number of images that are reconstructed, for all clients together.
         steps: The largest number of steps of least squares for all clients together. A step counts
             once for every 64 unknowns, and 60 moves of patches count as much as a step. When no
             step is left, a search ends at its present point, and the remaining clients are left
@@ -91,7 +91,7 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
     """
 
     adversaries = (ServerView,)
-    goal = "The images of a client, from the gradient that its update tells."
+    goal = "The images of a client, from the gradient that follows from its update."
     figures = (SIMILARITY, ERROR, *(f"SSIM by {way}" for way in WAYS), NOISE, TRIED)
 
     steps: int = 1000

@@ -2,7 +2,6 @@
 
 The gradient of the patch embedding is a sum over patches, so its columns are correlated like the
 entries of ciphertext (`key_search.from_changes`). The server uses the updates of single clients if
-entries of ciphertext (`key_search.from_changes`). The server uses the updates of single clients if
 it sees them, and the sums of the updates otherwise. An outsider uses the difference between the
 final model and the public model.
 
@@ -64,7 +63,7 @@ class KeyCorrelations(Attack[ServerView | OutsiderView, tuple[Guesses, int]]):
         return found, public.patch_size
 
     def score(self, guess: tuple[Guesses, int], truth: Truth) -> Sequence[Figure]:
-        """Returns the shares of the key that are right, except for one bit and mirror images."""
+        """Returns the shares of the key that are right, up to one common bit and mirror images."""
         return key_figures_up_to_symmetry(guess[0], truth, guess[1])
 
 

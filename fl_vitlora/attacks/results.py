@@ -10,10 +10,10 @@ from typing import Literal
 Verdict = Literal["recovered", "partly", "not", "not applicable", "out of time"]
 WHOLE, PART = 0.95, 0.25
 RULE = (
-    "The gain of a figure is (found - chance) / (best - chance). The verdict is recovered if the "
-    f"gain of every judged figure is at least {100 * WHOLE:.0f} %, partly if the gain of at least "
-    f"one of them is at least {100 * PART:.0f} %, and otherwise not. A figure that is not judged "
-    "has no best value."
+    'The gain of a figure is (found - chance) / (best - chance). The verdict is "recovered" if the '
+    f'gain of every judged figure is at least {100 * WHOLE:.0f} %, "partly" if the gain of one or '
+    f'more judged figures is at least {100 * PART:.0f} %, and otherwise "not". A figure that is '
+    "not judged has no best value."
 )
 
 

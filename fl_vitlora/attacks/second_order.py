@@ -62,7 +62,10 @@ class SecondOrder(Attack[WorkerView | ThiefView, Decrypting]):
             return view.sealed or view.public.no_common_order
         plain = view.public.images
         if len(plain) < FEWEST_KNOWN:
-            return f"it needs {FEWEST_KNOWN} plain images of the kind, and {len(plain)} are at hand"
+            return (
+                f"it needs {FEWEST_KNOWN} plain images of the same kind, and {len(plain)} are at "
+                "hand"
+            )
         values = math.prod(plain.shape[1:]) // (plain.shape[1] if view.public.grey else 1)
         if values > MOST_PIXELS:
             return f"the search takes images of at most {MOST_PIXELS:,} different values"

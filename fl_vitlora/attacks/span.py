@@ -66,7 +66,7 @@ class PatchSpan(Attack[ServerView, Spans]):
     figures = (TOLD, INSIDE, OTHERS, RANK, WHOLE_RANK)
 
     def lacks(self, view: ServerView) -> str:
-        """Returns why the server has no update of a single client with one patch embedding."""
+        """Returns why the server has no update of one client with one kernel for all patches."""
         if reason := view.lacks_single_updates() or view.lacks_patch_embedding():
             return reason
         _, change = next(view.patch_embedding_changes())

@@ -28,9 +28,9 @@ class Owned:
 
     Attributes:
         plain: The plain training images, uint8 (n, C, H, W).
-        ciphertext: The same images as the client's worker has them.
+        ciphertext: The images in `plain`, encrypted as the client's worker has them.
         others: Plain images of the same kind on which no client trains, uint8 (m, C, H, W).
-        others_ciphertext: The same images under the key of the client.
+        others_ciphertext: The images in `others`, encrypted with the key of the client.
         others_labels: The labels of `others`, int64 (m,); empty if they are not known.
     """
 
@@ -58,7 +58,7 @@ class Truth:
         members: A function that returns True for the candidates of a `UserView`, and of an
             `InformedServerView`, on which a client has trained, bool (M,).
         updates: The update that each client sends in round 1, if the server sends the model with
-            which an honest server begins. No mask hides it here.
+            which an honest server begins. The updates have no masks.
     """
 
     keys: Mapping[int, CipherKey] = field(default_factory=dict, repr=False)

@@ -37,9 +37,9 @@ class Read:
 
     Attributes:
         client: The number of the client.
-        delta: The update; numbers of zero where the server has read nothing.
-        step: The distance of two numbers of the fixed point.
-        refused: The share of the clients asked that refused a message.
+        delta: The update; zeros where the server has read nothing.
+        step: The distance between two neighbouring fixed-point numbers.
+        refused: The share of the asked clients that refused a message.
     """
 
     client: int
@@ -60,13 +60,14 @@ class Unmasking(Attack[HostileServerView, Read]):
             return "there are no secure sums; the server sees each update"
         least = max(FEWEST, view.public.settings.min_clients)
         few = len(view.sum_clients()) < least
-        return f"a sum takes {least} clients" if few else ""
+        return f"a secure sum needs {least} clients" if few else ""
 
     def score(self, guess: Read, truth: Truth) -> Sequence[Figure]:
         """Compares the update that was read with the update that the client sent.
 
-        A number is read if it is the client's number to the nearest step of the fixed point. By
-        chance one guesses zeros, which is right for numbers that have not changed.
+        A number counts as read if it differs from the client's number by at most half a fixed-point
+        step. The figure by chance is that of guessing zeros, which is right for numbers that have
+        not changed.
         """
         true = truth.updates[guess.client]
         near = [_near(guess.delta[name], tensor, guess.step) for name, tensor in true.items()]
@@ -94,7 +95,7 @@ def roster_of(view: HostileServerView, keys: dict[int, bytes]) -> Roster:
 
 
 def honest_order(view: HostileServerView) -> Order:
-    """Returns the order of an honest server in round 1."""
+    """Returns the message (the `Order`) that an honest server sends in round 1."""
     return Order(tensors=view.start, round=1, rate=view.public.rates[0])
 
 
@@ -104,11 +105,11 @@ def read(
     """Returns the update in the masked words of the victim.
 
     Args:
-        view: What the hostile server has.
+        view: The view of the hostile server.
         roster: The roster by which the victim masked its update.
         words: The masked words (W,); None if the victim has sent none.
         seeds: The seeds that the victim shares with the others, by client.
-        refused: The share of the clients asked that refused a message.
+        refused: The share of the asked clients that refused a message.
     """
     layout, share = Layout.of(view.start), roster.of(view.client).share
     delta = {name: torch.zeros(shape) for name, shape in layout.shapes}

@@ -75,8 +75,8 @@ class View:
         adversary: The name of the adversary.
         public: The data that every adversary knows.
         reader: The patch reader of the last model that the adversary has; None if it has none.
-        clock: The clock with the time budget of the attack. An attack that takes long calls its
-            method `check` between two steps.
+        clock: The clock with the time budget of the attack. A long attack must call the method
+            `check` of the clock between its steps.
     """
 
     adversary: ClassVar[str]
@@ -139,7 +139,8 @@ class InformedServerView(ServerView):
 
     Attributes:
         model: The public model with the tensors of the fine-tuning method and the patch reader with
-            which the server began; None if the server cannot compute what clients' models answer.
+            which the server began; None if the server cannot compute the outputs of the clients'
+            models.
         images: The candidates as this model reads them, uint8 (M, C, H, W).
         labels: The labels of the candidates, int64 (M,).
         owners: For each candidate, the client that may have trained on it, int64 (M,).
@@ -171,10 +172,10 @@ class Order:
 
 
 class SumClient(Protocol):
-    """A client to whom a hostile server speaks in secure sums.
+    """A client to which a hostile server sends the messages of secure sums.
 
-    The client answers as it answers every server, and remembers what it remembers in a run. If it
-    refuses a message, its reason comes back as a text.
+    The client answers as it answers every server, and has the same memory as in a run. If the
+    client refuses a message, the method returns the client's reason as a text.
     """
 
     def key(self) -> bytes:
@@ -280,7 +281,7 @@ class UserView(View):
     """A user of the final model, who asks it about candidate images and knows their labels.
 
     Attributes:
-        logits: The answers of the model, (M, L). The model reads each candidate under the key of
+        logits: The outputs of the model, (M, L). The model reads each candidate under the key of
             its owner, in the same way as it reads test images of this owner.
         labels: The labels of the candidates, int64 (M,).
     """

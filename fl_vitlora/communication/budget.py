@@ -6,7 +6,7 @@ from fl_vitlora.communication.ledger import Ledger
 
 
 def affords(budget: int | None, ledger: Ledger, server_round: int, *, reserve: int = 0) -> bool:
-    """Returns True if the bytes left are at least as many as the most expensive round has sent.
+    """Returns True if the bytes left are at least as many as the most expensive round so far sent.
 
     The cost of the first round is not known beforehand, so the first round may begin if any bytes
     are left. A round can still cost more than every earlier round. For example, the round may send

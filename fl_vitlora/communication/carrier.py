@@ -10,10 +10,9 @@ tree do not depend on the size of the message:
 
 The bytes added to one message were counted on the connection of SuperNodes (Flower's programs at
 the clients), with Flower 1.41 over HTTP and without TLS, by `benchmarks/flower_traffic.py`. The
-counted messages had three objects, which is the number in a small message. A message above a
-megabyte is cut into more objects, so the estimate for full fine-tuning is a little too low.
-Heartbeats and requests that find no message are not counted, because their number depends on the
-duration of a round.
+counted messages had three objects, as every small message has. A message above a megabyte is cut
+into more objects, so the estimate for full fine-tuning is a little too low. Heartbeats and requests
+that find no message are not counted, because their number depends on the duration of a round.
 """
 
 from __future__ import annotations

@@ -22,10 +22,9 @@ def summarise(ledger: Ledger, link: Link, full: Ledger) -> dict[str, Any]:
     Returns:
         A dictionary with the bytes, transfer times and savings by name. The entry
         `full_fine_tuning_by_round` is a list: the bytes before round 1, then those of each round.
-        `saving` is the number of
-        bytes of full fine-tuning divided by the number of bytes of the run. `saving_with_flower` is
-        the ratio `saving`, but both numbers include the bytes that Flower's transport adds
-        (`carrier`).
+        The entry `saving` is the number of bytes of full fine-tuning divided by the number of bytes
+        of the run. The entry `saving_with_flower` is the same ratio, but both numbers include the
+        bytes that Flower's transport adds (`carrier`).
     """
     total, groups = ledger.total(), ledger.by_group()
     both = (ledger, full)

@@ -9,9 +9,9 @@ The grammar of a bound:
     COMPARISON = > or >= or < or <=
     VALUE      = a number in the unit of the figure, or one of `VERDICTS`
 
-A bound names what must not happen. So it is broken if its comparison is true. For example,
-``second_order/thief.blocks put in their place>50`` is broken if a thief puts more than 50 % of the
-blocks in their place.
+A bound says what must not happen. Therefore a bound is broken if its comparison is true. For
+example, ``second_order/thief.blocks put in their place>50`` is broken if a thief puts more than
+half of the blocks in their place.
 """
 
 from __future__ import annotations

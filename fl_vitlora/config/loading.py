@@ -97,7 +97,7 @@ def nested(settings: Mapping[str, Any], below: Mapping[str, Any] | None = None) 
 
 
 def given_paths(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> frozenset[str]:
-    """Returns the dotted paths of all settings that somebody has written.
+    """Returns the dotted paths of all settings that a file, a program or an override sets.
 
     Args:
         tree: The nested values of a file or a program.

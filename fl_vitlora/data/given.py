@@ -1,10 +1,11 @@
 """Images that a Python program hands in: a data set of torch, a list of pairs, or arrays.
 
-A data set is a map-style data set of torch, or a list, with the items (image, label). Arrays are a
-tuple of all images, (n, H, W), (n, H, W, C) or (n, C, H, W), and n labels. An image is an image of
-Pillow, or an array or a tensor of bytes (uint8) with 1 or 3 channels C. Other numbers are taken
-only if the setting `data.pixel_range` says which values are black and white. A label is a whole
-number or a text. Classes of training and test images are matched by name.
+A data set is a map-style data set of torch, or a list, with the items (image, label). Arrays are
+passed as a tuple of two: the array of all images, (n, H, W), (n, H, W, C) or (n, C, H, W), and the
+array of their n labels. An image is an image of Pillow, or an array or a tensor of bytes (uint8)
+with 1 or 3 channels C. Other numbers are taken only if the setting `data.pixel_range` says which
+values are black and white. A label is a whole number or a text. Classes of training and test images
+are matched by name.
 
 All images are read twice: first for their labels and checksums, and once more when they are
 encrypted. If an image differs the second time, an error is raised.
@@ -91,8 +92,8 @@ def read_given(
         if (first.names is None) != (other.names is None):
             one, two = ("test", "train") if other.names is None else ("train", "test")
             raise UserError(
-                f"{one}: the data set has no class names (attribute classes), but that of {two} "
-                "has; say what the numbers mean: class_names=[...]"
+                f"{one}: the data set has no class names (attribute classes), but the data set "
+                f"{two} has; say what the numbers mean: class_names=[...]"
             )
         labels = match_classes(GIVEN, "test", other.part, part.names)
         if not len(labels):
@@ -106,7 +107,8 @@ def expect_given(config: DataConfig, given: Given | None) -> Given:
     """Returns the images that a program handed in, after a check that the run began with them.
 
     Raises:
-        UserError: If no images were handed in, or others than those with which the run began.
+        UserError: If no images were handed in, or if they are not the images with which the run
+            began.
     """
     if given is None:
         raise UserError(
@@ -131,7 +133,7 @@ class _Split:
     """The items of one split. All items are read once when this object is made.
 
     Args:
-        items: What the program handed in.
+        items: The items that the program handed in.
         where: The name of the split, for messages.
         names: The names of the classes that the program gave, or None.
         look: The settings for the conversion of images.
@@ -267,7 +269,7 @@ def _check_settings(config: DataConfig) -> None:
     """Checks that no setting names another data set.
 
     Raises:
-        UserError: If a setting does.
+        UserError: If a setting names another data set.
     """
     if config.name not in (DIGITS, GIVEN):
         raise UserError(

@@ -53,7 +53,7 @@ def _channels_last(values: NDArray[Any]) -> NDArray[Any]:
     """Returns an array as (H, W, C).
 
     Raises:
-        UserError: If it is not clear which side counts the channels.
+        UserError: If it is not clear which dimension is that of the channels.
     """
     shape = values.shape
     said = f"got the shape {shape}"

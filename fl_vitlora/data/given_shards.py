@@ -43,12 +43,12 @@ class GivenShard:
 
     Attributes:
         path: The path of the file.
-        described: How the images are encrypted.
+        described: The description of how the images are encrypted.
         key: The id of the secret with which the images are encrypted; "" if they are plain.
         class_names: The names of the classes, in the order of this shard's labels.
         labels: The label of each image, int64 (n,).
         seal: The name of the root storage key that seals the file; None if it is not sealed.
-        digest: A digest of the whole content. It does not depend on how the file is sealed.
+        digest: A digest of the whole content, which does not depend on how the file is sealed.
     """
 
     path: Path
@@ -79,7 +79,7 @@ class GivenShards:
     """All shards of a run, made elsewhere.
 
     Attributes:
-        folder: The folder in which they were found.
+        folder: The folder in which the shards were found.
         shards: The shards by their file names.
         clients: The number of clients.
         class_names: The names of the classes, in the order of the run's labels.
@@ -169,7 +169,8 @@ def _find(folder: Path) -> dict[str, Path]:
     """Finds the files with names of shards, except in hidden folders.
 
     Raises:
-        UserError: If there is no such file, two have one name, or a name is written otherwise.
+        UserError: If there is no such file, if two files have the same name, or if a name does not
+            have the form that this program writes.
     """
     if not folder.is_dir():
         raise UserError(f"data.shards {folder}: expected a folder with shards")
@@ -218,7 +219,7 @@ def _count_clients(folder: Path, files: Mapping[str, Path]) -> int:
 
 
 def read_given(path: Path, keys: StorageKeys) -> GivenShard:
-    """Reads a shard to its end, and checks that its name tells whose it is.
+    """Reads a shard to its end, and checks that its file name states its party and part.
 
     Args:
         path: The path of the shard.
@@ -258,7 +259,7 @@ def _check_alike(one: GivenShard, first: GivenShard) -> None:
     """Checks that two shards were made with the same settings.
 
     Raises:
-        UserError: If they were not, or if only one of them is sealed.
+        UserError: If the settings differ, or if only one of the two shards is sealed.
     """
     for (name, value), other in zip(one.settings.items(), first.settings.values(), strict=True):
         if value != other:
@@ -269,13 +270,13 @@ def _check_alike(one: GivenShard, first: GivenShard) -> None:
     if (one.seal is None) != (first.seal is None):
         sealed, bare = (first, one) if one.seal is None else (one, first)
         raise UserError(
-            f"{bare.path} is not sealed (encrypted on disk), but {sealed.path} is; expected the "
-            "same of all shards"
+            f"{bare.path} is not sealed (encrypted on disk), but {sealed.path} is; expected "
+            "either all shards or none to be sealed"
         )
 
 
 def _check_keys(shards: Mapping[str, GivenShard]) -> None:
-    """Checks that parties that share a key have one secret, and that a party has only one.
+    """Checks that parties that share a key have the same secret, and that a party has only one.
 
     Raises:
         UserError: If a shard is encrypted with another secret.

@@ -34,8 +34,8 @@ class Images:
         owners: The number of the client that owns each image, int64 (n,); None if the data set does
             not name clients.
         clients: The name of each client, in the order of the numbers in `owners`.
-        names: A function that takes positions and returns the names of the images at them, such as
-            the paths of their files; None if they have no names.
+        names: A function that takes positions and returns the names of the images at these
+            positions, such as the paths of their files; None if the images have no names.
     """
 
     labels: Indices
@@ -63,7 +63,7 @@ class Images:
         )
 
     def _names_at(self, positions: Indices) -> Callable[[Indices], Sequence[str]] | None:
-        """Returns a function that takes positions among those given, and returns names."""
+        """Returns a function from positions within `positions` to the names of these images."""
         names = self.names
         return None if names is None else lambda inner: names(positions[inner])
 

@@ -104,7 +104,7 @@ def names_of_files(images: Images, positions: Indices, root: Path, part: str) ->
 
 
 def _below(root: Path, name: str) -> PurePosixPath | None:
-    """Returns the path of a file below a folder; None if it is not the path of a file there."""
+    """Returns the path of a file relative to a folder; None if the folder has no such file."""
     path = Path(os.path.normpath(name)) if name else root
     start = Path(os.path.normpath(root))
     if path == start or not path.is_relative_to(start) or not path.is_file():

@@ -31,11 +31,11 @@ WIDTH = 8  # bytes of a label
 
 @dataclass(frozen=True, kw_only=True)
 class ShardContent:
-    """What a shard is made of.
+    """The content from which a shard is made.
 
     Attributes:
         images: The plain images.
-        positions: The positions in `images` of the shard's images, in their order.
+        positions: The positions in `images` of the shard's images, in the order of the shard.
         party: The party that owns the shard, for example "client 3".
         part: The use of the images.
     """
@@ -61,12 +61,12 @@ def encrypt_shard(
 ) -> None:
     """Encrypts images piece by piece and writes them as a shard.
 
-    The shard equals the one that `owner.write_encrypted_shards` writes of the same images. It
-    appears under its name only when it is complete and on the disk.
+    The shard equals the shard that `owner.write_encrypted_shards` writes from the same images. The
+    file appears under its name only when it is complete and on the disk.
 
     Args:
         path: The path of the shard.
-        content: The plain images of the shard, and whose they are.
+        content: The plain images of the shard, and the party that owns them.
         holder: The key holder that encrypts the images.
         metadata: The texts to write into the shard, without those of party and part.
         storage: The storage key that seals the file; None for a file that is not sealed.
@@ -101,8 +101,9 @@ class OpenShard:
         metadata: The metadata of the shard.
         labels: The label of each image, int64 (n,).
         shape: The shape (C, H, W) of an image.
-        pieces: The encrypted images in their order, each piece uint8 (m, C, H, W). They can be read
-            once. A file that was cut off or extended raises an error after its last piece.
+        pieces: The encrypted images in their order, each piece uint8 (m, C, H, W). The pieces can
+            be read only once. A file that was cut off or extended raises an error after its last
+            piece.
     """
 
     metadata: Mapping[str, str]
@@ -115,7 +116,7 @@ class OpenShard:
 
 
 def open_pieces(path: Path, keys: StorageKeys = NO_KEYS) -> OpenShard:
-    """Opens a shard of which only a piece at a time is in memory.
+    """Opens a shard in such a way that only one piece at a time is in memory.
 
     Args:
         path: The path of the shard.
@@ -151,7 +152,7 @@ def open_pieces(path: Path, keys: StorageKeys = NO_KEYS) -> OpenShard:
 
 
 class _Stock:
-    """A stream of bytes, of which any number can be taken.
+    """A stream of bytes, from which any number of bytes can be taken at a time.
 
     Args:
         chunks: The chunks of the stream, in order.
@@ -205,7 +206,7 @@ def decrypted(opened: OpenShard, holder: KeyHolder, party: str, part: Part) -> I
 
     Args:
         opened: The shard.
-        holder: The key holder that encrypted it.
+        holder: The key holder that encrypted the shard.
         party: The party that owns the shard.
         part: The use of the images.
     """

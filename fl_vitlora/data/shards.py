@@ -134,7 +134,7 @@ def write_shard_pieces(
     key: StorageKey | None = None,
     durable: bool = True,
 ) -> None:
-    """Writes the same file as `write_shard`; the images come in pieces and are never whole.
+    """Writes the same file as `write_shard`, but never has all images in memory.
 
     Args:
         path: The path of the file.

@@ -72,9 +72,9 @@ def load_source(
 
     Args:
         config: The settings of the data, which name the data set.
-        given: The images that a Python program handed in, if it did.
+        given: The images that a Python program handed in; None without such images.
         needs_test: True to hold out a share of the training images if the data set has no test
-            split; False to return no test images then.
+            split; False to return no test images in this case.
         fewest: The smallest number of classes of the training images.
 
     Returns:
@@ -210,7 +210,7 @@ def _images_of(
     """Creates the images of a folder or of a data set of the hub.
 
     A class gets the same label in all splits. If there is no test split, the share `held` of the
-    training images is for testing; with None, no image is.
+    training images is used for testing. If `held` is None, there are no test images.
 
     Returns:
         Six values: the training images, the test images, the validation images or None, a text

@@ -2,7 +2,7 @@
 
 The sensor is the simulated camera of a client. Therefore the sensor comes first, and it is the same
 for all images of a client, including its validation images and test images. The owner of the images
-makes the copies, and only of training images.
+makes the copies, and makes copies only of training images.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def seal(text: bytes, body: memoryview, key: StorageKey | PartyKey, party: str) 
 def seal_pieces(
     text: bytes, pieces: Iterable[memoryview], size: int, key: StorageKey | PartyKey, party: str
 ) -> Iterator[bytes]:
-    """Encrypts a text and a body as `seal` does; the body comes in pieces and is never whole.
+    """Encrypts a text and a body as `seal` does, but never has the whole body in memory.
 
     Args:
         text: A small text that can be read without the body.
@@ -179,8 +179,8 @@ def unseal(path: Path, keys: StorageKeys) -> tuple[bytes, bytearray]:
 def unseal_pieces(path: Path, keys: StorageKeys) -> Iterator[bytes]:
     """Decrypts a sealed file chunk by chunk, so that the body is never in memory as a whole.
 
-    Each chunk is verified before it is yielded. Only after the last chunk it is known that nothing
-    was cut off the file or added to it.
+    Each chunk is verified before it is yielded. Only after the last chunk is it certain that
+    nothing was cut off the file or added to it.
 
     Yields:
         The text; then the length of the body, as 8 bytes in big-endian order; then the body, at

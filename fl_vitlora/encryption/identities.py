@@ -1,8 +1,8 @@
-"""Identity keys of clients: with them clients recognise each other's signatures.
+"""Identity keys, with which clients verify each other's signatures.
 
 An identity is an Ed25519 key pair (RFC 8032) that a client keeps over many runs. The private key
 signs; it stays in a file that only its client can read. The public keys of all clients, the *pins*,
-stand in one file that the owner hands out, for example `clients.pub`. In both files a line has the
+are in one file that the owner hands out, for example `clients.pub`. In both files a line has the
 number of a client and a key in hexadecimal digits:
 
     0 3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29
@@ -95,7 +95,7 @@ class Pins:
 
 @dataclass(frozen=True, kw_only=True)
 class Identities:
-    """What clients of a process need to recognise each other.
+    """The identity keys that a process needs to sign, and to verify signatures.
 
     Attributes:
         pins: The public identity keys of all clients.
@@ -110,7 +110,7 @@ class Identities:
         """Returns the identity of a client.
 
         Raises:
-            ValueError: If this process does not have it.
+            ValueError: If this process does not have the identity of the client.
         """
         if client not in self.private_keys:
             raise ValueError(f"client {client} has no identity key, which {SETTING} requires")
@@ -136,15 +136,15 @@ def open_pins(path: Path) -> Pins:
 
 
 def open_identities(pins: Path, private: Path) -> Identities:
-    """Reads the public keys of all clients, and the private keys of some.
+    """Reads the public keys of all clients, and the private keys of some clients.
 
     Args:
         pins: The file with the public keys, which the owner handed out.
         private: The file with one or more private keys.
 
     Raises:
-        UserError: If a file cannot be used, other users can read the private keys, or a private key
-            is not that of a client whose public key is pinned.
+        UserError: If a file cannot be used, other users can read the private keys, or if a private
+            key does not belong to the pinned public key of its client.
     """
     found, known = _read(private, "identity"), open_pins(pins)
     if os.name == "posix" and stat.S_IMODE(private.stat().st_mode) & 0o077:
@@ -169,7 +169,7 @@ def private_path(pins: Path) -> Path:
 
 
 def open_or_create_identities(pins: Path, clients: int) -> Identities:
-    """Reads the identities of all clients of a simulation; makes them if there are none.
+    """Reads the identities of all clients of a simulation, or makes new ones if there are none.
 
     Args:
         pins: The file for the public keys. The private keys lie beside it (`private_path`).

@@ -104,7 +104,7 @@ class Adversaries:
 
     @cached_property
     def public(self) -> Public:
-        """Returns the public knowledge, which every adversary has."""
+        """Returns the data about the run that every adversary has."""
         config = self.run.config
         return Public(
             settings=_without_secrets(config),

@@ -1,7 +1,7 @@
 """Fits an experiment to shards that owners made elsewhere, and puts the shards into a run folder.
 
-Settings of the encryption that nobody has written are taken from the shards. Settings that somebody
-has written must be those of the shards. Everything is checked before a file is written.
+Settings of the encryption that the user has not set are taken from the shards. Settings that the
+user has set must have the values of the shards. Everything is checked before a file is written.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ OF_PREDICTIONS = frozenset(("data.fit", "data.background", "data.pixel_range"))
 def fitted(
     config: Config, given: Collection[str] | None, note: Callable[[str], None]
 ) -> tuple[Config, GivenShards]:
-    """Opens the shards of an experiment, and fits its settings to them.
+    """Opens the shards of an experiment, and fits the settings of the experiment to the shards.
 
     Args:
         config: The experiment; its setting `data.shards` is the folder of the shards.
-        given: The dotted paths of the settings that somebody has written. None if that is unknown;
-            then all values other than the defaults count as written.
+        given: The dotted paths of the settings that the user has set. None if these paths are
+            unknown; then every setting whose value is not the default counts as set by the user.
         note: A function that is called with sentences for the user.
 
     Returns:
         The experiment with the settings of the shards, and the shards.
 
     Raises:
-        UserError: If a shard cannot be used, or a written setting is not that of the shards.
+        UserError: If a shard cannot be used, or if the user has set another value than the shards
+            have.
     """
     if given is None:
         given = {path for path, _ in differences(Config(), config).items()}
@@ -61,7 +62,7 @@ def fitted(
     config = resolve(to_mapping(config), changes)
     if changes:
         told = ", ".join(f"{path}={shown_value(value)}" for path, value in changes.items())
-        note(f"taken from the shards in {shards.folder}: {told}")
+        note(f"settings taken from the shards in {shards.folder}: {told}")
     return config, shards
 
 
@@ -90,7 +91,7 @@ def _differs(
     """Returns True if a setting must get the value of the shards.
 
     Raises:
-        UserError: If somebody has written another value.
+        UserError: If the user has set another value.
     """
     group, _, name = path.rpartition(".")
     now = getattr(getattr(config, group) if group else config, name)
@@ -121,7 +122,7 @@ def check_shape(shards: GivenShards, model: Backbone) -> None:
     """Checks that the model reads images of the shards' size.
 
     Raises:
-        UserError: If it does not.
+        UserError: If the model reads images of another size.
     """
     shape = tuple(shards.first.described.cipher.image_shape)
     if shape != tuple(model.image_shape):
@@ -171,7 +172,7 @@ def check_evaluated(config: Config, shards: GivenShards) -> None:
 
 
 def _tell_unused(config: Config, given: Collection[str], note: Callable[[str], None]) -> None:
-    """Notes the written settings that concern the making of shards, so that nothing uses them."""
+    """Names the settings that have no effect, because they say how shards are made."""
     changed = differences(Config(), config)
     unused = sorted(
         path
@@ -208,7 +209,7 @@ def keys_at_hand(config: Config, shards_keys: str | Mapping[str, str]) -> bool:
 
 
 def put_into(shards: GivenShards, folder: Path) -> None:
-    """Puts the shards into the folder of a run, as second names of the same files where possible.
+    """Puts the shards into the folder of a run, as hard links where possible, otherwise as copies.
 
     Raises:
         WriteError: If a file cannot be written.

@@ -87,7 +87,7 @@ def why_zero(config: Config, strategy: AnyStrategy, drafted: Backbone | None = N
     """
     model, uplink = config.model, config.compression.uplink
     reasons = {
-        "the head continues that of a finished run": model.init_from is not None,
+        "the run starts with the head of a finished run": model.init_from is not None,
         "the models of this package are trained for a head that starts at zero": (
             model.name in backbone.BUNDLED
         ),

@@ -1,7 +1,7 @@
 """Makes the view of a hostile server, which can send messages to a client of a finished run.
 
 The real code of a client answers the messages, with the client's own encrypted images and with the
-settings of the run. The client remembers nothing of the run, like a client that joins late.
+settings of the run. The client has no memory of the run, like a client that joins late.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def hostile_server(
 
     Args:
         run: The finished run.
-        public: The public knowledge, which every adversary has.
+        public: The data about the run that every adversary has.
         client: The number of the attacked client.
         has_reader: True if the server has the patch embedding and the position embedding.
     """

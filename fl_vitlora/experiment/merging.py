@@ -18,9 +18,9 @@ def merged(trained: TrainedModel, reads: str, client: int | None = None) -> nn.M
 
     Args:
         trained: The model of the run.
-        reads: "plain" for a model that reads plain images, "ciphertext" for one that reads images
-            encrypted as those of the run.
-        client: The number of the client whose key is meant, if every client has its own.
+        reads: "plain" for a model that reads plain images, "ciphertext" for a model that reads
+            images that are encrypted like the images of the run.
+        client: The number of the client whose key is used, if every client has its own key.
 
     Raises:
         CannotMergeError: If a part of the method cannot be merged into a plain timm model, or if

@@ -1,4 +1,4 @@
-"""The owner looks at its shards: plain images, with the key ring, or ciphertext, as PNG files."""
+"""Writes the images of an owner's shards as PNG files, decrypted with the key ring or encrypted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def decrypt_shard(
         The number of images.
 
     Raises:
-        UserError: If the shard cannot be read, its key is not in the ring, or the folder is used.
+        UserError: If the shard cannot be read, its key is not in the ring, or the folder is not
+            empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: expected a new or an empty folder")

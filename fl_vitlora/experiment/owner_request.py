@@ -1,4 +1,4 @@
-"""What an owner wants to be encrypted, and which of its images belong to which shard."""
+"""The request of an owner to encrypt images, and the division of these images into shards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fl_vitlora.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class OwnerRequest:
-    """What an owner wants to be encrypted.
+    """A request to encrypt the images of one owner.
 
     Attributes:
         config: The settings of the experiment; `data.name` is the folder of the owner's images.
@@ -60,14 +60,14 @@ def read_classes(file: Path) -> tuple[str, ...]:
 
 
 def divide(request: OwnerRequest, source: sources.Source) -> dict[str, ShardContent]:
-    """Divides the images of an owner into those of its shards.
+    """Divides the images of an owner among the owner's shards.
 
     Args:
-        request: What is to be encrypted.
+        request: The request of the owner.
         source: The owner's images.
 
     Returns:
-        The images of each shard, by the name of its file.
+        The images of each shard, by the file name of the shard.
 
     Raises:
         UserError: If an image has a class that the experiment's list does not name, or too few
@@ -94,7 +94,7 @@ def divide(request: OwnerRequest, source: sources.Source) -> dict[str, ShardCont
 def _held_out(
     request: OwnerRequest, images: Images, positions: Indices, part: Part
 ) -> dict[str, ShardContent]:
-    """Returns the images for testing or validation by the name of their file; {} if none."""
+    """Returns the images for testing or validation, by file name of their shard, or {}."""
     if not len(positions):
         return {}
     name, party = client_shard(request.client, part), client_party(request.client)

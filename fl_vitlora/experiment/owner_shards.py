@@ -1,7 +1,8 @@
-"""The work of one owner: its own folder of images becomes the encrypted shards of one client.
+"""Encrypts the folder of images of one owner, and writes the shards of one client.
 
-Only this owner's images and key ring are needed. The result is what a training site, or a SuperNode
-of a deployment, uses as it is: ``client-NNNNN.safetensors``. No plain image is written to a file.
+Only this owner's images and key ring are needed. A training site, or a SuperNode of a deployment,
+uses the resulting files, such as ``client-NNNNN.safetensors``, without any change. No plain image
+is written to a file.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ class Shown:
     """Callbacks that show the progress.
 
     Attributes:
-        note: Called with a sentence for the user.
-        begin: Called with the name and the number of images of a shard before it is made.
-        advance: Called with the number of images of each piece that is encrypted.
+        note: A function that is called with a sentence for the user.
+        begin: A function that is called with the name and the number of images of a shard, before
+            the shard is made.
+        advance: A function that is called with the number of images of each encrypted piece.
     """
 
     note: Callable[[str], None] = lambda sentence: None
@@ -59,8 +61,8 @@ class OwnedShard:
 
     Attributes:
         path: The path of the file.
-        content: The plain images of which it is made.
-        is_new: True if it was made now; False if it was there already.
+        content: The plain images from which the shard is made.
+        is_new: True if this call made the shard; False if the shard existed before.
     """
 
     path: Path
@@ -71,19 +73,19 @@ class OwnedShard:
 def encrypt_images(request: OwnerRequest, shown: Shown | None = None) -> list[OwnedShard]:
     """Encrypts the images of one owner.
 
-    A shard that was made earlier of the same images, with the same settings and keys, is verified
-    and not made again. An interrupted call leaves no file under the name of a shard.
+    If a shard was made earlier from the same images, with the same settings and keys, the shard is
+    verified and not made again. An interrupted call leaves no file under the name of a shard.
 
     Args:
-        request: What is to be encrypted.
+        request: The request of the owner.
         shown: The callbacks that show the progress.
 
     Returns:
         The shards of the owner.
 
     Raises:
-        UserError: If the images, the settings or the key ring cannot be used, or another shard
-            would be replaced. No file is then changed.
+        UserError: If the images, the settings or the key ring cannot be used, or if another shard
+            would be replaced. If this error is raised, no file has been changed.
     """
     shown, config = shown or Shown(), request.config
     _check(request)
@@ -167,7 +169,7 @@ class _Keys:
 
 
 def _open_keys(config: Config, holder: KeyHolder, shown: Shown) -> _Keys:
-    """Opens the key ring, or makes it.
+    """Opens the key ring, or makes a new one.
 
     Args:
         config: The settings of the experiment, with the path of the key ring.
@@ -190,7 +192,7 @@ def _open_keys(config: Config, holder: KeyHolder, shown: Shown) -> _Keys:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other programs from writing shards into a folder meanwhile.
+    """Locks a folder, so that no other program writes shards into it inside the `with` block.
 
     Raises:
         UserError: If another program is writing into the folder.
@@ -262,7 +264,7 @@ def _metadata(
 def _is_made(
     path: Path, metadata: dict[str, str], keys: StorageKeys, request: OwnerRequest
 ) -> bool:
-    """Returns True if the same shard was made earlier, and is whole.
+    """Returns True if the same shard was made earlier, and is complete and undamaged.
 
     Raises:
         UserError: If there is another file under the name of the shard.
@@ -282,7 +284,7 @@ def _is_made(
 
 
 def _write_storage_keys(request: OwnerRequest, parties: set[str], keys: _Keys) -> None:
-    """Writes the storage key of the client, and beside it that of the server's images if any."""
+    """Writes the storage key of the client, and the storage key of the server's images, if any."""
     if request.storage_key is None or keys.storage is None:
         return
     make_folder(request.storage_key.absolute().parent)

@@ -44,5 +44,5 @@ def check_same(folder: Path, begun: Config, asked: Config, *, finished: bool) ->
     if found:
         raise UserError(
             f"--resume {folder}: {found}; remove these settings, because a run can continue "
-            f"only with its own (you may change: {', '.join(MAY_CHANGE)})"
+            f"only with its own settings (you may change: {', '.join(MAY_CHANGE)})"
         )

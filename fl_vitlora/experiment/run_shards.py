@@ -29,7 +29,7 @@ class ShardsOfRun:
     Attributes:
         class_names: The names of the classes, in the order in which the run numbers them.
         key: The id of the secret with which the images are encrypted; empty if they are plain. If
-            owners have secrets of their own, it is a dictionary with the id of each party.
+            owners have secrets of their own, a dictionary with the id of each party's secret.
         sealed: The names of the storage keys that open the files.
     """
 

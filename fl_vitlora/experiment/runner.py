@@ -59,7 +59,7 @@ def run(
         resume: True to resume an interrupted run in the folder `out`.
         observers: Objects whose method `observe` gets what the server sees in each round.
         given: The images that the program hands in.
-        typed: The paths of the settings that somebody has written; see `elsewhere.fitted`.
+        typed: The paths of the settings that the user has set; see `elsewhere.fitted`.
 
     Returns:
         A pair: the content of `result.json`, and the path of the run folder.

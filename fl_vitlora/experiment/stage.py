@@ -323,7 +323,7 @@ def prepare_server(
     if config.data.shards is not None and config.encryption.steps:
         if not keys_at_hand(config, key):
             watch.note(
-                f"the key ring {config.encryption.key_file} has not all keys of the images, so the "
+                f"the key ring {config.encryption.key_file} lacks keys of the images, so the "
                 "accuracy under a wrong key and on plain images is not measured"
             )
             told = describe_encryption(config, cipher_of(config, backbone), key)

@@ -1,13 +1,14 @@
 """Starts an experiment from the trained model of a finished run.
 
 The model of the finished run is merged into a plain model of timm and written to a file, to which
-the setting `model.weights` then leads. So server and workers load it as they load other weights.
-Which images this model reads depends on the keys of both runs:
+the setting `model.weights` then leads. So the server and the workers load this file as they load
+other weights. Which images this model reads depends on the keys of both runs:
 
 * If the images of the new run are encrypted with the same key, and the new run does not adapt its
   model, the model for ciphertext is taken: it reads the new images as the old run did.
-* Otherwise the model for plain images is taken, as a pre-trained model would be. It can be adapted
-  to any key. To take the key of the old run out of its model, the old key ring may be needed.
+* Otherwise the model for plain images is taken, as a pre-trained model would be. The model for
+  plain images can be adapted to any key. To remove the effect of the old key from the model, the
+  program may need the old key ring.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def with_start(config: Config, load_strategy: LoadStrategy, place: Path | None =
     """Returns a configuration in which `model.weights` leads to the model of a finished run.
 
     Args:
-        config: The configuration of the new experiment. If it names no run to start from, or if
-            its weights are already such a file, it is returned as it is.
+        config: The configuration of the new experiment. If `config` names no run to start from, or
+            if its weights are already such a file, `config` is returned without a change.
         load_strategy: A function that makes the strategy of the finished run.
         place: The folder of run folders, beside which the file is written. By default this is the
             folder above the run folder of `config`.

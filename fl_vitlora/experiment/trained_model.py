@@ -60,7 +60,8 @@ class TrainedModel:
             weights.
         key_id: The id of the secret with which the images are encrypted; "" if they are plain, or
             if several owners have secrets of their own.
-        key_ids: The id of each party's secret in this case, by the name of the party; else empty.
+        key_ids: The id of each party's secret, by the name of the party, if several owners have
+            secrets of their own; otherwise empty.
         server: The server's model before the first round.
     """
 

@@ -68,7 +68,7 @@ class AdaRankGrad(SlicePart):
     subspaces: int = setting(4, "Number of subspaces of a run.", "[1, inf)")
     gap: int = setting(5, "Largest number of rounds for one subspace.", "[1, inf)")
     error: float = setting(
-        0.2, "Relative error with which a new subspace keeps the change of the last.", "[0, 1)"
+        0.2, "Relative error with which a new subspace keeps the previous change.", "[0, 1)"
     )
 
     def adapter(self, weight: Tensor) -> CommonSubspaces:

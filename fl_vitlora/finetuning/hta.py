@@ -12,7 +12,7 @@ A client sends all five vectors, which is 2m + 2n + min(m, n) numbers for a slic
 of a layer). The mean of the clients' vectors does not give the mean of their weights W', because W'
 contains products of trained vectors. With ``finetuning.parameters.exact=true``, the vectors a, b
 and w are drawn with the seed of the run, and are never trained or sent. With this setting a client
-sends only d and u, which is m + min(m, n) numbers, and the mean of the clients' vectors gives
+sends only d and u, which is m + min(m, n) numbers. The mean of the clients' vectors then gives
 exactly the mean of their weights, because W' is linear in d and u.
 
 Source: Dong et al., "Efficient Adaptation of Pre-trained Vision Transformer via Householder

@@ -91,7 +91,7 @@ class TiedLoRA(LoRA):
     rule: Literal["own", "nearest", "agent"] = "nearest"
     groups: int = setting(2, "Number of untied blocks at which the rule nearest stops.", "[1, inf)")
     decay: float = setting(
-        0.8, "Factor of the probability of random choices of the agent, per round.", "(0, 1]"
+        0.8, "Factor of the agent's probability of random choices, per round.", "(0, 1]"
     )
 
     def attach(self, model: nn.Module) -> None:

@@ -82,8 +82,8 @@ class FinishedComparison:
         """Returns a run by its labels.
 
         Args:
-            labels: The label of the run on each axis that matters, or a label alone if only one
-                axis has it.
+            labels: A mapping from axes to the labels of the run on these axes, or a single label if
+                it belongs to only one axis.
             seed: The seed of the run; None for the first seed.
 
         Raises:
@@ -175,7 +175,7 @@ def compare(
 
 
 def load_comparison(folder: str | Path, *, trust: Collection[str] = ()) -> FinishedComparison:
-    """Opens the folder of a comparison. Nothing is run.
+    """Opens the folder of a comparison, and starts no run.
 
     Args:
         folder: The folder. If the comparison was interrupted, only the runs that have ended are
@@ -257,7 +257,7 @@ def _followed(
 def _named_by_caller(
     grid: Mapping[str, Any] | str | Path, settings: Mapping[str, Any] | None
 ) -> set[str]:
-    """Returns all texts that the caller wrote, in contrast to those that only a file contains."""
+    """Returns all texts that the caller wrote, without the texts that only a file contains."""
     own = _listed(grid) if isinstance(grid, Mapping) else {}
     return set(texts_in([own, dict(settings or {})]))
 

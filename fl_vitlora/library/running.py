@@ -49,16 +49,16 @@ def run(
         config: The experiment: a mapping of settings by dotted paths or groups, the path of a YAML
             file, or a `Config`. None for the default job.
         settings: Single settings by their dotted paths, which replace those of `config`.
-        train: Training images of one's own, in a form that `data.given` names.
-        test: Test images of one's own; None to test on a share of `train`.
-        class_names: The names of the classes by label. By default `train` names them.
-        model: A pre-trained model of one's own; see `models.own_model`. Its head is not used.
+        train: The caller's own training images, in a form that `data.given` describes.
+        test: The caller's own test images; None to test on a share of `train`.
+        class_names: The names of the classes by label; by default those of `train`.
+        model: The caller's own pre-trained model, whose head is not used; see `models.own_model`.
         init_from: A finished run, or its folder, whose trained model is the start of this run.
         strategy: The strategy, if it is not the one that the settings name.
         callbacks: Objects that follow the run; see `library.callbacks`.
         verbose: True if Flower and Ray may write messages.
-        trust: The names of code of others that a YAML file may name. Code that the caller names in
-            a mapping or in `settings` needs no confirmation.
+        trust: The names of other people's code that a YAML file may name. Code that the caller
+            names in a mapping or in `settings` needs no confirmation.
         shards: The folder with encrypted shards that owners made elsewhere (`data.shards`).
 
     Raises:
@@ -108,7 +108,8 @@ def resume(
         trust: The names of code from elsewhere that the run may import.
 
     Raises:
-        UserError: If the folder has no run, a setting may not change, or the images are others.
+        UserError: If the folder has no run, if a setting must not change, or if the images are not
+            those with which the run began.
         RuntimeError: If the run failed.
     """
     from fl_vitlora.experiment.resuming import check_same
@@ -131,7 +132,7 @@ def resume(
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """What a caller hands in beside settings."""
+    """The objects that a caller hands in, in addition to settings."""
 
     strategy: AnyStrategy | None
     callbacks: Sequence[Callback]
@@ -197,7 +198,7 @@ def _stored(model: nn.Module, experiment: Config) -> str:
     """Stores a model that a caller hands in beside the run folder, and returns its name.
 
     Raises:
-        UserError: If workers could not build the model, or the settings name another one.
+        UserError: If workers could not build the model, or if the settings name another model.
     """
     from fl_vitlora.models.own_model import GIVEN_MODELS, store_model
     from fl_vitlora.reporting.run_folder import check_unused
@@ -216,7 +217,8 @@ def _given(
     """Returns the images that a caller hands in; None if there are none.
 
     Raises:
-        UserError: If the images cannot be read, or test images are given without others.
+        UserError: If the images cannot be read, or if test images are given without training
+            images.
     """
     if train is not None and experiment.data.shards is not None:
         raise UserError("fv.run: expected train or shards, and both were given; remove one of them")
@@ -243,7 +245,7 @@ def settings_of(config: Settings | None, settings: Mapping[str, Any] | None = No
 
 
 def _typed(config: Settings | None, settings: Mapping[str, Any] | None) -> frozenset[str] | None:
-    """Returns the dotted paths of the settings that somebody has written; None if unknown."""
+    """Returns the dotted paths of the settings that the caller has set; None if unknown."""
     own = dict(settings or {})
     if isinstance(config, Config):
         return None
@@ -261,7 +263,7 @@ def _named_by_caller(config: Settings | None, settings: Mapping[str, Any] | None
 
 
 def watch_for(callbacks: Sequence[Callback], *, verbose: bool) -> Watch:
-    """Returns the run's view of callbacks.
+    """Returns the `Watch` through which a run calls the callbacks.
 
     Args:
         callbacks: The objects that follow the run.

@@ -2,7 +2,7 @@
 
 Each tracker gets the settings of a run, and all numbers of each line of `rounds.jsonl` at the step
 of its round, under the same names. The files are written on this machine, and nothing is sent to
-anyone unless the caller says so.
+anyone unless the caller asks for it.
 
     fv.run({"rounds": 5}, callbacks=[fv.TensorBoard("runs/tensorboard")])
 """
@@ -160,7 +160,7 @@ class WandB(Callback):
 def numbers_of(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     """Yields all numbers of a line of `rounds.jsonl`, with their names.
 
-    Groups of numbers are named GROUP/NAME, and of a list only the length is given, such as the
+    A number in a group has the name GROUP/NAME. Of a list, only the length is given, such as the
     number of participants.
 
     Example:
@@ -198,7 +198,7 @@ def _expect(package: str, extra: str) -> None:
     """Checks that a package is installed.
 
     Raises:
-        UserError: If it is not; the message names the extra that installs it.
+        UserError: If the package is missing; the message names the extra that installs it.
     """
     if importlib.util.find_spec(package) is None:
         raise UserError(

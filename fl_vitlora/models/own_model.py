@@ -2,7 +2,7 @@
 
 A worker builds its model from a name. So the model is written as a folder that timm opens
 (``local-dir:FOLDER``), built again from this folder, and compared with the model that was handed
-in. A model that timm does not build again exactly is refused.
+in. If timm does not build exactly the same model again, the model is refused.
 
 Letters in shapes: B images, C channels, H × W pixels.
 """
@@ -38,7 +38,7 @@ HALF = 0.5  # mean and standard deviation of pixels in [-1, 1]
 def store_model(model: nn.Module, place: Path) -> str:
     """Writes a model into a folder that is named after its content, and checks it.
 
-    The head is not used: a run makes a new one for its classes.
+    The head is not used, because a run makes a new head for its classes.
 
     Args:
         model: A model that ``timm.create_model`` has made, or a `VisionTransformer` of timm. It is
@@ -106,7 +106,7 @@ def _is_of_timm(architecture: str | None) -> bool:
 
 
 def _arguments(model: Any, whole: Backbone) -> dict[str, Any]:
-    """Returns the arguments of a plain `VisionTransformer`, as far as its attributes tell them."""
+    """Returns the arguments of a plain `VisionTransformer` that its attributes show."""
     block = model.blocks[0]
     return {
         "img_size": list(whole.image_shape[1:]),

@@ -1,8 +1,8 @@
 """The trained model of a finished run, as the start of another run.
 
-A start is a file of weights, to which the setting `model.weights` leads. It holds the whole plain
-model of timm, with the names of its classes. Its pixels are scaled to [-1, 1], as
-`backbone.normalize` does. Everybody who takes part in the new run may have this file.
+A start is a file of weights, to which the setting `model.weights` leads. The file has the whole
+plain model of timm, and the names of its classes. The model reads pixels that `backbone.normalize`
+has scaled to [-1, 1]. Everybody who takes part in the new run may have this file.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ class Start:
         Args:
             model: The model, as timm builds it.
             name: The name of the model, for messages.
-            classes: The names of the classes, or their number. Rows of the heads are kept for
-                classes of the same name, and all others are zero.
+            classes: The names of the classes, or their number. If the finished run has a class of
+                the same name, the rows of this class in the heads are kept; all other rows are
+                zero.
 
         Returns:
             Notes for the user.
@@ -122,7 +123,8 @@ def start_of(config: ModelConfig) -> Start | None:
     """Returns the start to which `model.weights` leads; None if it leads to other weights.
 
     Raises:
-        UserError: If the settings name a run to start from, but no file was made of it.
+        UserError: If the settings name a run to start from, but `model.weights` leads to no file
+            that was made from this run.
     """
     path = Path(config.weights).expanduser()
     described = None

@@ -8,13 +8,13 @@ into the roster knows all seeds, and so all masks (`attacks.false_keys`). With p
 2. The server sends the roster with all signatures, together with the instruction to train. A client
    masks its vector only if each participant has signed exactly this roster.
 
-A signature is about the round, and about the number, share and public key of every participant.
-Every client draws its key pair anew for each run, so a roster of another run lacks the client's own
-key. So no signature can be used for another round, another run, another client or another list.
+A signature covers the round, and the number, share and public key of every participant. Every
+client draws its key pair anew for each run, so a roster of another run lacks the client's own key.
+So no signature can be used for another round, another run, another client or another list.
 
-What this does not prevent: the server may leave clients out, as long as `least` participate, and it
-may say that a client dropped out whose vector it holds. `privacy.reveal_seeds=false` ends the
-latter.
+Signed rosters do not prevent two things. The server may leave clients out, as long as `least`
+clients participate. The server may also claim that a client dropped out, although the client sent
+its vector; `privacy.reveal_seeds=false` prevents this claim from revealing the vector.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def check_signed(
     if unsigned := unsigned_by(roster, pins, signatures):
         raise _refusal(
             roster,
-            f"client {unsigned[0]} has not signed it by the key in {pins.source}; the server or "
+            f"client {unsigned[0]} has not signed it with the key in {pins.source}; the server or "
             "somebody on the way has changed a key, a client or the round",
         )
 
@@ -96,10 +96,10 @@ def _check_roster(secret: Secret, roster: Roster, pins: Pins, least: int) -> Non
     if strangers := sorted(roster.clients - pins.keys.keys()):
         raise _refusal(roster, f"client {strangers[0]} has no key in {pins.source}")
     if roster.of(secret.client).key != secret.public:
-        raise _refusal(roster, "it lists another public key for this client than its own")
+        raise _refusal(roster, "it lists a public key for this client that is not its own")
     if secret.roster is not None and roster.round <= secret.roster.round:
         raise _refusal(
-            roster, f"expected a round after {secret.roster.round}, the last one of this client"
+            roster, f"expected a round after {secret.roster.round}, the last round of this client"
         )
 
 

@@ -270,8 +270,8 @@ def reveal(secret: Secret, server_round: int, dropped: frozenset[int]) -> tuple[
         dropped: All clients that have dropped out of the sum so far.
 
     Returns:
-        A dictionary: for each dropped client, the seed that both clients share. Second, this
-        client's new secret state.
+        A pair. First, a dictionary: for each dropped client, the seed that both clients share.
+        Second, this client's new secret state.
 
     Raises:
         ValueError: If this client masked no vector in that round; if this client is in `dropped` or

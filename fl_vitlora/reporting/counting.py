@@ -1,4 +1,4 @@
-"""Shows on a terminal how many images have been worked on, as a bar."""
+"""Shows a bar on a terminal: how many images are done."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class CountDisplay(ShownBar):
         self._line = bar.add_task("reading the list of images", total=None)
 
     def begin(self, name: str, images: int) -> None:
-        """Starts to count anew.
+        """Starts a new count at zero.
 
         Args:
-            name: What is worked on, for example the name of a file.
+            name: The name of the present work, for example the name of a file.
             images: The number of its images.
         """
         self._bar.reset(self._line, total=images, description=name)
@@ -42,5 +42,5 @@ class CountDisplay(ShownBar):
         self._bar.advance(self._line, images)
 
     def note(self, sentence: str) -> None:
-        """Prints a sentence on standard error, above the bar; it stays there."""
+        """Prints a sentence on standard error, above the bar; the sentence stays there."""
         self._bar.console.print(sentence, markup=False, highlight=False, soft_wrap=True)

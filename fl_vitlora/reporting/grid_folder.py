@@ -1,4 +1,4 @@
-"""Reads the runs of a comparison from its folder alone, from the table that lists them."""
+"""Reads the runs of a comparison from its folder alone; the table `runs.csv` lists the runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read_records(grid: Grid, folder: Path) -> list[Record]:
         raise
     except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
         raise UserError(
-            f"{path} cannot be read: {error}; the comparison writes it after its first run"
+            f"{path} cannot be read: {error}; the comparison writes this file after its first run"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""JSON files that people read: one value on a line, but lists of numbers on one line."""
+"""JSON files for people: each value has its own line, but a list of numbers is on one line."""
 
 from __future__ import annotations
 

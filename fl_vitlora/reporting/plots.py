@@ -1,7 +1,7 @@
 """The plots of a run.
 
-They show the accuracy over the rounds, over the megabytes sent and over the transfer time. Other
-plots of a run show the megabytes sent over the rounds, the labels of each client's images, and the
+Three plots show the accuracy: over the rounds, over the megabytes sent, and over the transfer time.
+Other plots show the megabytes sent over the rounds, the labels of each client's images, and the
 confusion matrix.
 """
 

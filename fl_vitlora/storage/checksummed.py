@@ -81,7 +81,7 @@ def write_sealed_pieces(
     metadata: Mapping[str, str],
     durable: bool = True,
 ) -> None:
-    """Writes the file that `write_sealed` writes; one tensor comes in pieces and is never whole.
+    """Writes the file that `write_sealed` writes; one tensor is never in memory as a whole.
 
     Args:
         path: The path of the file. The folder of the file must exist.

@@ -80,7 +80,7 @@ class Strategy(ABC):
         return ""
 
     def step_bound(self) -> float | None:
-        """Returns a c: no entry moves farther than c·maxₖ|Δₖ| in a round; None if unknown."""
+        """Returns c if no entry moves farther than c·maxₖ|Δₖ| in a round; None if c is unknown."""
         return None
 
     def select(

@@ -19,7 +19,7 @@ class MadeUpSumClient:
 
     Args:
         client: The number of the client.
-        update: The update that it sends, whatever the server sends.
+        update: The update that the client sends, whatever it gets from the server.
     """
 
     def __init__(self, client: int, update: State) -> None:

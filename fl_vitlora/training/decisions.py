@@ -1,7 +1,7 @@
 """The decisions of a model: the class that it chooses for each image, and how sure it is.
 
-An evaluation computes them on its way to the accuracy. Per-class figures, the confusion matrix and
-the calibration of a run are computed from them.
+An evaluation computes the accuracy from the decisions. The figures of each class, the confusion
+matrix and the calibration of a run are also computed from the decisions.
 
 Letters in shapes: n images, L classes.
 """

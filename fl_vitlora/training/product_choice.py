@@ -84,9 +84,9 @@ def fastest(shapes: Shapes, rows: int) -> str:
 def seconds_of(m: int, n: int, rows: int) -> dict[str, float]:
     """Measures a product and the gradient of its inputs with each library.
 
-    The libraries take turns, and only the processor time of this thread counts. Both are needed:
-    while a choice is measured, the processes of Ray start on the same processor, and the processor
-    may change its clock rate.
+    The libraries take turns, because the processor may change its clock rate during the
+    measurement. Only the processor time of this thread counts, because the processes of Ray may
+    start on the same processor at the same time.
 
     Args:
         m: The number of outputs of the layer.

@@ -107,7 +107,7 @@ def test_what_is_no_puzzle_is_refused_with_the_reason():
     view = view_of(plain, known)
     assert ATTACK.lacks(view) == ""
     assert "not scrambled" in ATTACK.lacks(view_of(plain, known, encryption__steps="PE"))
-    assert "20 plain images of the kind, and 4" in ATTACK.lacks(view_of(plain, plain))
+    assert "20 plain images of the same kind, and 4" in ATTACK.lacks(view_of(plain, plain))
     cipher = dataclasses.replace(view.public.cipher, block_size=1)
     many = dataclasses.replace(view, public=dataclasses.replace(view.public, cipher=cipher))
     assert "4 to 200 blocks" in ATTACK.lacks(many)

@@ -92,7 +92,7 @@ def test_a_table_that_names_a_folder_elsewhere_is_refused(folder: Path, tmp_path
 
 def test_a_comparison_without_a_run_says_so(folder: Path):
     (folder / RUNS).unlink()
-    with pytest.raises(UserError, match="writes it after its first run"):
+    with pytest.raises(UserError, match="writes this file after its first run"):
         write_report(folder)
 
 

@@ -2,9 +2,9 @@
 
 The gradient of the patch embedding is dL/dE = Σ δᵢ·xᵢᵀ: every column is a sum over the pixels of
 one entry. So the columns of a change of E are correlated like the pixels of ciphertext. The
-attacker needs neither ciphertext nor plain images. The attack only uses that in all images pixels
-that are near each other are more similar than distant pixels. Secure aggregation does not prevent
-the attack, because the attack needs only the sum over all clients.
+attacker needs neither ciphertext nor plain images. The attack uses only one fact: in any image,
+pixels near each other are more similar than distant pixels. Secure aggregation does not prevent the
+attack, because the attack needs only the sum over all clients.
 
 The signs are found except for one common sign of all entries. The order of entries is found except
 for the mirror images of a block. The order of blocks is not found.

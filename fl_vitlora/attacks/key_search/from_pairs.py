@@ -1,11 +1,11 @@
 """Finds a key that does the same to all blocks, from pairs of a plain image and its ciphertext.
 
-The ciphertext is y[n, j] = x[k(n), e(j)], inverted where m(j). The method is exact elimination. A
-block of ciphertext can come only from a plain block with the same values in some order, perhaps
-inverted. An entry can come only from an entry with the same values over all blocks, perhaps
-inverted. If the origins of some entries are known, more blocks can be distinguished. If the origins
-of some blocks are known, more entries can be distinguished (colour refinement). If nothing more
-follows, one block is guessed, and the elimination goes on.
+The ciphertext is y[n, j] = x[k(n), e(j)], inverted if m(j) is true. The method is exact
+elimination. A block of ciphertext can come only from a plain block with the same values in some
+order, perhaps inverted. An entry can come only from an entry with the same values over all blocks,
+perhaps inverted. If the origins of some entries are known, more blocks can be distinguished. If the
+origins of some blocks are known, more entries can be distinguished (colour refinement). If nothing
+more follows, one block is guessed, and the elimination goes on.
 
 Blocks or entries that are equal in all pairs cannot be distinguished; their order is arbitrary.
 
@@ -108,7 +108,7 @@ def _refined(cells: tuple[Both, Both], blocks: Both) -> tuple[Both, Both, tuple[
 
     Args:
         cells: The result of `_numbered`.
-        blocks: The colours of the blocks. Blocks of different colours are not the same.
+        blocks: The colours of the blocks. Blocks of different colours cannot be the same block.
 
     Returns:
         The colours of the blocks, the colours of the entries, and which entries must be inverted so
@@ -133,7 +133,7 @@ def _refined(cells: tuple[Both, Both], blocks: Both) -> tuple[Both, Both, tuple[
 
 
 def _entries(upright: Indices, inverted: Indices, blocks: Indices) -> tuple[Indices, Flags, Flags]:
-    """Returns for each entry its values (D, N), if it is inverted, and if that is undecided."""
+    """Returns the values of each entry (D, N), whether it is inverted, and whether this is open."""
     width = max(upright.max(), inverted.max()) + 1
     as_is, other = (np.sort((blocks[:, None] * width + c).T, axis=1) for c in (upright, inverted))
     differs = as_is != other

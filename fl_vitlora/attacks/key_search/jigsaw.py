@@ -45,7 +45,7 @@ def solved(costs: Costs, habits: Habits, seed: int = 0) -> Indices:
 
 
 def _shifted(order: Indices, costs: Costs, habits: Habits) -> Indices:
-    """Shifts an order to where it costs least; blocks that leave one side enter at the other."""
+    """Shifts an order to the place of least cost; blocks that leave one side enter at the other."""
     table = order.reshape(habits.rows, habits.columns)
     moves = [(down, right) for down in range(habits.rows) for right in range(habits.columns)]
     moved = (np.roll(table, move, axis=(0, 1)).reshape(-1) for move in moves)

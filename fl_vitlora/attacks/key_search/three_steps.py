@@ -1,4 +1,4 @@
-"""Writes a key that moves and inverts entries in the same way in all blocks as a three-step key.
+"""Converts a key that treats all blocks in the same way to a key of three steps.
 
 Many ciphers of this project do the same to all blocks of an image: they move the entries of a
 block, invert some of them, and move the blocks. The key of such a cipher can be written as keys of

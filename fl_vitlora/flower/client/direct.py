@@ -31,9 +31,9 @@ RUN, NODE = 1, 1  # Flower's ids of a run and a node, which matter only in a net
 
 
 class DirectClient:
-    """A client of a new run, which remembers what a client remembers in a run.
+    """A client of a new run, which has the same memory between messages as in a real run.
 
-    If the client refuses a message, its reason comes back as a text.
+    If the client refuses a message, the method returns the client's reason as a text.
 
     Args:
         settings: The settings of the client.
@@ -99,7 +99,8 @@ class DirectClient:
         """Sends an instruction with further records.
 
         Returns:
-            The decoded reply and the names and shapes of its tensors; or the reason as a text.
+            The decoded reply, and the names and shapes of its tensors. If the client refuses the
+            instruction, a text with the reason.
         """
         worker = workspace(self._settings)
         rank = worker.rank_of(self._client)

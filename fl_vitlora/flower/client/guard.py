@@ -8,10 +8,10 @@ Therefore the client knows:
 * how far training can have moved an entry since round 1 (`training.movement`);
 * the learning rate, the epochs, and the frozen tensors, from the settings and the strategy.
 
-The client refuses an instruction that differs, with a message of one line, before it trains or
-evaluates. The guard does not notice a dishonest server that stays within these bounds, and the
-bounds grow with the number of rounds that the server states. `docs/trust.md` says what a dishonest
-server could recover within these bounds.
+If an instruction differs from this knowledge, the client refuses the instruction with a message of
+one line, before it trains or evaluates. The guard does not notice a dishonest server that stays
+within these bounds, and the bounds grow with the number of rounds that the server states.
+`docs/trust.md` says what a dishonest server could recover within these bounds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Makes the message to a client from its instruction, without the tensors it does not need.
 
 A client does not need tensors that it already has. A strategy may broadcast further tensors in
-addition to the model. The message contains none of these further tensors that belong to a tensor
-frozen in the round. The state of the strategy stays at the server, and covers frozen tensors too.
+addition to the model. If a tensor is frozen in the round, the further tensors that belong to this
+tensor are not sent. The state of the strategy stays at the server, and covers frozen tensors too.
 """
 
 from __future__ import annotations

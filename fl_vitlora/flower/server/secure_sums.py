@@ -95,7 +95,8 @@ class SecureAggregator:
     def agree(self, server_round: int, images: Mapping[int, int], ask: AskToSign) -> Agreed:
         """Returns the roster of a round, signed by all participants if clients sign rosters.
 
-        A client that does not sign is left out. The others then sign a roster without it.
+        A client that does not sign is left out. The other clients then sign a new roster without
+        this client.
 
         Args:
             server_round: The number of the round.
@@ -115,7 +116,7 @@ class SecureAggregator:
             unsigned = unsigned_by(roster, self._pins, signatures)
             if not unsigned:
                 return Agreed(roster=roster, signatures=signatures, failures=failures)
-            own = f"it did not sign the roster by the key that the server has for it ({SETTING})"
+            own = f"it did not sign the roster with the key that the server has for it ({SETTING})"
             failures |= {client: reasons.get(client, own) for client in unsigned}
             left = {client: n for client, n in left.items() if client not in failures}
 
@@ -245,8 +246,8 @@ def ask_to_sign(asker: Asker, roster: Roster) -> tuple[Signatures, Mapping[int, 
         roster: The roster of the sum.
 
     Returns:
-        Two dictionaries: the signatures, which are not checked here; and for each client without
-        a signature the reason. Both are by client.
+        Two dictionaries, both by client: the signatures, which are not checked here; and the reason
+        for each client without a signature.
     """
     question, records = fold(vouching.ask_to_sign(roster), {}, {}), asker.records
     requests = [

@@ -74,7 +74,7 @@ def simulate(
     ray: Ray,
     verbose: bool,
 ) -> T:
-    """Runs a server function in a simulation, in which workers play the clients.
+    """Runs a server function in a simulation, in which workers act as the clients.
 
     Args:
         client_app: Flower's ClientApp, which is sent to the workers with every message.

@@ -1,10 +1,11 @@
 """Leaves out those helper programs of Ray that this project does not use.
 
-Beside its scheduler and its object store, Ray starts five Python programs: the server of its web
-page, an agent of the web page, a monitor of clusters that grow, a monitor of log files, and an
-agent that prepares environments of workers. Each program imports packages for about a second, while
-this program and its workers do their own imports on the same cores, and Ray waits for the first of
-them. This project uses only the last one, and the monitor of log files if Ray may print.
+In addition to its scheduler and its object store, Ray starts five Python programs: the server of
+its web page, an agent of the web page, a monitor of clusters that grow, a monitor of log files, and
+an agent that prepares the environments of workers. Each of the five programs imports packages for
+about a second. This takes time from the cores on which this program and its workers do their own
+imports, and Ray also waits for the server of the web page. This project needs only the agent that
+prepares environments, and the monitor of log files if Ray may print.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ IN_ITS_PLACE = [sys.executable, "-I", "-S", str(Path(__file__).with_name("idle_h
 def few_helpers(*, logs: bool) -> Iterator[None]:
     """Makes a Ray that starts inside the block leave out its helper programs.
 
-    Ray has no options for this, so methods of its class `Node` are replaced. If a version of Ray
-    has no method of such a name, nothing is replaced.
+    Ray has no option to leave them out, so methods of its class `Node` are replaced. A method that
+    a version of Ray does not have is not replaced.
 
     Args:
         logs: True to start the monitor of log files, which copies what workers print to this
@@ -56,13 +57,13 @@ def _start_nothing(node: Any, **options: Any) -> None:
 
 
 def without_agent(start: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a node manager that is started start an idle program in place of the web page's agent.
+    """Makes Ray's node manager start an idle program in place of the web page's agent.
 
-    The node manager gets the command of the agent as one of its words. The command must not be
-    empty, and the node manager ends if the program ends.
+    The node manager gets the command of the agent as one of its arguments. This command must not be
+    empty, and the node manager ends if the program that it has started ends.
 
     Args:
-        start: Ray's function that starts a process from a list of words.
+        start: Ray's function that starts a process from a list of arguments.
 
     Returns:
         The function to use in its place.

@@ -46,15 +46,15 @@ def check_privacy(config: Config, strategy: AnyStrategy) -> None:
 
 
 def check_client_keys(privacy: PrivacyConfig) -> None:
-    """Refuses settings that protect a secure sum where there is none.
+    """Refuses settings that protect secure sums, if the run has no secure sums.
 
     Raises:
-        UserError: If there is no secure aggregation.
+        UserError: If one of these settings is used without secure aggregation.
     """
     wish = "client_keys" if privacy.client_keys else "" if privacy.reveal_seeds else "reveal_seeds"
     if wish and not privacy.secure_aggregation:
         raise UserError(
-            f"privacy.{wish} protects secure sums, but there are none; add "
+            f"privacy.{wish} protects secure sums, but this run has none; add "
             f"--set privacy.secure_aggregation=true, or remove privacy.{wish}"
         )
 

@@ -60,7 +60,7 @@ def check(context: Context, instruction: RecordDict, identities: Identities, lea
 
 
 def read_signatures(instruction: RecordDict, roster: Roster) -> Signatures:
-    """Returns the signatures in an instruction, by client; what is no signature is left out."""
+    """Returns the signatures in an instruction, by client; values of other types are left out."""
     given = masking.record_of(instruction).get(SIGNATURES)
     pairs = zip(roster.members, given if isinstance(given, list) else (), strict=False)
     return {m.client: signature for m, signature in pairs if isinstance(signature, bytes)}

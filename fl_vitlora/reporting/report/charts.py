@@ -35,7 +35,7 @@ class Chart:
     Attributes:
         name: The name of the chart, which is unique on its page.
         title: The caption.
-        told: What the chart shows, in a sentence for people who cannot see it.
+        told: A sentence that says what the chart shows, for people who cannot see the chart.
         figure: The chart.
     """
 
@@ -118,7 +118,7 @@ def loss_chart(lines: Sequence[Line]) -> Chart:
 
 
 def bytes_chart(lines: Sequence[Line], wire: Line) -> Chart:
-    """Returns the bytes sent up to each round, beside those of full fine-tuning."""
+    """Returns the bytes sent up to each round, and the bytes of full fine-tuning."""
     sent = list(
         accumulate(
             (line["uplink_bytes"] + line["downlink_bytes"] for line in lines),

@@ -1,8 +1,7 @@
 """Makes one HTML file of texts, tables and charts, which loads nothing from anywhere.
 
-The page forbids all requests by its Content-Security-Policy. Only the scripts whose digests the
-policy names can run, so that a class name with HTML in it could not run even if it were not
-escaped.
+The page forbids all requests by its Content-Security-Policy. Only scripts whose digests are in the
+policy can run. So even if a class name with HTML were not escaped, its code could not run.
 """
 
 from __future__ import annotations
@@ -137,7 +136,7 @@ def _file(name: str) -> str:
 
 
 def _script(text: str) -> str:
-    """Returns a script as a browser reads it from a page, so that its digest is that of the policy.
+    """Returns a script as a browser reads it from a page; the policy has the digest of this text.
 
     Raises:
         ValueError: If the script would end its own element.

@@ -182,7 +182,7 @@ def clients_table(told: Line) -> Table:
 
 
 def failures_table(failures: Line) -> Table | None:
-    """Returns the failures of each client with the reason of the first; None if there are none."""
+    """Returns each client's number of failures and its first reason; None without failures."""
     if not failures["updates"]:
         return None
     times = sorted(failures["clients"].items(), key=lambda item: -item[1])
@@ -214,7 +214,7 @@ def attacks_table(attacks: Line) -> Table:
 
 
 def environment_table(files: RunFiles) -> Table:
-    """Returns where the run was done, and on which weights and key its figures depend.
+    """Returns a table of the machine, the weights and the key on which the figures depend.
 
     The working directory of the run is left out, because reports are shown to others.
     """

@@ -131,7 +131,7 @@ def other_share(record: Any) -> None:
 
 
 LIES: dict[str, tuple[Callable[[Any], None], str]] = {
-    "a key of the server": (swap_key, "client 0 has not signed it by the key in clients.pub"),
+    "a key of the server": (swap_key, "client 0 has not signed it with the key in clients.pub"),
     "signatures of others": (swap_signatures, "client 1 has not signed it"),
     "no signatures": (drop_signatures, "client 0 has not signed it"),
     "fewer clients": (fewer, "expected at least 3 clients"),
@@ -174,7 +174,7 @@ def test_a_client_does_not_sign_what_it_would_not_mask(what: str, tmp_path: Path
     signed.train(1, signed.initial)
     failed = {f.client: f.reason for f in signed.failures}
     if what == "a key of the server":
-        assert "another public key for this client than its own" in failed[1]
+        assert "a public key for this client that is not its own" in failed[1]
     assert sorted(failed) == [0, 1, 2]  # nobody has signed the roster of the server
 
 
@@ -232,7 +232,7 @@ def test_a_roster_of_another_run_is_refused_with_all_its_signatures():
     """All of its signatures are genuine, but it lacks the key that the client has drawn anew."""
     old, new = Party.of_new_run(), Party.of_new_run()
     roster = old.roster(5)
-    with pytest.raises(ValueError, match="another public key for this client than its own"):
+    with pytest.raises(ValueError, match="a public key for this client that is not its own"):
         new.check(roster, old.sign(roster))
     mixed = replace(roster, members=(new.roster().members[0], *roster.members[1:]))
     with pytest.raises(ValueError, match="client 0 has not signed it"):
