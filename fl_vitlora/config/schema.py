@@ -399,7 +399,7 @@ class FineTuningConfig:
         "How the new head starts: at zero (zero), or from a linear discriminant analysis of means "
         "that the clients measure in round 1, in which nothing is trained (lda). With auto the "
         "head starts with lda for pre-trained models that are not part of this package, if the "
-        "means reach the server unchanged: not with secure aggregation, clipping, a lossy codec, "
+        "means reach the server unchanged. This is not so with secure aggregation, clipping, a lossy codec, "
         "hostile clients, or a strategy that needs more than the mean of the updates. The means "
         "reveal to the server how many images of each class a client has.",
     )
