@@ -33,6 +33,8 @@ ATTACKS: Mapping[str, str] = {
     "crafted_embedding": "fl_vitlora.attacks.crafted_embedding:CraftedEmbedding",
     "false_keys": "fl_vitlora.attacks.false_keys:FalseKeys",
     "false_dropout": "fl_vitlora.attacks.false_dropout:FalseDropout",
+    "inconsistent_models": "fl_vitlora.attacks.inconsistent_models:InconsistentModels",
+    "unequal_weights": "fl_vitlora.attacks.unequal_weights:UnequalWeights",
     "position_closed_form": "fl_vitlora.attacks.position_closed_form:PositionClosedForm",
 }
 

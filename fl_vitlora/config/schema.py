@@ -798,7 +798,8 @@ class Config:
     max_client_share: float | None = setting(
         None,
         "The largest share that one client may have in the weighted mean of a round, however many "
-        "images it reports. By default there is no limit.",
+        "images it reports. By default there is no limit. In secure sums clients refuse to send an "
+        "update if the server gives one of them a larger share.",
         "(0, 1]",
     )
     min_clients: int = setting(
