@@ -171,7 +171,7 @@ def test_with_secure_sums_attacks_on_single_updates_are_refused(tmp_path: Path, 
         privacy__secure_aggregation=True,
         encryption__at_rest="none",
     )
-    of_sums = ("span", "membership_sums", "unequal_weights", "inconsistent_models")
+    of_sums = ("span", "membership_sums", "false_keys", "unequal_weights", "inconsistent_models")
     of_single_updates = ("label_counts", "class_presence")
     names = (*of_single_updates, *of_sums, "key_correlations", "second_order")
     found = outcomes(done.folder, names)
@@ -180,6 +180,7 @@ def test_with_secure_sums_attacks_on_single_updates_are_refused(tmp_path: Path, 
     for attack in of_sums:
         (one,) = [one for (name, _), one in found.items() if name == attack]
         assert one["figures"]
+    assert found["false_keys", "hostile server"]["verdict"] == "recovered"
     assert found["unequal_weights", "hostile server"]["verdict"] == "recovered"
     assert found["inconsistent_models", "hostile server"]["verdict"] == "not"
     assert found["key_correlations", "server"]["figures"]
