@@ -42,6 +42,7 @@ ALLOWED = {
     "sklearn": [
         "fl_vitlora/data/",
         "fl_vitlora/attacks/label_reading.py",
+        "fl_vitlora/attacks/learned_images.py",
         "fl_vitlora/experiment/classification.py",  # figures of each class
     ],
     "datasets": ["fl_vitlora/data/"],

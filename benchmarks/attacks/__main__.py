@@ -5,7 +5,8 @@ python -m benchmarks.attacks pairs         from n pairs of a known digit and its
 python -m benchmarks.attacks embedding     from the aggregated patch embedding of trained models
 python -m benchmarks.attacks uploads       from the updates of one client, if each has its own key
 python -m benchmarks.attacks blocks        from the scrambled blocks of single natural images
-python -m benchmarks.attacks image         labels read from images, each with its own key
+python -m benchmarks.attacks natural --data FOLDER    mask and order of pixels of natural images
+python -m benchmarks.attacks image         labels read from images that have a key each
 
 The program prints the mean over keys ± the standard deviation, in percent. Every key is newly
 drawn, so the numbers differ a little from run to run.
@@ -14,13 +15,16 @@ drawn, so the numbers differ a little from run to run.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.attacks import photographs, trials
+from benchmarks.attacks import natural, photographs, trials
 from benchmarks.attacks.trials import BLOCK, SHAPE, Shares
 from fl_vitlora.attacks.key_search import measures
+from fl_vitlora.config import DataConfig
+from fl_vitlora.data import sources
 from fl_vitlora.flower.simulation.engine import Engine
 
 PIECES = ((32, 4), (112, 16))  # sides of natural images, and of their blocks
@@ -39,13 +43,19 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "attack", choices=["ciphertext", "pairs", "embedding", "uploads", "blocks", "image"]
+        "attack",
+        choices=["ciphertext", "pairs", "embedding", "uploads", "blocks", "natural", "image"],
     )
     parser.add_argument("--keys", type=int, help="number of keys (10; 3 if a key needs a run)")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 3, 5, 10, 100, 360])
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 5, 19])
     parser.add_argument("--runs", choices=RUNS, nargs="+", default=list(RUNS))
+    parser.add_argument("--data", help="data set of natural images, as --dataset names it")
+    parser.add_argument("--side", type=int, default=32, help="pixels of a natural image")
+    parser.add_argument("--block", type=int, default=4, help="pixels of its blocks")
     arguments = parser.parse_args()
+    if arguments.attack == "natural" and not arguments.data:
+        parser.error("natural: expected --data with a data set of natural images")
     runs = arguments.attack in ("embedding", "uploads")
     seeds = range(arguments.keys or (3 if runs else 10))
     if arguments.attack == "ciphertext":
@@ -56,6 +66,11 @@ def main() -> None:
         for side, block in PIECES:
             name = f"{side} pixels, blocks of {block}"
             show("pieces", [{name: photographs.from_blocks(side, block, s)} for s in seeds])
+    elif arguments.attack == "natural":
+        images, _ = sources.load(DataConfig(name=arguments.data))
+        size = arguments.side, arguments.block
+        trial = functools.partial(natural.from_correlations, images, *size, arguments.images)
+        show(f"{size[0]} pixels, blocks of {size[1]}: n", [trial(seed) for seed in seeds])
     elif arguments.attack == "image":
         show("scope", [{"image": trials.with_key_per_image()} for _ in seeds])
     else:

@@ -5,9 +5,10 @@ python -m benchmarks.attacks.gradients --cases "1 image" int4 --trials 3
 Every trial draws a new key and other digits. In a first round, eight clients take one step of plain
 descent on one image each, and their updates are averaged, so that the head is not zero. In the
 second round the server attacks the update of one client. In the case "trained" the first round is
-instead an epoch with the default settings on 200 images. The program prints one row for each case,
-with means over the trials. The number in brackets is the figure by chance: that of other digits of
-the same class under the same key. Nothing is downloaded.
+instead an epoch with the default settings on 200 images. In the case "sum of 3" three clients with
+one image each take part in the second round, and the server sees only their sum. The program prints
+one row for each case, with means over the trials. In brackets is what other digits of the same
+class find under the same key. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from fl_vitlora.attacks.results import Figure
 from fl_vitlora.attacks.truth import Owned, Truth
 from fl_vitlora.attacks.views import Public, ServerView
 from fl_vitlora.communication.compression import send
+from fl_vitlora.communication.fixed_point import decode, encode
 from fl_vitlora.communication.groups import GROUPS
 from fl_vitlora.communication.lanes import Lanes, parse_lane
 from fl_vitlora.communication.packing import Layout
@@ -46,7 +48,7 @@ from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import reader_of
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, subtract
-from fl_vitlora.strategy import Update
+from fl_vitlora.strategy import SEVERAL, Update
 from fl_vitlora.training.local import LocalTask, train
 
 SHAPE, BLOCK, CLASSES = (3, 16, 16), 4, 10
@@ -57,7 +59,8 @@ STEP: Mapping[str, Any] = {
     "training.learning_rate": 0.1,
     "training.batch_size": 100,
 }
-IMAGES, CODEC, TRAINED = "images", "codec", "trained"  # not settings of a run, but of a case
+IMAGES, CODEC, TRAINED, SUM = "images", "codec", "trained", "sum"
+OF_A_CASE = (IMAGES, CODEC, TRAINED, SUM)  # these are not settings of a run
 CASES: Mapping[str, Mapping[str, Any]] = {
     "1 image": {},
     "2 images": {IMAGES: 2},
@@ -75,6 +78,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "int8": {CODEC: "int8"},
     "int4": {CODEC: "int4"},
     "clipped": {"privacy.clipping_norm": 1.0},
+    "sum of 3": {IMAGES: 3, SUM: True, "privacy.secure_aggregation": True},
 }
 Given = Mapping[str, Any]
 
@@ -116,8 +120,9 @@ def trial(case: Given, attack: GradientMatching, number: int) -> list[Figure]:
         attack: The attack.
         number: The number of the trial, which decides which images are used.
     """
-    given = {path: value for path, value in case.items() if path not in (IMAGES, CODEC, TRAINED)}
-    config = configuration.load(None, {"clients": 1, "rounds": 2, **STEP, **given})
+    given = {path: value for path, value in case.items() if path not in OF_A_CASE}
+    clients = case[IMAGES] if SUM in case else 1
+    config = configuration.load(None, {"clients": clients, "rounds": 2, **STEP, **given})
     keys = key_holder(
         config, patch_size=BLOCK, image_shape=SHAPE, secret=secrets.token_bytes(SECRET_BYTES)
     )
@@ -137,7 +142,8 @@ def trial(case: Given, attack: GradientMatching, number: int) -> list[Figure]:
     reader = reader_of(backbone)
     first = after_defaults if case.get(TRAINED) else after_single_images
     start = first(backbone, encrypted(before))
-    sight = updated(config, backbone, start, encrypted(own), case.get(CODEC))
+    update = summed if SUM in case else updated
+    sight = update(config, backbone, start, encrypted(own), case.get(CODEC))
     known = Public(
         settings=config,
         rates=(config.training.learning_rate,) * 2,
@@ -205,6 +211,28 @@ def updated(
         client=0, samples=len(shard), loss=done.loss, steps=done.steps, delta=dict(delta)
     )
     return Sight(round=1, model=start, updates=[update])
+
+
+def summed(
+    config: Config, backbone: Backbone, start: State, shard: Shard, codec: str | None
+) -> Sight:
+    """Returns what the server sees of a secure sum of clients with one image of a shard each."""
+    share, limit, words = 1 / len(shard), config.privacy.range, []
+    for place in range(len(shard)):
+        own = shard.take(torch.tensor([place]))
+        (update,) = updated(config, backbone, start, own, codec).updates
+        words.append(encode(update.delta, {}, update.loss, limit=limit, share=share))
+    total = np.sum(words, axis=0, dtype=np.uint32)
+    found = decode(total, Layout.of(start), limit=limit, share=1.0)
+    summary = Update(
+        client=SEVERAL,
+        samples=len(shard),
+        loss=found.loss,
+        steps=update.steps,
+        delta=found.delta,
+        members=len(shard),
+    )
+    return Sight(round=1, model=start, updates=[summary])
 
 
 def generator_of(number: int) -> torch.Generator:

@@ -3,10 +3,11 @@
 python -m benchmarks.attacks.hostile                  one, eight and sixty images of the client
 python -m benchmarks.attacks.hostile --images 8 --set training.optimizer=sgd
 
-The real code of a client answers every message, with the client's own encrypted digits. None of
-these digits is a 3. Ray is not started. Each trial draws a new key, so the numbers differ a little
-from run to run. If the client has a guard, the server sends messages that the guard accepts, for
-the last round.
+The client's own code answers every message on its own encrypted digits, of which none is a 3. Ray
+is not started. With privacy.secure_aggregation=true two more clients take part in each sum, and the
+server gives them almost no weight. Each trial draws a new key, so the numbers differ a little from
+run to run. With a guard, the server goes on with messages that the guard accepts, in the last
+round.
 """
 
 from __future__ import annotations
@@ -32,15 +33,17 @@ from fl_vitlora.attacks.views import HostileServerView, Public
 from fl_vitlora.config import Config
 from fl_vitlora.data import owner, sources
 from fl_vitlora.encryption.holder import KeyHolder, client_party
-from fl_vitlora.experiment.hostile_server import asking, bounding
+from fl_vitlora.experiment.hostile_server import asking, bounding, sum_clients
 from fl_vitlora.experiment.preparation import prepare_model
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.client.workspace import ClientSettings
 from fl_vitlora.models.reading import reader_of
+from fl_vitlora.privacy.secure_sum import FEWEST
 from fl_vitlora.strategy import Strategy
 from fl_vitlora.training.local import scheduled_rate
 
 LACKING = 3  # the digit that the client does not have
+OF_OTHERS = 20  # digits of each other client of a secure sum
 OTHERS = 200  # digits that the server knows, under no key
 
 
@@ -77,18 +80,22 @@ def main() -> None:
 def attacked(images: int, wanted: int, guard: int, given: dict[str, Any]) -> Sequence[Figure]:
     """Attacks a client with a number of images under a new key, and returns the figures."""
     config = configuration.load(None, {"clients": 1, "encryption.at_rest": "none", **given})
+    if config.privacy.secure_aggregation:
+        config = replace(config, clients=FEWEST)
     if guard:
         config = replace(config, privacy=replace(config.privacy, guard_steps=guard))
     holder = fresh_holder(config)
     train, test = sources.load(config.data)
     places = np.flatnonzero(train.labels != LACKING)[:images]
+    others = np.arange(len(train) - OF_OTHERS * (config.clients - 1), len(train))
+    parts = [places, *np.split(others, config.clients - 1)] if config.clients > 1 else [places]
     with tempfile.TemporaryDirectory() as folder:
         owner.write_encrypted_shards(
             Path(folder),
             train=train,
             test=test,
-            parts=[places],
-            test_parts=[np.arange(1)],
+            parts=parts,
+            test_parts=[np.arange(1)] * config.clients,
             holder=holder,
             metadata={},
             storage=None,
@@ -139,6 +146,7 @@ def view_of(
         model=backbone.model,
         start=start,
         ask=asking(client, 0),
+        sum_clients=lambda: sum_clients(client),
         accepted=bounding(config, strategy, start, methods.rates(backbone.model)),
     )
 

@@ -25,6 +25,7 @@ def audit(
     *,
     seconds: float = math.inf,
     began: Began = lambda attack, adversary: None,
+    pictures: bool = False,
 ) -> Iterator[Outcome]:
     """Carries out each attack by each of its adversaries.
 
@@ -36,6 +37,7 @@ def audit(
         seconds: The time budget of each attack, for all of its adversaries together, in seconds.
         began: A function that is called with the names of an attack and its adversary before the
             attack is carried out.
+        pictures: True if the outcomes shall have the recovered images.
 
     Yields:
         The outcomes, in the order of the attacks and of their adversaries.
@@ -45,13 +47,24 @@ def audit(
         for kind in attack.adversaries:
             began(name, kind.adversary)
             outcome = carry_out(
-                name, attack, [replace(view, clock=clock) for view in views(kind)], truth
+                name,
+                attack,
+                [replace(view, clock=clock) for view in views(kind)],
+                truth,
+                pictures=pictures,
             )
             late = f"its budget of {seconds:g} s ended (--attack-seconds)"
             yield replace(outcome, reason=late) if outcome.out_of_time else outcome
 
 
-def carry_out(name: str, attack: Attack[Any, Any], views: Sequence[View], truth: Truth) -> Outcome:
+def carry_out(
+    name: str,
+    attack: Attack[Any, Any],
+    views: Sequence[View],
+    truth: Truth,
+    *,
+    pictures: bool = False,
+) -> Outcome:
     """Carries out an attack once for each view, and returns the mean figures.
 
     Args:
@@ -59,6 +72,7 @@ def carry_out(name: str, attack: Attack[Any, Any], views: Sequence[View], truth:
         attack: The attack.
         views: The views of the adversaries of one kind; at least one view.
         truth: The owners' secrets.
+        pictures: True if the outcome shall have the recovered images of the first victim.
 
     Returns:
         The outcome. If one of the adversaries lacks something, the attack is not carried out. If
@@ -83,5 +97,10 @@ def carry_out(name: str, attack: Attack[Any, Any], views: Sequence[View], truth:
     seconds = time.perf_counter() - started
     figures = averaged([attack.score(guess, truth) for guess in guesses])
     return Outcome(
-        attack=name, adversary=adversary, figures=figures, seconds=seconds, victims=len(views)
+        attack=name,
+        adversary=adversary,
+        figures=figures,
+        seconds=seconds,
+        victims=len(views),
+        pictures=attack.pictures(guesses[0], truth) if pictures else {},
     )

@@ -23,6 +23,7 @@ from fl_vitlora.attacks.contract import Attack
 from fl_vitlora.attacks.key_search.block_fit import Costs, Habits, squares
 from fl_vitlora.attacks.key_search.block_statistics import Indices
 from fl_vitlora.attacks.key_search.jigsaw import solved
+from fl_vitlora.attacks.pictures import Pictures, beside
 from fl_vitlora.attacks.results import Figure
 from fl_vitlora.attacks.truth import Truth
 from fl_vitlora.attacks.views import ThiefView, WorkerView
@@ -103,6 +104,10 @@ class BlockJigsaw(Attack[WorkerView | ThiefView, Ordered]):
             )
             for which, name in enumerate(self.figures)
         ]
+
+    def pictures(self, guess: Ordered, truth: Truth) -> Pictures:
+        """Returns the first images of the client with their blocks in the guessed order."""
+        return beside(truth.owned[guess.client], guess.images)
 
 
 def _names(plain: Tensor, ordered: Tensor, block_size: int) -> tuple[Indices, Indices]:

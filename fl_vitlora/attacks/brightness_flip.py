@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fl_vitlora.attacks.contract import Attack
+from fl_vitlora.attacks.pictures import Pictures, beside
 from fl_vitlora.attacks.results import Figure
 from fl_vitlora.attacks.similarity import WHITE, structural_similarity
 from fl_vitlora.attacks.truth import Truth
@@ -68,6 +69,11 @@ class BrightnessFlip(Attack[WorkerView | ThiefView, tuple[int, Tensor]]):
                 structural_similarity(folded(others), folded(plain)),
             ),
         ]
+
+    def pictures(self, guess: tuple[int, Tensor], truth: Truth) -> Pictures:
+        """Returns the folded images; twice their values, which are at most 127."""
+        client, shown = guess
+        return beside(truth.owned[client], 2 * shown)
 
 
 def folded(images: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
+from fl_vitlora.attacks.pictures import Pictures
 from fl_vitlora.attacks.results import Figure
 from fl_vitlora.attacks.truth import Truth
 from fl_vitlora.attacks.views import ServerView as ServerView  # noqa: PLC0414 - for the example
@@ -105,3 +106,16 @@ class Attack(ABC, Generic[Seen, Guess]):
             The figures. The names of the figures are in `figures`, and are the same for all victims
             of a run.
         """
+
+    def pictures(self, guess: Guess, truth: Truth) -> Pictures:
+        """Returns the images that the attack recovered, beside the images that they should be.
+
+        Args:
+            guess: The guess that the method `guess` returned.
+            truth: The owners' secrets.
+
+        Returns:
+            The images of each column, by its name; empty if the attack recovers no images.
+        """
+        del guess, truth
+        return {}

@@ -15,6 +15,9 @@ guard accepts. These messages claim to be in the last round, and are as close to
 as possible. The server then also counts the mean image as an answer, because the mean image is the
 image itself if a client has only one image.
 
+In secure sums the server sends each message to all clients, and gives this client almost the whole
+weight, so that the sum is the answer of this client (`single_out`).
+
 The patches that the server reads are ciphertext. The patches are plain if the client transforms a
 model that was adapted to plain images (``finetuning.patch_embedding=aligned`` with
 ``encryption.adapt=true``).
@@ -42,8 +45,11 @@ from fl_vitlora.attacks.crafting import (
     read,
     sensitivity,
 )
+from fl_vitlora.attacks.pictures import Pictures, beside_nearest, from_patches
 from fl_vitlora.attacks.results import Figure
+from fl_vitlora.attacks.single_out import SingleOut
 from fl_vitlora.attacks.truth import Truth
+from fl_vitlora.attacks.unmasking import lacks_clients
 from fl_vitlora.attacks.views import HostileServerView, Order
 from fl_vitlora.encryption.holder import KeyHolder
 from fl_vitlora.encryption.image_blocks import to_blocks
@@ -100,8 +106,8 @@ class CraftedEmbedding(Attack[HostileServerView, Stolen]):
     def lacks(self, view: HostileServerView) -> str:
         """Returns why the server cannot craft a model that lets one image through."""
         settings, start = view.public.settings, view.start
-        if settings.privacy.secure_aggregation:
-            return "updates are masked, and an attack on all clients of a sum was not tried"
+        if settings.privacy.secure_aggregation and (reason := lacks_clients(view)):
+            return reason
         if view.model is None:
             return "the server does not have the patch embedding"
         if not set(NAMES) <= set(start):
@@ -152,6 +158,15 @@ class CraftedEmbedding(Attack[HostileServerView, Stolen]):
             Figure(name=REFUSED, value=100 * guess.refused / max(1, guess.messages)),
         ]
 
+    def pictures(self, guess: Stolen, truth: Truth) -> Pictures:
+        """Returns the answers of the client, each beside the image most similar to it."""
+        owned = truth.owned[guess.client]
+        height, width = owned.plain.shape[-2:]
+        if not guess.patches:
+            return {}
+        images = from_patches(torch.stack(list(guess.patches)), (height, width), guess.patch_size)
+        return beside_nearest(owned, images, plain=guess.plain)
+
 
 class Conversation:
     """The messages to one client, and what the server has learned from the answers so far.
@@ -164,6 +179,8 @@ class Conversation:
     def __init__(self, view: HostileServerView, plain: bool) -> None:
         assert view.model is not None
         self.view, self.messages, self.refused, self.bounded = view, 0, 0, False
+        sums = view.public.settings.privacy.secure_aggregation
+        self.talk = SingleOut(view, silence=False, outweigh=True).ask if sums else view.ask
         shape = tuple(view.public.images.shape[1:])
         self.known: Sensitivity = sensitivity(view.model, (shape[0], shape[1], shape[2]))
         images = view.public.images[:KNOWN]
@@ -245,7 +262,7 @@ class Conversation:
 
     def _send(self, order: Order) -> State | str:
         self.view.clock.check()
-        answer = self.view.ask(order)
+        answer = self.talk(order)
         self.messages += 1
         self.refused += isinstance(answer, str)
         return answer

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fl_vitlora.attacks.unmasking import (
     Read,
@@ -27,7 +27,7 @@ from fl_vitlora.attacks.unmasking import (
 )
 from fl_vitlora.attacks.views import HostileServerView, SumClient
 from fl_vitlora.encryption.identities import Identity
-from fl_vitlora.privacy.agreement import Signatures, statement
+from fl_vitlora.privacy.agreement import Signatures, statement, told
 from fl_vitlora.privacy.secure_sum import Roster, Secret, pair_seed
 
 
@@ -51,7 +51,10 @@ class FalseKeys(Unmasking):
             if not isinstance(answer, str):
                 words = answer
                 break
-        seeds = {client: pair_seed(one, false, view.client) for client, one in own.items()}
+        order = honest_order(view)
+        digest = told(order.tensors, view.start, server_round=order.round, rate=order.rate)
+        known = replace(false, told=digest)
+        seeds = {client: pair_seed(one, known, view.client) for client, one in own.items()}
         return read(view, false, words, seeds, refused=float(words is None))
 
 

@@ -11,6 +11,10 @@ A batch of many images has more unknowns than the gradient determines. If all up
 images than the attack may use together, only one of them is attacked. The attack treats this update
 as that of one image of its most common class, and the search is short.
 
+Under secure aggregation the sum of a round is attacked as the update of one client that has the
+images of all clients. If every client takes one step of plain descent on all its images, the sum is
+the gradient of these images.
+
 Letters in shapes: B images, C channels, H × W pixels.
 """
 
@@ -31,6 +35,7 @@ from fl_vitlora.attacks.inversion.in_span import POINTS, SpanProblem, reconstruc
 from fl_vitlora.attacks.inversion.least_squares import Steps
 from fl_vitlora.attacks.inversion.observed import Observed, most_telling
 from fl_vitlora.attacks.inversion.simulated import simulated
+from fl_vitlora.attacks.pictures import Pictures, beside_nearest
 from fl_vitlora.attacks.results import Figure
 from fl_vitlora.attacks.truth import Owned, Truth
 from fl_vitlora.attacks.views import Public, ServerView
@@ -98,8 +103,8 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
     published_steps: int = 200
 
     def lacks(self, view: ServerView) -> str:
-        """Returns why the server cannot simulate the gradient of a single client's patches."""
-        if reason := view.lacks_single_updates():
+        """Returns why the server cannot simulate the gradient of clients' patches."""
+        if reason := view.lacks_updates():
             return reason
         changes = [change for _, change in view.patch_embedding_changes()]
         if not changes:
@@ -127,7 +132,7 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
 
     def score(self, guess: Reconstructions, truth: Truth) -> Sequence[Figure]:
         """Returns how similar guesses are to the clients' images, compared with other images."""
-        found = [Compared.of(one, truth.owned[one.client], guess.plain) for one in guess.found]
+        found = [Compared.of(one, truth.owned_by(one.client), guess.plain) for one in guess.found]
         similarity, error = (mean(one.found[n] for one in found) for n in (0, 1))
         usual, usual_error = (mean(one.usual[n] for one in found) for n in (0, 1))
         return [
@@ -151,6 +156,12 @@ class GradientMatching(Attack[ServerView, Reconstructions]):
             Figure(name=NOISE, value=100 * mean(one.noise for one in found)),
             Figure(name=TRIED, value=sum(len(one.classes) for one in guess.found), unit=""),
         ]
+
+    def pictures(self, guess: Reconstructions, truth: Truth) -> Pictures:
+        """Returns the images of the first client, each beside the image most similar to it."""
+        first = guess.found[0]
+        owned = truth.owned_by(first.client)
+        return beside_nearest(owned, first.images[first.chosen], plain=guess.plain)
 
     def _reconstructed(
         self,

@@ -20,6 +20,7 @@ from torch import Tensor
 from fl_vitlora.attacks.contract import Attack
 from fl_vitlora.attacks.key_search.from_pairs import key_from_pairs
 from fl_vitlora.attacks.key_search.map_from_pairs import map_from_pairs
+from fl_vitlora.attacks.pictures import MOST, Pictures, beside
 from fl_vitlora.attacks.results import Figure
 from fl_vitlora.attacks.second_order import THREE_STEPS
 from fl_vitlora.attacks.truth import Truth
@@ -97,6 +98,12 @@ class KnownPlaintext(Attack[InsiderView, Decryptions]):
                 for few, name in zip(FEWER, of_fewer, strict=True)
             ),
         ]
+
+    def pictures(self, guess: Decryptions, truth: Truth) -> Pictures:
+        """Returns the first images outside the pairs, decrypted with the map from all pairs."""
+        owned = truth.owned[guess.client]
+        others = owned.ciphertext[guess.pairs : guess.pairs + MOST]
+        return beside(owned, guess.maps[ALL].invert(others), first=guess.pairs)
 
 
 def map_of(plain: Tensor, ciphertext: Tensor, public: Public) -> PixelMap:

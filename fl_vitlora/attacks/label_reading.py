@@ -74,7 +74,7 @@ class LabelReading(Attack[WorkerView | ThiefView, Reading]):
             return f"it needs {FEWEST_KNOWN} labelled plain images, and {len(labels)} are at hand"
         if len(set(labels)) == 1:
             return "all available plain images have the same class"
-        return _too_large(public.cipher.geometry)
+        return too_large(public.cipher.geometry)
 
     def guess(self, view: WorkerView | ThiefView) -> Reading:
         """Learns from public images under keys of the adversary, and reads the client's images."""
@@ -109,7 +109,7 @@ class LabelReading(Attack[WorkerView | ThiefView, Reading]):
         ]
 
 
-def _too_large(geometry: Geometry) -> str:
+def too_large(geometry: Geometry) -> str:
     """Returns why images of these sizes are not read; empty if they are."""
     fit = geometry.entries <= MOST_ENTRIES and geometry.blocks * geometry.entries <= MOST_VALUES
     if fit and min(geometry.blocks, geometry.entries) > 1:

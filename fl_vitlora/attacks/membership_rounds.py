@@ -59,17 +59,10 @@ class MembershipRounds(Attack[InformedServerView, Tensor]):
 
     def lacks(self, view: InformedServerView) -> str:
         """Returns why the server cannot compare updates of single clients; empty if it can."""
-        if reason := view.lacks_single_updates() or lacks_candidates(view.labels):
+        if reason := view.lacks_single_updates() or lacks_losses(view):
             return reason
-        if view.model is None:
-            return "without the key the server cannot compute the outputs of the clients' models"
         if max(len(sight.updates) for sight in view.rounds) < FEWEST_CLIENTS:
             return f"it needs the updates of {FEWEST_CLIENTS} clients in a round"
-        shapes = {name: p.shape for name, p in methods.trainable(view.model).items()}
-        for sight in view.rounds:
-            for state in (sight.model, *(update.delta for update in sight.updates)):
-                if any(shapes.get(name) != tensor.shape for name, tensor in state.items()):
-                    return "clients have matrices of different ranks"
         return ""
 
     def guess(self, view: InformedServerView) -> Tensor:
@@ -89,6 +82,20 @@ class MembershipRounds(Attack[InformedServerView, Tensor]):
         return membership_figures(guess, truth.members())
 
 
+def lacks_losses(view: InformedServerView) -> str:
+    """Returns why a server with updates cannot compute losses of candidates; empty if it can."""
+    if reason := lacks_candidates(view.labels):
+        return reason
+    if view.model is None:
+        return "without the key the server cannot compute the outputs of the clients' models"
+    shapes = {name: p.shape for name, p in methods.trainable(view.model).items()}
+    for sight in view.rounds:
+        for state in (sight.model, *(update.delta for update in sight.updates)):
+            if any(shapes.get(name) != tensor.shape for name, tensor in state.items()):
+                return "clients have matrices of different ranks"
+    return ""
+
+
 def measures(view: InformedServerView, sight: Sight) -> tuple[Tensor, Tensor]:
     """Measures how much each update of a round improves the model on each candidate.
 
@@ -102,8 +109,8 @@ def measures(view: InformedServerView, sight: Sight) -> tuple[Tensor, Tensor]:
     falls, after = [], []
     for update in sight.updates:
         length = STEP * max(l2_norm(update.delta), LEAST_SPREAD)
-        falls.append((before - losses(_moved(sight.model, update.delta, STEP))) / length)
-        after.append(logits_of(losses(_moved(sight.model, update.delta, 1.0))))
+        falls.append((before - losses(moved(sight.model, update.delta, STEP))) / length)
+        after.append(logits_of(losses(moved(sight.model, update.delta, 1.0))))
     return torch.stack(falls), torch.stack(after)
 
 
@@ -117,7 +124,8 @@ def logits_of(losses: Tensor) -> Tensor:
     return -losses.clamp(min=LEAST_LOSS).expm1().log()
 
 
-def _moved(model: Mapping[str, Tensor], delta: Mapping[str, Tensor], share: float) -> State:
+def moved(model: Mapping[str, Tensor], delta: Mapping[str, Tensor], share: float) -> State:
+    """Returns a model after a share of an update; tensors without an update stay."""
     return {name: t + share * delta[name] if name in delta else t for name, t in model.items()}
 
 

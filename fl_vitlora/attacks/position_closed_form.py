@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fl_vitlora.attacks.contract import Attack
+from fl_vitlora.attacks.pictures import Pictures, beside, from_patches
 from fl_vitlora.attacks.results import Figure
 from fl_vitlora.attacks.truth import Truth
 from fl_vitlora.attacks.views import ServerView
@@ -95,6 +96,13 @@ class PositionClosedForm(Attack[ServerView, Recovered]):
             Figure(name=PATCHES, value=100 * mean(shares), floor=0, ceiling=100),
             Figure(name=ERROR, value=mean(errors), unit=""),
         ]
+
+    def pictures(self, guess: Recovered, truth: Truth) -> Pictures:
+        """Returns the image of the first client."""
+        client, patches = next(iter(guess.patches.items()))
+        owned = truth.owned[client]
+        height, width = owned.plain.shape[-2:]
+        return beside(owned, from_patches(patches[None], (height, width), guess.patch_size))
 
 
 def _steps(view: ServerView) -> Iterator[tuple[Sight, Update]]:

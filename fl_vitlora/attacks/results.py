@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import mean
 from typing import Literal
+
+from torch import Tensor
 
 Verdict = Literal["recovered", "partly", "not", "not applicable", "out of time"]
 WHOLE, PART = 0.95, 0.25
@@ -78,6 +80,8 @@ class Outcome:
         out_of_time: True if the time budget of the attack ended it.
         victims: The number of adversaries of this kind, each with the shard of a different client.
             The figures are means over these adversaries. The number is 1 if there is one adversary.
+        pictures: The images that the attack recovered from the first victim, in columns
+            (`attacks.pictures`). The mapping is empty if there are none, or nobody asked for them.
     """
 
     attack: str
@@ -87,6 +91,7 @@ class Outcome:
     reason: str = ""
     victims: int = 1
     out_of_time: bool = False
+    pictures: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def verdict(self) -> Verdict:

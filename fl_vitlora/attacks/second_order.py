@@ -17,15 +17,27 @@ from fl_vitlora.attacks.contract import Attack
 from fl_vitlora.attacks.key_figures import FIGURES, Guesses, key_figures
 from fl_vitlora.attacks.key_search.from_ciphertext import key_from_ciphertext
 from fl_vitlora.attacks.key_search.prior import Prior
+from fl_vitlora.attacks.pictures import MOST, Pictures, beside
 from fl_vitlora.attacks.results import Figure
 from fl_vitlora.attacks.truth import Truth
-from fl_vitlora.attacks.views import ThiefView, WorkerView
+from fl_vitlora.attacks.views import Public, ThiefView, WorkerView
 from fl_vitlora.encryption.cipher import Cipher, CipherKey
 
 DECRYPTED = "images decrypted bit for bit"
 THREE_STEPS = ("block_scrambling", "pixel_shuffling", "negative_positive")
 MOST_PIXELS = 1024  # different pixel values of an image; the search compares all pairs of them
 FEWEST_KNOWN = 100  # plain images that give the statistics of plain images
+
+
+def lacks_known_images(public: Public) -> str:
+    """Returns why the plain images of everyone give no statistics of pixels; empty if they do."""
+    plain = public.images
+    if len(plain) < FEWEST_KNOWN:
+        return f"it needs {FEWEST_KNOWN} plain images of the kind, and {len(plain)} are at hand"
+    values = math.prod(plain.shape[1:]) // (plain.shape[1] if public.grey else 1)
+    if values > MOST_PIXELS:
+        return f"the search takes images of at most {MOST_PIXELS:,} different values"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -60,16 +72,7 @@ class SecondOrder(Attack[WorkerView | ThiefView, Decrypting]):
         """Returns why the adversary has no ciphertext to attack; empty if it has some."""
         if view.sealed or view.public.no_common_order:
             return view.sealed or view.public.no_common_order
-        plain = view.public.images
-        if len(plain) < FEWEST_KNOWN:
-            return (
-                f"it needs {FEWEST_KNOWN} plain images of the same kind, and {len(plain)} are at "
-                "hand"
-            )
-        values = math.prod(plain.shape[1:]) // (plain.shape[1] if view.public.grey else 1)
-        if values > MOST_PIXELS:
-            return f"the search takes images of at most {MOST_PIXELS:,} different values"
-        return ""
+        return lacks_known_images(view.public)
 
     def guess(self, view: WorkerView | ThiefView) -> Decrypting:
         """Finds the key with which the decrypted images are most similar to plain images."""
@@ -89,3 +92,9 @@ class SecondOrder(Attack[WorkerView | ThiefView, Decrypting]):
             *key_figures(guesses, truth, guess.patch_size),
             Figure(name=DECRYPTED, value=exact, floor=0, ceiling=100),
         ]
+
+    def pictures(self, guess: Decrypting, truth: Truth) -> Pictures:
+        """Returns the first images of the client, decrypted with the guessed key."""
+        (client,) = guess.keys
+        owned = truth.owned[client]
+        return beside(owned, guess.decrypt(client, owned.ciphertext[:MOST]))

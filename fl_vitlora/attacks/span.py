@@ -8,6 +8,9 @@ whole space and reveal nothing: updates of more images, updates by optimisers th
 (AdamW), and updates that a codec has rounded. The patches are ciphertext, or plain patches if
 updates are sent in plain coordinates (``finetuning.patch_embedding=aligned``).
 
+Under secure aggregation the sum of all updates spans the patches of all clients. The attack then
+tells which patches some client has.
+
 Letters in shapes: D entries of a patch, W width of the model, r rank.
 """
 
@@ -41,7 +44,8 @@ class Spans:
     """A guess: for each client, the space that its patches span.
 
     Attributes:
-        bases: Orthonormal bases, (D, r) each.
+        bases: Orthonormal bases, (D, r) each. The basis of all clients together has the number
+            `SEVERAL`.
         patch_size: The side of a patch in pixels.
         plain: True if the updates are sent in plain coordinates.
     """
@@ -62,12 +66,12 @@ class PatchSpan(Attack[ServerView, Spans]):
     """The attack on the update of each client whose patch embedding has the smallest rank."""
 
     adversaries = (ServerView,)
-    goal = "Which patches a client has, from the span of its update."
+    goal = "Which patches a client has, from the span of its update or of a sum."
     figures = (TOLD, INSIDE, OTHERS, RANK, WHOLE_RANK)
 
     def lacks(self, view: ServerView) -> str:
-        """Returns why the server has no update of one client with one kernel for all patches."""
-        if reason := view.lacks_single_updates() or view.lacks_patch_embedding():
+        """Returns why the server has no update with one patch embedding."""
+        if reason := view.lacks_patch_embedding():
             return reason
         _, change = next(view.patch_embedding_changes())
         return "every patch has its own kernel" if change.ndim == 3 else ""
@@ -92,7 +96,7 @@ class PatchSpan(Attack[ServerView, Spans]):
         """
         own, others, ranks = [], [], []
         for client in guess.bases:
-            owned = truth.owned[client]
+            owned = truth.owned_by(client)
             own_images = owned.plain if guess.plain else owned.ciphertext
             other_images = owned.others if guess.plain else owned.others_ciphertext
             patches = distinct(own_images[:JUDGED], guess.patch_size)

@@ -6,7 +6,7 @@ Letters in shapes: n images, C channels, H × W pixels, M candidates.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fl_vitlora.encryption.cipher import CipherKey
 from fl_vitlora.state import State
+from fl_vitlora.strategy import SEVERAL
 
 T = TypeVar("T")
 
@@ -66,6 +67,18 @@ class Truth:
     owned: Mapping[int, Owned] = field(default_factory=dict, repr=False)
     members: Callable[[], Tensor] = field(default=_nobody, repr=False)
     updates: Mapping[int, State] = field(default_factory=dict, repr=False)
+
+    def owned_by(self, client: int) -> Owned:
+        """Returns the data of a client, or of all clients together for the number `SEVERAL`."""
+        if client != SEVERAL:
+            return self.owned[client]
+        everybody = [self.owned[one] for one in sorted(self.owned)]
+        return Owned(
+            **{
+                item.name: torch.cat([getattr(owned, item.name) for owned in everybody])
+                for item in fields(Owned)
+            }
+        )
 
 
 class Opened(Mapping[int, T]):

@@ -58,9 +58,7 @@ class Unmasking(Attack[HostileServerView, Read]):
         """Returns why the run has no secure sum that can be attacked; "" if it has one."""
         if not view.public.settings.privacy.secure_aggregation:
             return "there are no secure sums; the server sees each update"
-        least = max(FEWEST, view.public.settings.min_clients)
-        few = len(view.sum_clients()) < least
-        return f"a secure sum needs {least} clients" if few else ""
+        return lacks_clients(view)
 
     def score(self, guess: Read, truth: Truth) -> Sequence[Figure]:
         """Compares the update that was read with the update that the client sent.
@@ -78,6 +76,12 @@ class Unmasking(Attack[HostileServerView, Read]):
             Figure(name=ERROR, value=100 * l2_norm(apart) / max(l2_norm(true), 1e-30)),
             Figure(name=REFUSED, value=100 * guess.refused),
         ]
+
+
+def lacks_clients(view: HostileServerView) -> str:
+    """Returns why there is no secure sum of enough clients; "" if there is one."""
+    least = max(FEWEST, view.public.settings.min_clients)
+    return f"a sum takes {least} clients" if len(view.sum_clients()) < least else ""
 
 
 def members_of(view: HostileServerView, clients: Sequence[int]) -> tuple[int, ...]:

@@ -62,6 +62,7 @@ def attack(arguments: argparse.Namespace) -> None:
             bounds=bounds,
             seconds=seconds,
             began=progress.began,
+            pictures=arguments.attack_pictures is not None,
         )
         outcomes = list(found)
     print_attacks(outcomes, str(folder))

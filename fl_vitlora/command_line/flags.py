@@ -216,6 +216,13 @@ OTHER_FLAGS = {
         "that does not end in time has no figures, and its outcome says so. A step of an attack "
         "that has begun is not interrupted.",
     ),
+    "--attack-pictures": OtherFlag(
+        "",
+        "Draw the images that --attack recovers, beside the plain images",
+        {"action": "store_const", "const": True},
+        "The pictures are written to attack_pictures/ in the run folder, and a report shows them. "
+        "They show plain images of the owners, so do not hand them on.",
+    ),
     "--fail-if": OtherFlag(
         "BOUND",
         "End --attack with exit code 1 if BOUND is true for an outcome; may be repeated",

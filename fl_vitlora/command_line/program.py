@@ -131,7 +131,7 @@ def check_flags(given: Mapping[str, Any]) -> None:
             f"--watch follows a run or a comparison, so remove --{alone.replace('_', '-')}",
             USER_MISTAKE,
         )
-    for name in ("only", "images", "fail_if", "attack_seconds"):
+    for name in ("only", "images", "fail_if", "attack_seconds", "attack_pictures"):
         if given[name] is not None and given["attack"] is None:
             flag = f"--{name.replace('_', '-')}"
             fail(

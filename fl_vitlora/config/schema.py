@@ -399,9 +399,9 @@ class FineTuningConfig:
         "How the new head starts: at zero (zero), or from a linear discriminant analysis of means "
         "that the clients measure in round 1, in which nothing is trained (lda). With auto the "
         "head starts with lda for pre-trained models that are not part of this package, if the "
-        "means reach the server unchanged. This is not so with secure aggregation, clipping, a lossy codec, "
-        "hostile clients, or a strategy that needs more than the mean of the updates. The means "
-        "reveal to the server how many images of each class a client has.",
+        "means reach the server unchanged. This is not so with secure aggregation, "
+        "clipping, a lossy codec, hostile clients, or a strategy that needs more than the mean of "
+        "the updates. The means reveal to the server how many images of each class a client has.",
     )
     patch_embedding: Literal["aggregate", "aligned", "local"] = setting(
         "aggregate",
@@ -800,7 +800,8 @@ class Config:
     max_client_share: float | None = setting(
         None,
         "The largest share that one client may have in the weighted mean of a round, however many "
-        "images it reports. By default there is no limit.",
+        "images it reports. By default there is no limit. In secure sums clients refuse to send an "
+        "update if the server gives one of them a larger share.",
         "(0, 1]",
     )
     min_clients: int = setting(

@@ -261,7 +261,7 @@ def candidates_of(run: AttackedRun) -> Candidates:
     only one of the two images. If all clients share a key, several clients can have the same other
     image. If the final model is not complete, the result has no images.
     """
-    model = run.backbone.model
+    model = copy.deepcopy(run.backbone.model)  # other attacks need its first tensors
     if set(methods.trainable(model)) != set(run.final):
         return _no_candidates(run)
     logits, images, labels, owners, members = [], list[Tensor](), [], [], []

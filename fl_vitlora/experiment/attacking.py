@@ -19,6 +19,7 @@ from fl_vitlora.config import Config
 from fl_vitlora.config.attack_bounds import Bound
 from fl_vitlora.experiment.adversaries import Adversaries
 from fl_vitlora.experiment.attacked_run import open_run
+from fl_vitlora.reporting.attack_pictures import draw_pictures
 from fl_vitlora.reporting.run_folder import RunFolder
 
 ATTACKS = "attacks.json"
@@ -34,6 +35,7 @@ def attack_run(
     bounds: Sequence[Bound] = (),
     seconds: float = math.inf,
     began: Began = lambda attack, adversary: None,
+    pictures: bool = False,
 ) -> Iterator[Outcome]:
     """Carries out attacks on a finished run, and writes their outcomes into its folder.
 
@@ -43,11 +45,12 @@ def attack_run(
         strategy: The strategy of the run.
         names: The names of the attacks, as `config.attack_names.read_attacks` returns them.
         images: The number of encrypted images that an attack on ciphertext may use.
-        bounds: Bounds on the outcomes. This function checks only the names of the bounds; the
-            function `attacks.bounds.broken` compares the outcomes with the bounds.
+        bounds: Bounds, of which only the names are checked here (see `attacks.bounds.broken`).
         seconds: The time budget of each attack in seconds.
         began: A function that is called with the names of an attack and its adversary before the
             attack is carried out.
+        pictures: True if the images that attacks recover shall be drawn into the run folder. The
+            pictures show plain images of the owners.
 
     Yields:
         Each outcome as soon as it is known. After the last outcome, `attacks.json` is written.
@@ -59,13 +62,18 @@ def attack_run(
     attacks = {name: attack_of(name, images) for name in names}
     check_bounds(bounds, attacks)
     adversaries = Adversaries(run=open_run(folder, config, strategy))
-    outcomes = []
+    told = []
     for outcome in audit(
-        attacks, adversaries.views, adversaries.truth, seconds=seconds, began=began
+        attacks,
+        adversaries.views,
+        adversaries.truth,
+        seconds=seconds,
+        began=began,
+        pictures=pictures,
     ):
-        outcomes.append(outcome)
+        told.append(described(outcome) | {"picture": draw_pictures(folder, outcome)})
         yield outcome
-    content = {"images": images, "rule": RULE, "attacks": [described(o) for o in outcomes]}
+    content = {"images": images, "rule": RULE, "attacks": told}
     RunFolder(folder).write_json(ATTACKS, content)
 
 

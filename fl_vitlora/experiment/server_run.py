@@ -158,7 +158,9 @@ class Run:
         if privacy.secure_aggregation:
             equal = privacy.clipping_norm is not None
             pins = open_pins(Path(privacy.client_keys)) if privacy.client_keys else None
-            sums = SecureAggregator(limit=privacy.range, equal=equal, pins=pins)
+            sums = SecureAggregator(
+                limit=privacy.range, equal=equal, pins=pins, most=self.config.max_client_share
+            )
         post = Post(
             grid=grid,
             ledger=self.record.ledger,

@@ -19,12 +19,19 @@ its vector; `privacy.reveal_seeds=false` prevents this claim from revealing the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 from fl_vitlora.encryption.identities import SETTING, SIGNATURE_BYTES, Identities, Pins
 from fl_vitlora.privacy.secure_sum import FEWEST, Roster, Secret
+from fl_vitlora.state import State
 
 PURPOSE = b"fl_vitlora/secure sum/roster/1\0"  # no signature is valid for another purpose
+
+ROUNDING = 1e-9  # of a share
+OF_PROCESSOR = 4e-6  # rounding of another processor, as a share of the largest entry of a tensor
 
 Signatures = Mapping[int, bytes]  # the signature of each participant, by its number
 
@@ -87,6 +94,83 @@ def unsigned_by(roster: Roster, pins: Pins, signatures: Signatures) -> list[int]
         for client in sorted(roster.clients)
         if not pins.signed(client, signed, signatures.get(client, bytes(SIGNATURE_BYTES)))
     ]
+
+
+def told(
+    tensors: State,
+    initial: State,
+    *,
+    server_round: int,
+    rate: float,
+    epochs: int | None = None,
+    frozen: Sequence[str] = (),
+    restarted: Sequence[str] = (),
+    proximal_mu: float = 0.0,
+    clipping_norm: float | None = None,
+    merges: int = 0,
+) -> bytes:
+    """Returns the digest of an instruction, which the masks of a secure sum depend on.
+
+    Otherwise a server could send one client an honest instruction, and all others one that does not
+    move their tensors, and the sum would be the update of this client. A tensor that equals the
+    initial one up to the rounding of another processor counts as the initial one.
+
+    Args:
+        tensors: The exchanged tensors in the server's coordinates, and all further tensors sent.
+        initial: The exchanged tensors before round 1, as the client has computed them.
+        server_round: The number of the round.
+        rate: The learning rate.
+        epochs: The number of passes over the shard; None for the number in the settings.
+        frozen: The endings of the names of frozen tensors.
+        restarted: The endings of the names of tensors that start at their first values.
+        proximal_mu: The weight of the proximal penalty.
+        clipping_norm: The norm that updates must not exceed; None if there is none.
+        merges: The number of rounds whose low-rank pairs were added to frozen weights.
+
+    Returns:
+        The digest, 32 bytes.
+
+    Example:
+        >>> import torch
+        >>> start = {"w": torch.tensor([1.0])}
+        >>> one = told(start, start, server_round=1, rate=0.1)
+        >>> one == told(start, start, server_round=1, rate=0.0)
+        False
+    """
+    work = [server_round, float(rate), epochs, sorted(frozen), sorted(restarted)]
+    digest = hashlib.sha256(repr([*work, proximal_mu, clipping_norm, merges]).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"\0{name}{tuple(tensor.shape)}".encode())
+        if name not in initial or not _is_initial(tensor, initial[name].cpu()):
+            digest.update(tensor.numpy().tobytes())
+    return digest.digest()
+
+
+def _is_initial(tensor: Tensor, known: Tensor) -> bool:
+    if tensor.shape != known.shape or not tensor.numel():
+        return tensor.shape == known.shape
+    return bool((tensor - known).abs().max() <= OF_PROCESSOR * known.abs().max())
+
+
+def check_shares(roster: Roster, most: float) -> None:
+    """Refuses a roster in which one client weighs so much that the sum would be its update.
+
+    Args:
+        roster: The roster of the sum.
+        most: The largest share of one client in the sum, in (0, 1]; values below 1/K for K clients
+            count as 1/K.
+
+    Raises:
+        ValueError: If a client has a larger share.
+    """
+    largest = max(roster.members, key=lambda member: member.share)
+    share, bound = largest.share / roster.share(roster.clients), max(most, 1 / len(roster.members))
+    if share > bound + ROUNDING:
+        raise ValueError(
+            f"roster of round {roster.round} refused (max_client_share): it gives client "
+            f"{largest.client} a share of {share:.3g} in the mean, expected at most {bound:.3g}"
+        )
 
 
 def _check_roster(secret: Secret, roster: Roster, pins: Pins, least: int) -> None:

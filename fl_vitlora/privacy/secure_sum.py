@@ -13,9 +13,9 @@ A single yᵢ looks random; in the sum of all yᵢ the streams cancel exactly.
 2. *Training.* The server sends the same list, the `Roster`, to all participants: the round, and
    each participant's number, share (weight in the mean) and public key. The seed of a pair is
    seedᵢⱼ = HKDF(X25519(private keyᵢ, public keyⱼ), roster, i, j). So a seed is used for one round
-   only, and the streams cancel only if all participants got the same roster. Client i sends yᵢ,
-   which has as many bytes as xᵢ. The roster takes about 47 bytes for each client that it lists, in
-   every message.
+   only, and the streams cancel only if all participants got the same roster and the same
+   instruction (`agreement.told`). Client i sends yᵢ, which has as many bytes as xᵢ. The roster
+   takes about 47 bytes for each client that it lists, in every message.
 3. *Only if clients drop out.* The server asks the remaining clients for the seeds that they share
    with the clients that dropped out. With the seeds of dropped clients, the server removes the
    streams that do not cancel, and gets the sum of the remaining clients. The seeds of other rounds
@@ -30,19 +30,15 @@ part, because in a sum of two vectors each client can compute the vector of the 
 many clients drop out that two remain, each of the two can compute the vector of the other. A sum
 does not hide which clients took part, or with which share.
 
-Flower's SecAgg+ has the second mask of the paper, but this project cannot use SecAgg+. The workflow
-of SecAgg+ (`flwr.server.workflow`) requires a `LegacyContext`, and the client plug-in of SecAgg+
-(`flwr.client.mod`) requires replies that hold a `FitRes`. `LegacyContext` and `FitRes` belong to an
-interface that is older than the Message API, which today's strategies use. SecAgg+ needs four
-exchanges of messages in a round, and rounds each number stochastically to 22 bits.
+Flower's SecAgg+ has the second mask of the paper, but requires an interface that is older than the
+Message API. It takes four exchanges of messages in a round, and rounds numbers to 22 bits.
 
-All functions except `draw_secret` are pure: they take the state of a client and return its new
-state.
-
-K is the number of clients on a roster, and W is the number of words in a vector.
+All functions except `draw_secret` are pure. They take a client's state and return its new state.
+K is the number of clients on a roster, W the number of words in a vector.
 
 Source: Bonawitz et al., "Practical secure aggregation for privacy-preserving machine learning", CCS
 2017, section 4.0.1. In this project, the seeds also depend on the digest of the round's roster.
+Seeds that depend on the instruction are the remedy of Pasquini et al., CCS 2022 (arXiv 2111.07380).
 """
 
 from __future__ import annotations
@@ -94,6 +90,8 @@ class Roster:
         round: The number of the round, from 1; it grows with every sum of a run.
         members: The participants, at least three, sorted by client number, with Σ share <= 1.
         limit: The range R of the fixed-point numbers, from -R to R, equal for all participants.
+        told: The digest of the instruction of the round. It never travels: each client computes it
+            from its own instruction. It is empty in the roster that the server sends.
 
     Raises:
         ValueError: If there are too few participants, or a number, share or key is invalid.
@@ -102,6 +100,7 @@ class Roster:
     round: int
     members: tuple[Member, ...]
     limit: float = 4.0
+    told: bytes = b""
 
     def __post_init__(self) -> None:
         clients, keys = [m.client for m in self.members], {m.key for m in self.members}
@@ -131,7 +130,8 @@ class Roster:
     def digest(self) -> bytes:
         """Returns the SHA-256 digest of the roster, 32 bytes; two rosters never share a digest."""
         parts = [struct.pack("<qd32s", m.client, m.share, m.key) for m in self.members]
-        return hashlib.sha256(struct.pack("<qd", self.round, self.limit) + b"".join(parts)).digest()
+        head = struct.pack("<qd", self.round, self.limit)
+        return hashlib.sha256(head + b"".join(parts) + self.told).digest()
 
     def of(self, client: int) -> Member:
         """Returns the number, share and public key of a participant.

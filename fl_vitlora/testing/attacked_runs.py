@@ -52,6 +52,7 @@ from fl_vitlora.training.local import LocalTask, train
 # OWN is the number of images of a client, KNOWN the number of images that everyone has.
 CLIENTS, CLASSES, OWN, KNOWN = 5, 4, 8, 120
 SIDE, BLOCK, CANDIDATES = 16, 4, 240
+FIXED = 14  # the number of blocks that a cipher with few keys does not move
 INSIDE = 6  # the number of images of a client that an insider knows
 VICTIMS = 2  # the number of clients that a worker and a thief attack
 NO_SEED = 0  # the seed in the settings that adversaries see; the real seed is left out
@@ -81,6 +82,7 @@ def attacked_runs() -> tuple[AttackedRun, ...]:
         _run("an adapted model", OWN, {"encryption.adapt": True}),
         _run("secure sums", OWN, {"privacy.secure_aggregation": True}),
         _run("one image for each client", 1, {"finetuning.method": "full", **ONE_STEP}),
+        _with_few_keys(usual),
         _bare(usual),
     )
 
@@ -281,6 +283,24 @@ def _truth(holder: KeyHolder, plain: Sequence[Shard], known: Tensor) -> Truth:
         },
         members=lambda: torch.arange(CANDIDATES) < CANDIDATES // 2,
     )
+
+
+def _with_few_keys(usual: AttackedRun) -> AttackedRun:
+    """Returns a run whose cipher moves two blocks of an image, with the view of one worker."""
+    (worker, *_) = usual.views[WorkerView]
+    assert isinstance(worker, WorkerView)
+    given = {"encryption.steps": ["block_scrambling"], "encryption.fixed_blocks": FIXED}
+    config = configuration.load(None, {"clients": CLIENTS, "seed": NO_SEED, **given})
+    cipher = replace(worker.public.cipher, steps=config.encryption.steps, fixed_blocks=FIXED)
+    holder = KeyHolder(cipher=cipher, secret=bytes(range(32)))
+    plain = [made_up_images(OWN, KNOWN + client * OWN) for client in range(CLIENTS)]
+    public = replace(worker.public, settings=config, cipher=cipher)
+    images = holder.encrypt(plain[0].images, client_party(0))
+    views: dict[type[View], Sequence[View]] = {
+        WorkerView: [replace(worker, public=public, images=images)]
+    }
+    truth = _truth(holder, plain, made_up_images(KNOWN).images)
+    return AttackedRun(name="a cipher with few keys", views=views, truth=truth)
 
 
 def _bare(usual: AttackedRun) -> AttackedRun:

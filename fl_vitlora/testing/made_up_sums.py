@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from fl_vitlora.attacks.views import Order, SumClient
 from fl_vitlora.communication.fixed_point import Words, encode
-from fl_vitlora.privacy.agreement import Signatures
+from fl_vitlora.privacy.agreement import Signatures, told
 from fl_vitlora.privacy.secure_sum import Roster, Secret, Seeds, contribute, reveal
-from fl_vitlora.state import State
+from fl_vitlora.state import State, scale
 
 LOSS = 1.0
 
@@ -17,9 +18,12 @@ LOSS = 1.0
 class MadeUpSumClient:
     """A client without pinned keys.
 
+    Its masks depend on what it was told, as those of real clients do.
+
     Args:
         client: The number of the client.
-        update: The update that the client sends, whatever it gets from the server.
+        update: The update that it sends, whatever the server sends. With a learning rate of 0 the
+            client sends zeros.
     """
 
     def __init__(self, client: int, update: State) -> None:
@@ -37,14 +41,26 @@ class MadeUpSumClient:
 
     def train(self, order: Order, roster: Roster, signatures: Signatures) -> Words | str:
         """Returns the masked words of the update."""
-        del order, signatures
+        del signatures
         share = roster.of(self._secret.client).share
-        words = encode(self._update, {}, LOSS, limit=roster.limit, share=share)
+        update = self._update if order.rate else scale(self._update, 0.0)
+        words = encode(update, {}, LOSS, limit=roster.limit, share=share)
         try:
-            masked, self._secret = contribute(self._secret, roster, words)
+            known = replace(roster, told=self._told(order))
+            masked, self._secret = contribute(self._secret, known, words)
         except ValueError as error:
             return str(error)
         return masked
+
+    def _told(self, order: Order) -> bytes:
+        """Returns the digest of an order, whose tensors are assumed to be the initial ones."""
+        return told(
+            order.tensors,
+            order.tensors,
+            server_round=order.round,
+            rate=order.rate,
+            frozen=order.frozen,
+        )
 
     def reveal(self, roster: Roster, dropped: frozenset[int]) -> Seeds | str:
         """Returns the seeds that the client shares with clients that dropped out."""

@@ -16,6 +16,7 @@ from fl_vitlora.attacks.truth import Truth
 from fl_vitlora.attacks.views import ServerView, View, WorkerView
 from fl_vitlora.config.attack_names import USUAL
 from fl_vitlora.testing.attack import RULES, AttackError, check_attack, findings
+from fl_vitlora.testing.attacked_runs import attacked_runs
 
 ON_CIPHERTEXT = "uses no more encrypted images than it may"
 
@@ -26,6 +27,18 @@ def test_an_attack_of_this_project_obeys_every_rule(name: str):
     assert [finding.problem for finding in found if finding.problem] == []
     untried = {rule.told for rule in RULES} - {finding.rule for finding in found}
     assert untried <= {ON_CIPHERTEXT}  # all can be carried out on some made-up run
+
+
+@pytest.mark.parametrize("name", ["the default settings", "an adapted model", "secure sums"])
+def test_an_audit_without_further_words_carries_out_at_least_twelve_attacks(name: str):
+    (run,) = [run for run in attacked_runs() if run.name == name]
+    attacks = {name: attack_of(name, images=6) for name in USUAL}
+    carried_out = [
+        name
+        for name, attack in attacks.items()
+        if any(not attack.lacks(v) for kind in attack.adversaries for v in run.views.get(kind, ()))
+    ]
+    assert len(carried_out) >= 12, carried_out
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,14 +15,19 @@ import torch
 from fl_vitlora.attacks.contract import Attack
 from fl_vitlora.attacks.false_dropout import FalseDropout
 from fl_vitlora.attacks.false_keys import FalseKeys
+from fl_vitlora.attacks.inconsistent_models import InconsistentModels
 from fl_vitlora.attacks.results import Figure
+from fl_vitlora.attacks.single_out import SingleOut
 from fl_vitlora.attacks.truth import Truth
+from fl_vitlora.attacks.unequal_weights import UnequalWeights
 from fl_vitlora.attacks.unmasking import ERROR, NUMBERS, REFUSED, Read
 from fl_vitlora.attacks.views import HostileServerView, Order
 from fl_vitlora.encryption.identities import Identities, Pins, draw_identity
 from fl_vitlora.experiment.hostile_server import asking, sum_clients
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.client.workspace import ClientSettings
+from fl_vitlora.state import scale
+from fl_vitlora.testing.made_up_sums import MadeUpSumClient
 from tests.attacks.made_up_views import digits, model_of, named, public, settings
 from tests.flower.conftest import write_shards
 
@@ -105,6 +110,66 @@ def test_a_false_dropout_is_in_vain_if_clients_reveal_no_seeds(written: ClientSe
     assert (figures[ERROR].value, figures[REFUSED].value) == (100, 100)
 
 
+@pytest.mark.parametrize("given", [{}, {"pinned": True, "reveal_seeds": False}])
+def test_masks_do_not_cancel_if_clients_are_told_different_things(
+    written: ClientSettings, given: dict[str, Any]
+):
+    view, truth = observed(written, 1, **given)
+    figures = found(InconsistentModels(), view, truth)
+    assert figures[NUMBERS].value == figures[NUMBERS].floor
+    assert (figures[ERROR].value, figures[REFUSED].value) == (100, 0)
+    single = SingleOut(view, silence=True, outweigh=False)
+    honest = Order(tensors=view.start, round=1, rate=view.public.rates[0])
+    assert single.ask(honest) == "the masks do not cancel"
+
+
+def test_without_this_dependence_one_client_alone_would_be_in_the_sum():
+    """The masks of these clients do not depend on what the server told them."""
+
+    class Credulous(MadeUpSumClient):
+        def _told(self, order: Order) -> bytes:
+            return b""
+
+    config = settings(privacy__secure_aggregation=True)
+    backbone, reader = model_of(config)
+    start = methods.export_state(backbone.model)
+    updates = {client: scale(start, (client + 1) / 100) for client in range(3)}
+    view = HostileServerView(
+        public=public(config, digits(0, 3).images, reader),
+        reader=reader,
+        client=1,
+        model=backbone.model,
+        start=start,
+        ask=lambda order: "",
+        sum_clients=lambda: {c: Credulous(c, update) for c, update in updates.items()},
+    )
+    figures = found(InconsistentModels(), view, Truth(updates=updates))
+    assert figures[NUMBERS].value == 100
+    assert figures[ERROR].value < 1e-3  # percent
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_sum_in_which_one_client_has_all_the_weight_is_its_update(
+    written: ClientSettings, pinned: bool
+):
+    view, truth = observed(written, 1, pinned=pinned)
+    figures = found(UnequalWeights(), view, truth)
+    assert figures[ERROR].value < 0.01  # percent
+    assert figures[REFUSED].value == 0
+
+
+def test_clients_with_a_limit_of_shares_refuse_unequal_weights(written: ClientSettings):
+    limited = replace(written, config=replace(written.config, max_client_share=0.5))
+    view, truth = observed(limited, 1)
+    figures = found(UnequalWeights(), view, truth)
+    assert figures[NUMBERS].value == figures[NUMBERS].floor
+    assert (figures[ERROR].value, figures[REFUSED].value) == (100, 100)
+    single = SingleOut(view, silence=False, outweigh=True)
+    reason = single.ask(Order(tensors=view.start, round=1, rate=view.public.rates[0]))
+    assert "max_client_share" in str(reason)
+    assert "client 1 a share of 1 in the mean, expected at most 0.5" in str(reason)
+
+
 def test_without_secure_sums_there_is_nothing_to_unmask():
     config = settings()
     backbone, reader = model_of(config)
@@ -116,7 +181,7 @@ def test_without_secure_sums_there_is_nothing_to_unmask():
         start=methods.export_state(backbone.model),
         ask=lambda order: "",
     )
-    for attack in (FalseKeys(), FalseDropout()):
+    for attack in (FalseKeys(), FalseDropout(), InconsistentModels(), UnequalWeights()):
         assert "there are no secure sums" in attack.lacks(view)
 
 

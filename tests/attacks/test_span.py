@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,8 @@ from fl_vitlora.attacks.results import Outcome
 from fl_vitlora.attacks.span import PatchSpan, distinct, row_space
 from fl_vitlora.attacks.views import ServerView
 from fl_vitlora.data.shards import Shard
-from fl_vitlora.federation.observer import Sight
-from fl_vitlora.models.reading import WEIGHT
-from fl_vitlora.strategy import SEVERAL, Update
+from fl_vitlora.state import mean
+from fl_vitlora.strategy import SEVERAL
 from tests.attacks.made_up_views import (
     encrypted,
     holder,
@@ -87,8 +87,21 @@ def test_patches_of_other_images_leave_out_those_that_are_known():
     assert len(distinct(torch.zeros(3, 3, 16, 16, dtype=torch.uint8), 4)) == 1
 
 
-def test_sums_of_updates_are_refused():
-    update = Update(client=SEVERAL, samples=9, loss=1.0, delta={WEIGHT: torch.ones(96, 3, 4, 4)})
-    sight = Sight(round=1, model={}, updates=[update])
-    known = public(settings(), colours(2, 0).images)
-    assert "sum of all" in PatchSpan().lacks(ServerView(public=known, rounds=[sight]))
+@pytest.mark.parametrize(("images", "verdict"), [(1, "recovered"), (6, "not")])
+def test_a_sum_spans_the_patches_of_all_its_clients(images: int, verdict: str):
+    config = settings(**DESCENT)
+    backbone, reader = model_of(config)
+    keys, plain, others = holder(config), [colours(images, 0), colours(images, 1)], colours(8, 2)
+    shards = {client: encrypted(shard, keys, client) for client, shard in enumerate(plain)}
+    sight = trained_round(config, backbone, start_of(backbone, head=True), shards)
+    delta = mean([update.delta for update in sight.updates], [1, 1])
+    total = replace(sight.updates[0], client=SEVERAL, members=2, delta=delta)
+    view = ServerView(
+        public=public(config, others.images, reader), rounds=[replace(sight, updates=[total])]
+    )
+    assert PatchSpan().lacks(view) == ""
+    guess = PatchSpan().guess(view)
+    assert list(guess.bases) == [SEVERAL]
+    figures = PatchSpan().score(guess, truth(keys, plain, others.images))
+    assert named(figures)["rank of an update"].value == min(48, 32 * images)
+    assert Outcome(attack="", adversary="", figures=figures).verdict == verdict

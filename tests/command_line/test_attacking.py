@@ -33,6 +33,7 @@ from fl_vitlora.reporting.attack_table import print_attacks
         ("--attack used --attack-seconds 0", "expected a positive number of seconds"),
         ("--attack used --attack-seconds soon", "expected a positive number of seconds"),
         ("--attack-seconds 3", "--attack-seconds belongs to --attack"),
+        ("--attack-pictures", "--attack-pictures belongs to --attack"),
         ("--fail-if=verdict>not", "--fail-if belongs to --attack"),
         ("--only span", "--only belongs to --attack"),
         ("--images 3", "--images belongs to --attack"),

@@ -42,9 +42,12 @@ def opened(folder: Path) -> AttackedRun:
     return open_run(folder, config, strategies.load_for(config))
 
 
-def outcomes(folder: Path, names: tuple[str, ...] = ALL) -> dict[tuple[str, str], Any]:
+def outcomes(
+    folder: Path, names: tuple[str, ...] = ALL, *, pictures: bool = False
+) -> dict[tuple[str, str], Any]:
     config = settings_of(folder)
-    list(attack_run(folder, config, strategies.load_for(config), names, images=8))
+    strategy = strategies.load_for(config)
+    list(attack_run(folder, config, strategy, names, images=8, pictures=pictures))
     written = json.loads((folder / "attacks.json").read_text())
     assert (written["rule"], written["images"]) == (RULE, 8)
     return {(one["attack"], one["adversary"]): one for one in written["attacks"]}
@@ -80,6 +83,15 @@ def test_an_audit_changes_nothing_in_the_run_folder_but_its_own_file(recorded: P
     outcomes(recorded, ("label_counts", "membership_loss"))
     assert digests() == before
     assert not [path for path in recorded.glob(".*") if path.is_file()]
+
+
+def test_an_audit_draws_what_it_recovers_if_somebody_asks(recorded: Path):
+    found = outcomes(recorded, ("second_order", "label_counts"), pictures=True)
+    assert found["label_counts", "server"]["picture"] is None
+    drawn = found["second_order", "worker"]["picture"]
+    assert drawn == "attack_pictures/second_order-worker.png"
+    assert (recorded / drawn).is_file()
+    assert outcomes(recorded, ("second_order",))["second_order", "worker"]["picture"] is None
 
 
 def test_an_audit_gives_the_same_figures_each_time(recorded: Path):
@@ -159,9 +171,18 @@ def test_with_secure_sums_attacks_on_single_updates_are_refused(tmp_path: Path, 
         privacy__secure_aggregation=True,
         encryption__at_rest="none",
     )
-    found = outcomes(done.folder, ("label_counts", "span", "key_correlations", "second_order"))
-    for attack in ("label_counts", "span"):
+    of_sums = ("span", "membership_sums", "false_keys", "unequal_weights", "inconsistent_models")
+    of_single_updates = ("label_counts", "class_presence")
+    names = (*of_single_updates, *of_sums, "key_correlations", "second_order")
+    found = outcomes(done.folder, names)
+    for attack in of_single_updates:
         assert "only the sum" in found[attack, "server"]["reason"]
+    for attack in of_sums:
+        (one,) = [one for (name, _), one in found.items() if name == attack]
+        assert one["figures"]
+    assert found["false_keys", "hostile server"]["verdict"] == "recovered"
+    assert found["unequal_weights", "hostile server"]["verdict"] == "recovered"
+    assert found["inconsistent_models", "hostile server"]["verdict"] == "not"
     assert found["key_correlations", "server"]["figures"]
     assert found["second_order", "thief"]["figures"]
 

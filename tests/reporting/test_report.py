@@ -218,6 +218,24 @@ def test_verdicts_of_attacks_are_in_the_report(copy: Path):
     assert "jigsaw thief not applicable there are no blocks" in text
 
 
+def test_pictures_of_attacks_are_in_the_report_if_the_last_audit_drew_them(copy: Path):
+    folder = copy / "attack_pictures"
+    folder.mkdir()
+    for name in ("old.png", "secret.png", "span-server.png"):
+        (folder / name).write_bytes(b"\x89PNG " + name.encode())
+    (folder / "link.png").symlink_to(folder / "secret.png")
+    outcome = Outcome(attack="span", adversary="server", reason="nothing")
+    told = [
+        described(outcome) | {"picture": picture}
+        for picture in ("attack_pictures/span-server.png", "attack_pictures/link.png", None)
+    ]
+    (copy / "attacks.json").write_text(json.dumps({"images": 8, "rule": RULE, "attacks": told}))
+    parsed = Parsed(write_report(copy))
+    assert [address for kind, address in parsed.addresses if kind == "img src"] == [
+        address_of(folder / "span-server.png")
+    ]
+
+
 @pytest.mark.parametrize("package", ["plotly", "jinja2"])
 def test_a_missing_package_is_named_with_its_extra(
     package: str, copy: Path, monkeypatch: pytest.MonkeyPatch

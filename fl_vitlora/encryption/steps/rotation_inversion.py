@@ -18,18 +18,23 @@ from fl_vitlora.encryption.steps.entries import inverse_order as inverse
 from fl_vitlora.encryption.steps.entries import permute as encrypt
 from fl_vitlora.encryption.steps.entries import permute_columns as adapt
 
-__all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
+__all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits", "symmetries"]
 
 SYMMETRIES = 8
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
     """Draws an order of the D entries for each of the N blocks, int64 (N, D)."""
+    return symmetries(geometry)[stream.numbers(SYMMETRIES, geometry.blocks)]
+
+
+def symmetries(geometry: Geometry) -> Tensor:
+    """Returns the eight orders of the D entries that turn and mirror a block, int64 (8, D)."""
     size = geometry.block_size
     entries = torch.arange(geometry.entries).view(geometry.channels, size, size)
     turned = [torch.rot90(entries, quarter, (1, 2)) for quarter in range(4)]
     orders = [order.flatten() for square in turned for order in (square, square.flip(2))]
-    return torch.stack(orders)[stream.numbers(SYMMETRIES, geometry.blocks)]
+    return torch.stack(orders)
 
 
 def key_space_bits(geometry: Geometry) -> float:

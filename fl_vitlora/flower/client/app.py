@@ -47,6 +47,7 @@ from fl_vitlora.models.reading import (
     with_exchanged_reader,
 )
 from fl_vitlora.population import byzantine, faults
+from fl_vitlora.privacy.agreement import check_shares, told
 from fl_vitlora.privacy.noise import bounded
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, clip_norm, subtract
@@ -126,8 +127,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     worker, strategy = workspace(settings), settings.strategy
     begin = _begin(message.content, context, worker, strategy, client)
     asked, coordinates = begin.message, begin.coordinates
-    if settings.identities is not None:
-        vouching.check(context, message.content, settings.identities, settings.config.min_clients)
+    _check_roster(settings, message.content, context)
     shard = worker.training_shard(client, coordinates.base)
     frozen = frozenset(name for name in begin.model if name.endswith(asked.frozen))
     memory = context_state.own(context, asked.taken, frozen)
@@ -163,6 +163,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
         report={name: report[name] for name in delta} if report else {},
         done=done,
         images=len(shard),
+        told=_told(begin, worker.initial_of(client)),
     )
     context_state.keep(context, asked.round, worker.kept, done.state)
     context_state.keep_own(context, asked.round, memory, frozen)
@@ -170,6 +171,15 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
         rested = {name: tensor for name, tensor in begin.model.items() if name in frozen}
         context_state.rest(context, asked.round, rested)
     return Message(content, reply_to=message)
+
+
+def _check_roster(settings: ClientSettings, instruction: RecordDict, context: Context) -> None:
+    """Refuses a roster that lacks signatures, or in which one client weighs too much."""
+    config = settings.config
+    if settings.identities is not None:
+        vouching.check(context, instruction, settings.identities, config.min_clients)
+    if config.privacy.secure_aggregation and config.max_client_share is not None:
+        check_shares(masking.read_roster(instruction), config.max_client_share)
 
 
 def _fresh_order() -> torch.Generator:
@@ -207,6 +217,7 @@ def _write(
     report: State,
     done: Trained,
     images: int,
+    told: bytes,
 ) -> RecordDict:
     """Writes the reply of a client: clips, falsifies or masks the update if the settings say so."""
     client, privacy = client_of(context), settings.config.privacy
@@ -226,6 +237,7 @@ def _write(
             loss=done.loss,
             steps=done.steps,
             limit=privacy.range,
+            told=told,
         )
     return write_update(
         delta=delta,
@@ -235,6 +247,25 @@ def _write(
         steps=done.steps,
         rank=workspace(settings).rank_of(client),
         clipped=clipped,
+    )
+
+
+def _told(begin: _Beginning, initial: State) -> bytes:
+    """Returns the digest of an instruction, which the masks of a secure sum depend on."""
+    asked = begin.message
+    others = {"merged": begin.merged, "broadcast": asked.broadcast}
+    tensors = {f"{what}/{n}": t for what, state in others.items() for n, t in state.items()}
+    return told(
+        begin.model | tensors,
+        initial,
+        server_round=asked.round,
+        rate=asked.rate,
+        epochs=asked.epochs,
+        frozen=asked.frozen,
+        restarted=asked.restarted,
+        proximal_mu=asked.proximal_mu,
+        clipping_norm=asked.clipping_norm,
+        merges=asked.merges[1],
     )
 
 

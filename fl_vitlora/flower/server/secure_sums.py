@@ -17,7 +17,8 @@ from fl_vitlora.flower.server.posting import Request
 from fl_vitlora.flower.server.sending import ServerEnd
 from fl_vitlora.flower.wire import masking, messages, vouching
 from fl_vitlora.flower.wire.folding import fold
-from fl_vitlora.flower.wire.reported_counts import Counts, check_images, read_steps
+from fl_vitlora.flower.wire.opened_sum import open_sum
+from fl_vitlora.flower.wire.reported_counts import Counts, check_images, limited, read_steps
 from fl_vitlora.privacy.agreement import Signatures, unsigned_by
 from fl_vitlora.privacy.secure_sum import Roster, Seeds, add_up
 from fl_vitlora.strategy import Update
@@ -68,11 +69,15 @@ class SecureAggregator:
         equal: True if all clients have equal weights. If `equal` is False, a client's weight is its
             number of images.
         pins: The pinned public keys of all clients, if clients sign rosters; else None.
+        most: The largest share of one client in a sum; None if there is no limit.
     """
 
-    def __init__(self, *, limit: float, equal: bool, pins: Pins | None = None) -> None:
+    def __init__(
+        self, *, limit: float, equal: bool, pins: Pins | None = None, most: float | None = None
+    ) -> None:
         self._limit = limit
         self._equal = equal
+        self._most = most
         self._pins = pins
         self._keys: dict[int, bytes] = {}
 
@@ -89,7 +94,8 @@ class SecureAggregator:
 
     def roster(self, server_round: int, images: Mapping[int, int]) -> Roster:
         """Returns the roster of a round: the clients in the sum, with their shares in the mean."""
-        weights = {client: 1.0 if self._equal else float(n) for client, n in images.items()}
+        own = limited(images, self._most)  # some of the clients may have left
+        weights = {client: 1.0 if self._equal else float(n) for client, n in own.items()}
         return masking.make_roster(server_round, self._keys, weights, self._limit)
 
     def agree(self, server_round: int, images: Mapping[int, int], ask: AskToSign) -> Agreed:
@@ -132,10 +138,9 @@ class SecureAggregator:
     ) -> Summed:
         """Adds up the replies of a round.
 
-        If a client drops out, the server asks the other clients for the seeds that they share with
-        the dropped client. With these seeds, the server could also remove the mask of the dropped
-        client's words. Therefore the reply of a client that is not in the sum is deleted before any
-        client is asked for seeds.
+        With the seeds that others share with a dropped client, the server could also unmask this
+        client's words. So the reply of a client that is not in the sum is deleted before any client
+        is asked for seeds.
 
         Args:
             roster: The members of the round's sum.
@@ -159,14 +164,17 @@ class SecureAggregator:
         failures |= dict.fromkeys(
             silent, "it did not reveal the seeds that it shares with dropped clients"
         )
-        update, clipped = masking.open_sum(
-            total,
-            roster,
-            layout,
-            samples={client: images[client] for client in left},
-            steps={client: read.steps[client] for client in left},
-            population=len(self._keys),
-        )
+        try:
+            update, clipped = open_sum(
+                total,
+                roster,
+                layout,
+                samples={client: images[client] for client in left},
+                steps={client: read.steps[client] for client in left},
+                population=len(self._keys),
+            )
+        except ValueError as error:
+            return Summed(failures=failures | dict.fromkeys(left, str(error)))
         return Summed(updates=(update,), failures=failures, clipped=clipped)
 
 

@@ -14,6 +14,7 @@ would expose its update, and then refuses to send it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import (
@@ -27,7 +28,7 @@ from flwr.app import (
     RecordDict,
 )
 
-from fl_vitlora.communication.fixed_point import Words, decode, encode, pack_words, unpack_words
+from fl_vitlora.communication.fixed_point import Words, encode, pack_words, unpack_words
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.privacy.secure_sum import (
@@ -41,7 +42,6 @@ from fl_vitlora.privacy.secure_sum import (
     reveal,
 )
 from fl_vitlora.state import State
-from fl_vitlora.strategy import SEVERAL, Update
 
 RECORD = "secure-sum"  # the name of the record in messages and in a client's context
 MASKED_TYPE = "fl_vitlora.masked"
@@ -49,7 +49,7 @@ REVEAL = f"{MessageType.QUERY}.reveal"
 
 PUBLIC, PRIVATE, CLIENT, ROUND = "public-key", "private-key", "client", "round"
 CLIENTS, SHARES, KEYS, LIMIT = "clients", "shares", "keys", "range"
-DROPPED, SEEDS = "dropped", "seeds"
+DROPPED, SEEDS, TOLD = "dropped", "seeds", "told"
 
 
 # the functions of a client
@@ -83,6 +83,7 @@ def hide(
     loss: float,
     *,
     limit: float,
+    told: bytes = b"",
 ) -> ArrayRecord:
     """Masks a client's update for the sum of the round.
 
@@ -93,6 +94,7 @@ def hide(
         report: The strategy's report, or an empty state.
         loss: The mean training loss.
         limit: The range R: the largest absolute value of a number in an update.
+        told: The digest of the instruction (`agreement.told`).
 
     Returns:
         The masked words, which are sent in place of tensors.
@@ -109,7 +111,7 @@ def hide(
         )
     share = roster.of(secret.client).share
     words = encode(delta, report, loss, limit=limit, share=share)
-    masked, after = contribute(secret, roster, words)
+    masked, after = contribute(secret, replace(roster, told=told), words)
     _keep(context, after)
     data = pack_words(masked, Layout.of(delta))
     return ArrayRecord({messages.PACKED: Array("uint8", (len(data),), MASKED_TYPE, data)})
@@ -124,6 +126,7 @@ def write_masked(
     loss: float,
     steps: int,
     limit: float,
+    told: bytes = b"",
 ) -> RecordDict:
     """Writes a client's reply: masked words, and the number of steps, which is not secret.
 
@@ -135,11 +138,12 @@ def write_masked(
         loss: The mean training loss, which is masked too.
         steps: The number of optimiser steps.
         limit: The range R: the largest absolute value of a number in an update.
+        told: The digest of the instruction (`agreement.told`).
 
     Raises:
         ValueError: If `hide` refuses to mask the update.
     """
-    arrays = hide(context, instruction, delta, report, loss, limit=limit)
+    arrays = hide(context, instruction, delta, report, loss, limit=limit, told=told)
     metrics = MetricRecord({messages.STEPS: steps})
     return RecordDict({messages.ARRAYS: arrays, messages.METRICS: metrics})
 
@@ -252,45 +256,6 @@ def read_seeds(reply: RecordDict) -> Seeds:
     return dict(zip(clients, seeds, strict=True))
 
 
-def open_sum(
-    total: Words,
-    roster: Roster,
-    layout: Layout,
-    *,
-    samples: Mapping[int, int],
-    steps: Mapping[int, int],
-    population: int,
-) -> tuple[Update, int]:
-    """Returns the mean update of a secure sum.
-
-    Args:
-        total: The sum that `secure_sum.add_up` returned.
-        roster: The roster of the sum, with its members and their shares.
-        layout: The names and shapes of the tensors in the sum.
-        samples: The number of images of each client in the sum.
-        steps: The number of optimiser steps of each client in the sum.
-        population: The number of all clients of the run.
-
-    Returns:
-        The mean, weighted by the shares, and the number of scalars that clients clipped to the
-        range ±R.
-    """
-    left = frozenset(samples)
-    share = roster.share(left)
-    mean = decode(total, layout, limit=roster.limit, share=share)
-    update = Update(
-        client=SEVERAL,
-        samples=sum(samples.values()),
-        loss=mean.loss,
-        delta=mean.delta,
-        steps=round(sum(roster.of(client).share * steps[client] for client in left) / share),
-        report=mean.report,
-        members=len(left),
-        population=population,
-    )
-    return update, mean.clipped
-
-
 # records
 
 
@@ -329,6 +294,7 @@ def _keep(context: Context, secret: Secret) -> None:
     values: dict[str, Any] = {CLIENT: secret.client, PRIVATE: secret.private}
     if secret.roster is not None:
         values |= _values(secret.roster) | {DROPPED: sorted(secret.dropped)}
+        values[TOLD] = secret.roster.told
     context.state[RECORD] = ConfigRecord(values)
 
 
@@ -343,6 +309,6 @@ def kept_secret(context: Context) -> Secret:
     return Secret(
         client=field_of(record, CLIENT),
         private=field_of(record, PRIVATE),
-        roster=_roster(record) if summed else None,
+        roster=replace(_roster(record), told=field_of(record, TOLD)) if summed else None,
         dropped=frozenset(field_of(record, DROPPED) if summed else ()),
     )

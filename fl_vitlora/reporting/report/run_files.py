@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from fl_vitlora.checkpoints.logbook import ROUNDS
 from fl_vitlora.config import Config
 from fl_vitlora.data.sources import Indices
 from fl_vitlora.errors import UserError
+from fl_vitlora.reporting.attack_pictures import FOLDER
 from fl_vitlora.reporting.plots import LABELS
 from fl_vitlora.reporting.run_folder import CONFIG, ENVIRONMENT, EXAMPLES, PLOTS, find_run
 
@@ -54,6 +55,7 @@ class RunFiles:
         attacks: The content of `attacks.json`; None if the run was not attacked.
         pictures: Pictures of the folder `plots` that show more than the report draws itself, each
             as a `data:` address, by caption.
+        attack_pictures: The pictures that the last audit drew, in the same form.
     """
 
     folder: Path
@@ -65,6 +67,7 @@ class RunFiles:
     counts: Indices | None = None
     attacks: Line | None = None
     pictures: Mapping[str, str] = field(default_factory=dict)
+    attack_pictures: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def class_names(self) -> list[str]:
@@ -88,7 +91,7 @@ def read_run(folder: Path) -> RunFiles:
         raise UserError(f"{folder}: this run is not finished; finish it first: --resume {folder}")
     counts = _counts(folder / PLOTS / LABELS, result)
     drawn = DRAWN if counts is None else (*DRAWN, PARTITION)
-    attacked = (folder / ATTACKS).exists()
+    attacks = _object(folder / ATTACKS) if (folder / ATTACKS).exists() else None
     return RunFiles(
         folder=folder,
         config=config,
@@ -97,7 +100,8 @@ def read_run(folder: Path) -> RunFiles:
         lines=read_lines(folder),
         environment=_object(folder / ENVIRONMENT) if (folder / ENVIRONMENT).exists() else {},
         counts=counts,
-        attacks=_object(folder / ATTACKS) if attacked else None,
+        attacks=attacks,
+        attack_pictures=dict(_attack_pictures(folder, attacks or {})),
         pictures={
             CAPTIONS.get(path.name, path.stem.replace("_", " ")): address_of(path)
             for path in sorted((folder / PLOTS).glob("*.png"))
@@ -114,6 +118,14 @@ def read_lines(folder: Path) -> list[Line]:
     """
     path = folder / ROUNDS
     return [_json(path, line) for line in _text(path).split("\n") if line]
+
+
+def _attack_pictures(folder: Path, attacks: Line) -> Iterator[tuple[str, str]]:
+    """Yields the attacks whose pictures the last audit drew, and the addresses of the pictures."""
+    for told in attacks.get("attacks", []):
+        path = folder / FOLDER / Path(told.get("picture") or "none").name
+        if path.is_file() and not path.is_symlink():  # a link may lead to any picture
+            yield f"{told['attack']}, {told['adversary']}", address_of(path)
 
 
 def address_of(path: Path) -> str:

@@ -48,6 +48,7 @@ def context_of(files: RunFiles) -> dict[str, Any]:
         "failure_chart": charts.failures_chart(lines) if result["failures"]["updates"] else None,
         "failures": failures_table(result["failures"]),
         "attacks": None if files.attacks is None else attacks_table(files.attacks),
+        "attack_pictures": files.attack_pictures,
         "rule": (files.attacks or {}).get("rule", ""),
         "settings": files.settings,
         "environment": environment_table(files),

@@ -29,6 +29,7 @@ from fl_vitlora.flower.server.secure_sums import SecureAggregator
 from fl_vitlora.flower.wire import masking, messages
 from fl_vitlora.flower.wire.folding import fold, unfold
 from fl_vitlora.flower.wire.reported_counts import Counts
+from fl_vitlora.privacy.agreement import check_shares
 from fl_vitlora.privacy.noise import mean_update
 from fl_vitlora.privacy.secure_sum import Roster, Seeds
 from fl_vitlora.state import State, l2_norm, scale, subtract
@@ -304,6 +305,17 @@ def test_other_steps_than_the_plan_has_are_refused_in_a_sum(steps: float, tmp_pa
     (mean,) = hidden.train(1, hidden.initial)
     assert mean.members == 2
     assert [failure.client for failure in hidden.failures] == [1]
+
+
+def test_no_client_of_a_sum_has_more_than_the_largest_share_even_after_others_have_left():
+    sums = SecureAggregator(limit=4.0, equal=False, most=0.4)
+    for client in range(4):
+        context = Context(1, client, {}, RecordDict(), {})
+        sums.greeted(client, RecordDict({masking.RECORD: masking.introduce(context, client)}))
+    for images in ({0: 40, 1: 40, 2: 60, 3: 60}, {0: 40, 1: 40, 2: 60}):
+        roster = sums.roster(1, images)
+        check_shares(roster, 0.4)
+        assert max(member.share for member in roster.members) <= 0.4
 
 
 def test_a_refused_reply_is_deleted_before_anybody_is_asked_for_its_seeds(tmp_path: Path):

@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fl_vitlora.communication.packing import HEADER, Layout, pack
 from fl_vitlora.flower.wire import masking, messages
+from fl_vitlora.flower.wire.opened_sum import open_sum
 from fl_vitlora.privacy.noise import bounded, mean_update, released
 from fl_vitlora.privacy.secure_sum import Roster, Seeds, Words, add_up
 from fl_vitlora.rng import generator
@@ -102,7 +103,7 @@ class Wire:
             if client not in dropped:
                 masked[client] = masking.read_masked(reply, LAYOUT)
         total, left = add_up(roster, masked, self.ask(roster))
-        summed, clipped = masking.open_sum(
+        summed, clipped = open_sum(
             total,
             roster,
             LAYOUT,
@@ -214,7 +215,7 @@ def test_clipped_scalars_are_counted_together():
         for client, update in UPDATES.items()
     }
     total, _ = add_up(roster, masked, wire.ask(roster))
-    _, clipped = masking.open_sum(total, roster, LAYOUT, samples=SAMPLES, steps=STEPS, population=7)
+    _, clipped = open_sum(total, roster, LAYOUT, samples=SAMPLES, steps=STEPS, population=7)
     large = [
         int((tensor.abs() > 0.05).sum())
         for update in UPDATES.values()
@@ -292,3 +293,35 @@ def test_incomplete_records_are_refused_by_the_name_of_what_is_missing():
             read(empty)
         with pytest.raises(ValueError, match="record of the secure sum is missing"):
             read(RecordDict())
+
+
+def test_a_sum_whose_masks_have_not_cancelled_is_refused():
+    """It happens if clients were told different things, or built different models."""
+    wire = Wire()
+    roster = wire.roster(1)
+    replies = {
+        client: masking.hide(
+            wire.contexts[client],
+            RecordDict({masking.RECORD: masking.write_roster(roster)}),
+            update.delta,
+            update.report,
+            update.loss,
+            limit=LIMIT,
+            told=bytes([client]),
+        )
+        for client, update in UPDATES.items()
+    }
+    masked = {
+        client: masking.read_masked(RecordDict({messages.ARRAYS: reply}), LAYOUT)
+        for client, reply in replies.items()
+    }
+    total, left = add_up(roster, masked, wire.ask(roster))
+    with pytest.raises(ValueError, match="round 1 did not cancel, because clients got different"):
+        open_sum(
+            total,
+            roster,
+            LAYOUT,
+            samples={client: SAMPLES[client] for client in left},
+            steps={client: UPDATES[client].steps for client in left},
+            population=len(UPDATES),
+        )
