@@ -4,8 +4,8 @@ In addition to its scheduler and its object store, Ray starts five Python progra
 server of its web page, an agent of the web page, a monitor of clusters that grow, a monitor of log
 files, and an agent that prepares the environments of workers. Each of the five programs imports
 packages for about a second. This takes time from the cores on which this program and its workers do
-their own imports, and Ray also waits for the server of the web page. This project needs only the agent that
-prepares environments, and the monitor of log files if Ray may print.
+their own imports, and Ray also waits for the server of the web page. This project needs only the
+agent that prepares environments, and the monitor of log files if Ray may print.
 """
 
 from __future__ import annotations
