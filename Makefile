@@ -1,4 +1,6 @@
-# make check    lint, formatting and types
+# make check    lint, formatting and types, and the documentation site
+# make docs     builds the documentation site: open site/index.html
+# make figures  draws the figures of the documentation
 # make test     the first tier of the tests, for every change
 # make test-all all tests, doctests included (about half an hour on two cores)
 # make bench    speed of encryption, bytes of messages, cost of codecs on this machine
@@ -10,12 +12,19 @@
 # make table    the figures of the README: five seeds of each setting (about twenty minutes)
 # make picture  the picture of the README: four runs
 
-.PHONY: attacks trust chaos check test test-all bench speed audit table picture
+.PHONY: attacks trust chaos check docs figures test test-all bench speed audit table picture
 
 check:
 	python -m ruff check .
 	python -m ruff format --check .
 	python -m mypy
+	$(MAKE) docs
+
+docs:
+	python -m mkdocs build --strict
+
+figures:
+	python -m website.figures
 
 test:
 	python -m pytest -m "not slow"
