@@ -14,11 +14,11 @@ PLACE = "reference/commands.md"
 WIDTH = "100"  # of the help that argparse wraps
 INTRODUCTION = """# Commands
 
-The package installs one program, `fl-vitlora`. Its command `fl-vitlora simulate` takes the same flags as
-`python simulate.py` in a checkout. Below is the help that the programs print.
+The package installs one program, `fl-vitlora`. Its command `fl-vitlora simulate` takes the same
+flags as `python simulate.py` in a checkout. Below is the help that the programs print.
 
-Exit code 0 means success, 1 that a run or a check has failed, 2 that the user must correct something, and
-130 that the program was interrupted.
+Exit code 0 means success, 1 that a run, a check or a bound has failed, 2 that the user must correct
+something, and 130 that the program was interrupted.
 """
 
 

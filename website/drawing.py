@@ -6,14 +6,15 @@ that it can be read on any page.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-LINE = 19  # pixels from one line of text to the next
+LINE = 20  # pixels from one line of text to the next
 STYLE = """
-text { font: 14px "Helvetica Neue", Arial, "Liberation Sans", "DejaVu Sans", sans-serif; fill: #1d232b }
+text { font: 15.5px "Helvetica Neue", Arial, "Liberation Sans", sans-serif; fill: #1d232b }
 .title { font-weight: bold }
-.small { font-size: 12.5px }
+.small { font-size: 14px }
 .quiet { fill: #56606d }
 .page { fill: #ffffff; stroke: #d4d9df }
 .owner { fill: #fff4dd; stroke: #b98413 }
@@ -35,6 +36,10 @@ text { font: 14px "Helvetica Neue", Arial, "Liberation Sans", "DejaVu Sans", san
   .head { fill: #aab3bf }
 }
 """
+HEAD = (  # of an arrow
+    '<marker id="head" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" '
+    'orient="auto-start-reverse"><path class="head" d="M0,0 L10,5 L0,10 z"/></marker>'
+)
 
 
 @dataclass(kw_only=True)
@@ -58,23 +63,30 @@ class Drawing:
     ) -> None:
         """Draws a rectangle; its `kind` is a class of `STYLE`."""
         self.pieces.append(
-            f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="{round_:g}"/>'
+            f'<rect class="{kind}" x="{x:g}" y="{y:g}" '
+            f'width="{w:g}" height="{h:g}" rx="{round_:g}"/>'
         )
 
-    def text(self, x: float, y: float, words: str, *, kind: str = "", anchor: str = "start") -> None:
+    def text(
+        self, x: float, y: float, words: str, *, kind: str = "", anchor: str = "start"
+    ) -> None:
         """Writes one line of text, whose base line is at y."""
         self.pieces.append(
-            f'<text class="{kind}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(words)}</text>'
+            f'<text class="{kind}" x="{x:g}" y="{y:g}" '
+            f'text-anchor="{anchor}">{escape(words)}</text>'
         )
 
-    def card(self, x: float, y: float, w: float, lines: list[str], *, kind: str = "plain") -> float:
-        """Draws a box with a title and lines of text; returns the y of its lower edge."""
-        height = LINE * len(lines) + 16
-        self.box(x, y, w, height, kind=kind)
+    def card(self, x: float, y: float, w: float, lines: Sequence[str], *, kind: str) -> None:
+        """Draws a box with a title and lines of text."""
+        self.box(x, y, w, LINE * len(lines) + 15, kind=kind)
         for number, line in enumerate(lines):
             look = "small" if number else "title"
             self.text(x + 12, y + 22 + LINE * number, line, kind=look)
-        return y + height
+
+    def lines(self, x: float, y: float, words: Sequence[str], *, kind: str = "small") -> None:
+        """Writes lines of text, one below the other."""
+        for number, line in enumerate(words):
+            self.text(x, y + LINE * number, line, kind=kind)
 
     def arrow(self, *points: tuple[float, float], dashed: bool = False, both: bool = False) -> None:
         """Draws a line through points, with a head at its end, or at both ends."""
@@ -87,18 +99,16 @@ class Drawing:
 
     def svg(self) -> str:
         """Returns the figure as the text of an SVG file."""
-        size = f'width="{self.width}" height="{self.height}" viewBox="0 0 {self.width} {self.height}"'
-        head = (
-            '<marker id="head" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" '
-            'orient="auto-start-reverse"><path class="head" d="M0,0 L10,5 L0,10 z"/></marker>'
-        )
-        page = f'<rect class="page" x="0.5" y="0.5" width="{self.width - 1}" height="{self.height - 1}" rx="10"/>'
+        w, h = self.width, self.height
+        page = Drawing(width=w, height=h, title=self.title)
+        page.box(0.5, 0.5, w - 1, h - 1, kind="page", round_=10)
         parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
+            '<svg xmlns="http://www.w3.org/2000/svg" role="img" '
+            f'width="{w}" height="{h}" viewBox="0 0 {w} {h}">',
             f"<title>{escape(self.title)}</title>",
             f"<style>{STYLE}</style>",
-            f"<defs>{head}</defs>",
-            page,
+            f"<defs>{HEAD}</defs>",
+            *page.pieces,
             *self.pieces,
             "</svg>",
         ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -18,6 +19,7 @@ if str(ROOT) not in sys.path:  # mkdocs imports this file by its path
 from website import command_pages, repository_pages, settings_pages, shelf_pages  # noqa: E402
 from website.repository_markdown import four_spaces, with_site_links  # noqa: E402
 
+FROM_DISK = "search_from_disk.js"  # makes the search work when a page is opened from the disk
 SETTINGS = "Settings"  # the entry of the navigation that gets a page for each group of settings
 
 
@@ -54,7 +56,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     generated |= repository_pages.pages(ROOT, generated, _places_in(config.nav))
     for place, text in generated.items():
         files.append(File.generated(config, place, content=text))
+    script = (ROOT / "website" / FROM_DISK).read_text(encoding="utf-8")
+    files.append(File.generated(config, f"assets/{FROM_DISK}", content=script))
     return files
+
+
+@event_priority(-100)  # after the search plugin has written its index
+def on_post_build(config: MkDocsConfig) -> None:
+    """Writes the index of the search as a script, because a page on the disk may not read JSON."""
+    folder = Path(config.site_dir) / "search"
+    index = (folder / "search_index.json").read_text(encoding="utf-8")
+    (folder / "search_index.js").write_text(f"var __index = {index}", encoding="utf-8")
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

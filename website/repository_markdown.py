@@ -94,18 +94,18 @@ def _lines(markdown: str) -> Iterator[tuple[str, bool]]:
 
 
 def four_spaces(markdown: str) -> str:
-    """Doubles the indentation inside of lists.
+    r"""Doubles the indentation inside of lists.
 
     GitHub wants what belongs to an item of a list to be indented by two spaces, and Python-Markdown
     wants four spaces.
 
     Example:
-        >>> print(four_spaces("* one\\n  * two\\n\\n    code"))
+        >>> print(four_spaces("* one\n  * two\n\n    code"))
         * one
             * two
         <BLANKLINE>
                 code
-        >>> print(four_spaces("text\\n\\n    code"))
+        >>> print(four_spaces("text\n\n    code"))
         text
         <BLANKLINE>
             code

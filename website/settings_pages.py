@@ -23,16 +23,16 @@ INTRODUCTION = """# Settings
 Each page has one group of settings. The pages are made from `fl_vitlora/config/schema.py`, as
 `python simulate.py --help-all` is.
 
-There are three ways to give a value to a setting: a YAML file (`--config FILE`), a flag if the setting
-has one, and `--set PATH=VALUE` for every setting. [Running experiments](../../running.md) says which
-of them wins.
+There are three ways to give a value to a setting: a YAML file (`--config FILE`), a flag if the
+setting has one, and `--set PATH=VALUE` for every setting. [Running experiments](../../running.md)
+says which of them wins.
 
 ```
 python simulate.py --rounds 30 --set training.epochs=2 --set 'finetuning.targets=[q,k,v]'
 ```
 
-In a range, a round bracket excludes the bound, and a square bracket includes it: `(0, 1]` means more
-than 0 and at most 1.
+In a range, a round bracket excludes the bound, and a square bracket includes it: `(0, 1]` means
+more than 0 and at most 1.
 
 | group | settings | what the group says |
 |---|--:|---|
@@ -128,11 +128,11 @@ def _section(setting: Setting) -> Iterator[str]:
 
 
 def escaped(text: str) -> str:
-    """Returns a text in which no character has a meaning in Markdown; code stays as it is.
+    r"""Returns a text in which no character has a meaning in Markdown; code stays as it is.
 
     Example:
         >>> escaped("a_b [c] `d_e`")
-        'a\\\\_b \\\\[c\\\\] `d_e`'
+        'a\\_b \\[c\\] `d_e`'
     """
     parts = text.split("`")
     return "`".join(SPECIAL.sub(r"\\\1", p) if not n % 2 else p for n, p in enumerate(parts))

@@ -1,4 +1,4 @@
-"""Pages about what a user can choose: strategies, methods, codecs, encryption steps, attacks and more.
+"""Pages about what a user can choose, such as strategies, methods, codecs and attacks.
 
 Each page is made from the table in the code that also reads the user's choice, and from the
 docstrings of the files behind the table. So a file that is added to a table is on its page.
@@ -30,7 +30,62 @@ from website.settings_pages import escaped
 
 FOLDER = "reference/shelves/"
 UP = "../../../"  # from a page here to the root of the repository
-GENERATED = "This page is made from the docstrings of the code.\n"
+STRATEGIES = """# Strategies
+
+These are the names for `--strategy`. Set a parameter with `--set strategy.NAME=VALUE`.
+[Write your own](../../tutorials/write-a-strategy.md), or read [the
+comparison](../../strategies.md). This page is made from the docstrings of the code.
+
+The columns say whether a strategy needs LoRA, whether clients may have different ranks, and whether
+secure aggregation is possible.
+"""
+METHODS = """# Fine-tuning methods
+
+These are the parts for `--method`, which can be added up: `lora+patch_embed`. Set `rank`, `alpha`
+and `targets` with `--set finetuning.NAME=VALUE`, and all other parameters with
+`--set finetuning.parameters.NAME=VALUE`. [Write your own](../../tutorials/write-a-method.md), or
+read [the comparison](../../methods.md). This page is made from the docstrings of the code.
+
+The columns say whether the trained tensors can be merged into a plain timm model, and whether
+several clients can be trained in one batch.
+"""
+CODEC_NAMES = """# Codecs
+
+These are the names for `compression.uplink` and `compression.downlink`: transforms first, then one
+quantiser, joined by `+`, such as `topk(0.1)+int4`. With `every(n)+` in front, a group is sent in
+every n-th round. [Communication](../../communication.md) compares the codecs. This page is made
+from the docstrings of the code.
+"""
+ENCRYPTION = """# Encryption steps and schemes
+
+The setting `encryption.steps` takes a list of steps, or the name of one scheme.
+[Encryption and keys](../../encryption.md) explains them. This page is made from the docstrings of
+the code.
+
+| scheme | steps |
+|---|---|
+"""
+ATTACK_NAMES = """# Attacks
+
+These are the names for `--attack RUN --only NAMES`. [Audit a run](../../tutorials/audit-a-run.md)
+shows how they are used, and [Attacks on your own run](../../attacks.md) has their limits and
+figures. This page is made from the docstrings of the code.
+"""
+OPTIMISERS = """# Optimisers and predictors
+
+This page is made from the docstrings of the code.
+
+## Optimisers
+
+These are the names for `training.optimizer`.
+
+| name | what it is |
+|---|---|
+"""
+PREDICTOR_NAMES = """## Predictors
+
+These are the names for `evaluation.predictor`.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +129,9 @@ def shelf(introduction: str, columns: Sequence[str], entries: Sequence[Entry]) -
         entries: The entries in the order of the page.
     """
     rows = [
-        " | ".join(["", f"[`{e.name}`](#{_anchor(e.name)})", _cell(e.summary), *e.cells, ""]).strip()
+        " | ".join(
+            ["", f"[`{e.name}`](#{_anchor(e.name)})", escaped(e.summary), *e.cells, ""]
+        ).strip()
         for e in entries
     ]
     head = ["| " + " | ".join(["name", "what it does", *columns]) + " |"]
@@ -93,10 +150,6 @@ def _anchor(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum() or letter in "_-")
 
 
-def _cell(text: str) -> str:
-    return escaped(text)
-
-
 def _of_module(kind: Any) -> tuple[str, str, str]:
     """Returns the summary, the further text and the path of the file that defines an object."""
     module = sys.modules[kind.__module__] if not inspect.ismodule(kind) else kind
@@ -112,7 +165,7 @@ def parameters(kind: type[Any]) -> str:
     """
     rows = [
         f"| `{item.name}` | {_default(item)} | {_range(item.metadata.get('interval'))} | "
-        f"{_cell(str(item.metadata.get('explanation', '')) or _told(kind, item.name))} |"
+        f"{escaped(str(item.metadata.get('explanation', '')) or _told(kind, item.name))} |"
         for item in dataclasses.fields(kind)
         if item.init
     ]
@@ -159,14 +212,7 @@ def _strategies() -> str:
         traits = (kind.low_rank, kind.any_rank, kind.sums_suffice)
         cells = tuple("yes" if trait else "no" for trait in traits)
         entries.append(Entry(name=name, summary=summary, text=text, file=file, cells=cells))
-    return shelf(
-        "# Strategies\n\nThe names for `--strategy`. Set a parameter with `--set strategy.NAME=VALUE`. "
-        "[Write your own](../../tutorials/write-a-strategy.md), or read [the comparison]"
-        f"(../../strategies.md). {GENERATED}\nThe columns say whether a strategy needs LoRA, whether "
-        "clients may have different ranks, and whether secure aggregation is possible.\n",
-        ["needs LoRA", "ranks", "secure sums"],
-        entries,
-    )
+    return shelf(STRATEGIES, ["needs LoRA", "ranks", "secure sums"], entries)
 
 
 def _methods() -> str:
@@ -175,19 +221,10 @@ def _methods() -> str:
         kind = part_class(name)
         summary, text, file = _of_module(kind)
         text = f"{text}\n\n{parameters(kind)}"
-        merges = f"no: {_cell(kind.cannot_merge)}" if kind.cannot_merge else "yes"
+        merges = f"no: {escaped(kind.cannot_merge)}" if kind.cannot_merge else "yes"
         cells = (merges, "yes" if kind.stackable else "no")
         entries.append(Entry(name=name, summary=summary, text=text, file=file, cells=cells))
-    return shelf(
-        "# Fine-tuning methods\n\nThe parts for `--method`, which can be added up: `lora+patch_embed`. "
-        "`rank`, `alpha` and `targets` are set with `--set finetuning.NAME=VALUE`, and all other "
-        "parameters with `--set finetuning.parameters.NAME=VALUE`. [Write your own]"
-        "(../../tutorials/write-a-method.md), or read [the comparison](../../methods.md). "
-        f"{GENERATED}\nThe columns say whether a trained part can be merged into a plain timm model, "
-        "and whether several clients can be trained in one batch.\n",
-        ["merges", "shared batch"],
-        entries,
-    )
+    return shelf(METHODS, ["merges", "shared batch"], entries)
 
 
 def _codecs() -> str:
@@ -198,20 +235,14 @@ def _codecs() -> str:
         text = f"{text}\n\n{rows}\n\nExample: `{kind.example}`"
         cells = ("yes" if kind.lossless else "no",)
         entries.append(Entry(name=name, summary=summary, text=text, file=file, cells=cells))
-    return shelf(
-        "# Codecs\n\nThe names for `compression.uplink` and `compression.downlink`: transforms first, "
-        "then one quantiser, joined by `+`, such as `topk(0.1)+int4`. `every(n)+...` sends a group in "
-        f"every n-th round. [Communication](../../communication.md) compares them. {GENERATED}",
-        ["lossless"],
-        entries,
-    )
+    return shelf(CODEC_NAMES, ["lossless"], entries)
 
 
 def _arguments(kind: type[Codec]) -> str:
     """Returns a table with the arguments of a codec."""
     defaults = {item.name: item for item in dataclasses.fields(kind)}
     rows = [
-        f"| `{name}` | {_default(defaults[name])} | {argument} | {_cell(_told(kind, name))} |"
+        f"| `{name}` | {_default(defaults[name])} | {argument} | {escaped(_told(kind, name))} |"
         for name, argument in kind.arguments().items()
     ]
     head = "| argument | default | values | meaning |\n|---|---|---|---|\n"
@@ -228,15 +259,10 @@ def _encryption() -> str:
         summary, text, file = _of_module(step)
         entries.append(Entry(name=name, summary=summary, text=text, file=file))
     schemes = [
-        f"| `{name}` | {', '.join(f'`{step}`' for step in steps)} |" for name, steps in SCHEMES.items()
+        f"| `{name}` | {', '.join(f'`{step}`' for step in steps)} |"
+        for name, steps in SCHEMES.items()
     ]
-    return shelf(
-        "# Encryption steps and schemes\n\n`encryption.steps` takes a list of steps, or the name of one "
-        "scheme. [Encryption and keys](../../encryption.md) explains them. "
-        f"{GENERATED}\n| scheme | steps |\n|---|---|\n" + "\n".join(schemes) + "\n",
-        [],
-        entries,
-    )
+    return shelf(ENCRYPTION + "\n".join(schemes) + "\n", [], entries)
 
 
 def _attacks() -> str:
@@ -249,21 +275,12 @@ def _attacks() -> str:
         by = ", ".join(view.adversary for view in kind.adversaries)
         cells = (by, "yes" if name in ON_REQUEST else "")
         entries.append(Entry(name=name, summary=summary, text=text, file=file, cells=cells))
-    return shelf(
-        "# Attacks\n\nThe names for `--attack RUN --only NAMES`. [Audit a run](../../tutorials/"
-        "audit-a-run.md) shows how they are used, and [Attacks on your own run](../../attacks.md) has "
-        f"their limits and figures. {GENERATED}",
-        ["by", "only if it is named"],
-        entries,
-    )
+    return shelf(ATTACK_NAMES, ["by", "only if it is named"], entries)
 
 
 def _optimisers() -> str:
-    rows = [f"| `{name}` | {_cell(optimizer_of(name).told)} |" for name in OPTIMIZERS]
-    head = "# Optimisers and predictors\n\n" + GENERATED + "\n## Optimisers\n\n"
-    return head + "The names for `training.optimizer`.\n\n| name | what it is |\n|---|---|\n" + (
-        "\n".join(rows) + "\n"
-    )
+    rows = [f"| `{name}` | {escaped(optimizer_of(name).told)} |" for name in OPTIMIZERS]
+    return OPTIMISERS + "\n".join(rows) + "\n"
 
 
 def _predictors() -> str:
@@ -273,6 +290,4 @@ def _predictors() -> str:
         _, text, file = _of_module(kind)
         own = "" if name == "plain" else text
         entries.append(Entry(name=name, summary=_summary(kind), text=own, file=file))
-    introduction = "## Predictors\n\nThe names for `evaluation.predictor`.\n"
-    return shelf(introduction, [], entries)
-
+    return shelf(PREDICTOR_NAMES, [], entries)

@@ -41,7 +41,16 @@ OPENED = ("index.html", "explanations/key-adaptation.html", "reference/settings/
 
 
 def build(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--site-dir",
+        str(out),
+        *options,
+    ]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False
     )
@@ -100,7 +109,9 @@ def test_a_browser_asks_for_files_of_the_site_alone(site: Path, tmp_path: Path) 
         for name in OPENED:
             page.open(site / name, width=1200, ready="document.readyState === 'complete'")
     assert len(page.requests) > len(OPENED)
-    assert [address for address in page.requests if not address.startswith(("file:", "data:"))] == []
+    assert [
+        address for address in page.requests if not address.startswith(("file:", "data:"))
+    ] == []
 
 
 def text_of(page: Path) -> str:
@@ -138,14 +149,18 @@ def test_every_page_can_be_found(site: Path) -> None:
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_what_its_code_draws(name: str) -> None:
     drawn = FIGURES[name]().svg()
-    assert (FOLDER / f"{name}.svg").read_text(encoding="utf-8") == drawn, "python -m website.figures"
+    assert (FOLDER / f"{name}.svg").read_text(encoding="utf-8") == drawn, (
+        "python -m website.figures"
+    )
 
 
 @pytest.mark.parametrize("link", ["lost.md", "index.md#lost", "/absolute.md"])
 def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path, link: str) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "index.md").write_text(f"# Home\n\n[a link]({link})\n", encoding="utf-8")
-    own = f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: docs\nhooks: []\nplugins: []\nnav: [index.md]\n"
+    own = (
+        f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: docs\nhooks: []\nplugins: []\nnav: [index.md]\n"
+    )
     (tmp_path / "mkdocs.yml").write_text(own, encoding="utf-8")
     done = build(tmp_path / "site", "--config-file", str(tmp_path / "mkdocs.yml"))
     assert done.returncode == 1

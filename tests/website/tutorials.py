@@ -1,8 +1,8 @@
 """Reads a tutorial as a person does: files to write, commands to type, and lines that then appear.
 
-A block with a title and a language other than sh is a file. A block of sh is typed; one whose title
-begins with "terminal" is a program that stays up, and one whose title begins with "takes" needs more
-time or other hardware than a test has. A block of text has lines that the commands above it print.
+A block with a title and a language other than sh is a file. A block of sh is typed. If its title
+begins with "terminal", it is a program that stays up; if it begins with "takes", it needs more time
+or other hardware than a test has. A block of text has lines that the commands above it print.
 """
 
 from __future__ import annotations
