@@ -154,7 +154,7 @@ def _of_module(kind: Any) -> tuple[str, str, str]:
     """Returns the summary, the further text and the path of the file that defines an object."""
     module = sys.modules[kind.__module__] if not inspect.ismodule(kind) else kind
     summary, _, text = inspect.cleandoc(module.__doc__ or "").partition("\n")
-    return summary, text.strip(), module.__name__.replace(".", "/") + ".py"
+    return summary, text.strip("\n"), module.__name__.replace(".", "/") + ".py"
 
 
 def parameters(kind: type[Any]) -> str:
