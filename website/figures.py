@@ -169,9 +169,9 @@ def one_round() -> Drawing:
     """Draws the steps of one round, from the choice of the clients to the checkpoint."""
     title = "The steps of one round at the server, on the wire and at a client."
     d = Drawing(width=900, height=540, title=title)
-    for x, width, kind, words in LANES:
-        d.box(x, 20, width, 34, kind=kind)
-        d.text(x + width / 2, 43, words, kind="title", anchor="middle")
+    for left, width, kind, words in LANES:
+        d.box(left, 20, width, 34, kind=kind)
+        d.text(left + width / 2, 43, words, kind="title", anchor="middle")
     _cards(d, STEPS)
     for x, y, to_x, to_y in TURNS:
         d.arrow((x, y), (to_x, to_y))
@@ -211,8 +211,8 @@ def keys() -> Drawing:
     """Draws who holds which key, as a table of dots."""
     d = Drawing(width=900, height=464, title="Which party holds which key, images and updates.")
     left, step = 300, 116
-    for number, words in enumerate(COLUMNS):
-        for row, word in enumerate(words):
+    for number, title in enumerate(COLUMNS):
+        for row, word in enumerate(title):
             d.text(left + step * number + 46, 36 + LINE * row, word, kind="title", anchor="middle")
     for row, (party, kind, cells) in enumerate(PARTIES):
         y = 72 + 48 * row
