@@ -24,6 +24,7 @@ from fl_vitlora.config.optimizer_names import OPTIMIZERS
 from fl_vitlora.config.predictor_names import PREDICTORS
 from fl_vitlora.encryption.steps import STEPS
 from fl_vitlora.finetuning.shelf import part_class
+from fl_vitlora.strategy import Strategy
 from fl_vitlora.training.optimizers import optimizer_of
 from fl_vitlora.training.prediction import predictor_of
 from website.settings_pages import escaped
@@ -208,9 +209,11 @@ def _strategies() -> str:
     for name in strategies.available():
         kind = type(strategies.load(name, {}))
         summary, text, file = _of_module(kind)
-        text = f"{text}\n\n{parameters(kind)}"
-        traits = (kind.low_rank, kind.any_rank, kind.sums_suffice)
-        cells = tuple("yes" if trait else "no" for trait in traits)
+        cells: tuple[str, ...] = ("", "", "")  # of a strategy that derives from Flower's class
+        if issubclass(kind, Strategy):
+            text = f"{text}\n\n{parameters(kind)}"
+            traits = (kind.low_rank, kind.any_rank, kind.sums_suffice)
+            cells = tuple("yes" if trait else "no" for trait in traits)
         entries.append(Entry(name=name, summary=summary, text=text, file=file, cells=cells))
     return shelf(STRATEGIES, ["needs LoRA", "ranks", "secure sums"], entries)
 
