@@ -21,7 +21,7 @@ check:
 	$(MAKE) docs
 
 docs:
-	python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict
 
 figures:
 	python -m website.figures
