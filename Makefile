@@ -1,4 +1,6 @@
-# make check    lint, formatting, types and words
+# make check    lint, formatting, types, words, and the documentation site
+# make docs     builds the documentation site: open site/index.html
+# make figures  draws the figures of the documentation
 # make test     the first tier of the tests, for every change
 # make test-all all tests, doctests included (about half an hour on two cores)
 # make bench    speed of encryption, bytes of messages, cost of codecs on this machine
@@ -11,7 +13,7 @@
 # make picture  the picture of the README: four runs
 # make tables   which tables of the pages are older than the code that makes them
 
-.PHONY: attacks trust chaos check test test-all bench speed audit table tables picture
+.PHONY: attacks trust chaos check docs figures test test-all bench speed audit table tables picture
 
 check:
 	python -m ruff check .
@@ -19,6 +21,13 @@ check:
 	python -m mypy
 	python -m codespell_lib
 	python -m tests.words
+	$(MAKE) docs
+
+docs:
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict
+
+figures:
+	python -m website.figures
 
 test:
 	python -m pytest -m "not slow"

@@ -56,8 +56,19 @@ class Page:
         for domain in ("Network", "Runtime", "Log", "Page"):
             self.ask(f"{domain}.enable")
 
-    def open(self, path: Path | str, *, width: int, height: int = 900, dark: bool = False) -> None:
-        """Opens a report, or the address of a page, and waits until its charts are drawn."""
+    def open(
+        self,
+        path: Path | str,
+        *,
+        width: int,
+        height: int = 900,
+        dark: bool = False,
+        ready: str = "document.documentElement?.dataset.charts === 'drawn'",
+    ) -> None:
+        """Opens a file or an address, and waits until an expression is true.
+
+        By default the expression says that the charts of a report are drawn.
+        """
         address = path if isinstance(path, str) else path.resolve().as_uri()
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", features=[scheme])
@@ -66,9 +77,9 @@ class Page:
         self.value("delete document.documentElement.dataset.charts")  # of the page before
         self.ask("Page.navigate", url=address)
         limit = time.monotonic() + WATCHDOG
-        while self.value("document.documentElement?.dataset.charts") != "drawn":
+        while self.value(f"location.href !== 'about:blank' && {ready}") is not True:
             if time.monotonic() > limit:
-                raise TimeoutError(f"the charts are not drawn; {self.complaints}")
+                raise TimeoutError(f"it is not true: {ready}; {self.complaints}")
             time.sleep(0.1)
 
     def value(self, expression: str) -> Any:

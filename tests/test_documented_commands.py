@@ -21,7 +21,7 @@ PAGES = sorted(
     path
     for pattern in (
         "*.md",
-        "docs/*.md",
+        "docs/**/*.md",
         "strategies/*.md",
         "deploy/*.md",
         "benchmarks/**/*.md",

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from website import command_pages, settings_pages, shelf_pages
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
     path
     for pattern in (
         "*.md",
-        "docs/*.md",
+        "docs/**/*.md",
         "strategies/*.md",
         "deploy/*.md",
         "benchmarks/**/*.md",
@@ -21,6 +23,11 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
     if path.name != "CHANGELOG.md"  # it names files as they were
 )
+# Pages of the documentation site that are made from the code when the site is built.
+MADE = {
+    ROOT / "docs" / place
+    for place in (*settings_pages.pages(), *command_pages.pages(), *shelf_pages.pages())
+}
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"`((?:tests|fl_vitlora|benchmarks|configs|deploy|docs)/[\w/.-]+\.\w+)`")
 
@@ -40,7 +47,7 @@ def broken(page: Path) -> list[str]:
     for link in LINK.findall(text):
         place, _, anchor = link.partition("#")
         target = page.parent / place if place else page
-        if "://" in link:
+        if "://" in link or target.resolve() in MADE:
             continue
         if not target.exists() or (anchor and anchor not in anchors(target)):
             lost.append(link)

@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("fl_vitlora", "strategies", "benchmarks", "examples", "tests", "deploy", "simulate.py")
+CODE = (
+    "fl_vitlora",
+    "strategies",
+    "benchmarks",
+    "examples",
+    "website",
+    "tests",
+    "deploy",
+    "simulate.py",
+)
 PAGES = ("*.md", "docs/**/*.md", "strategies/*.md", "deploy/*.md", "examples/*.md", ".github/*.md")
 MOST_WORDS = 45  # in a sentence; most have fewer than 20
 

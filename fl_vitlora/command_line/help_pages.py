@@ -123,12 +123,12 @@ def _explained_flags() -> Iterator[str]:
 def _explained_settings() -> Iterator[str]:
     """Yields the lines about all settings, grouped by the section of the configuration."""
     ranges, flags = dict(intervals(config.Config)), {e.path: flag for flag, e in FLAGS.items()}
-    titles, group = {"": WHOLE, **dict(_titles(config.Config))}, None
+    sentences, group = {"": WHOLE, **dict(titles(config.Config))}, None
     for path, default, explanation in settings.explanations(config.Config):
         found = path.rpartition(".")[0]
-        if found in titles and found != group:
+        if found in sentences and found != group:
             group = found
-            yield from ("", *textwrap.wrap(f"{group}: {titles[group]}".strip(": "), FOLDED))
+            yield from ("", *textwrap.wrap(f"{group}: {sentences[group]}".strip(": "), FOLDED))
         yield f"  {path}" + ("" if default in (None, "") else f" = {plain(default)}")
         known = {"Range": ranges.get(path), "Flag": flags.get(path)}
         yield from _folded(" ".join([explanation, *(f"{k}: {v}." for k, v in known.items() if v)]))
@@ -163,7 +163,7 @@ def intervals(kind: type[Any], path: str = "") -> Iterator[tuple[str, str]]:
             yield f"{path}{item.name}", interval
 
 
-def _titles(kind: type[Any], path: str = "") -> Iterator[tuple[str, str]]:
+def titles(kind: type[Any], path: str = "") -> Iterator[tuple[str, str]]:
     """Yields a pair for every group of settings: its dotted path, and its docstring's first line.
 
     A group is a field whose type is a dataclass, for example `training`.
@@ -173,4 +173,4 @@ def _titles(kind: type[Any], path: str = "") -> Iterator[tuple[str, str]]:
         hint = hints[item.name]
         if dataclasses.is_dataclass(hint):
             yield f"{path}{item.name}", str(hint.__doc__).partition("\n")[0]
-            yield from _titles(typing.cast(type[Any], hint), f"{path}{item.name}.")
+            yield from titles(typing.cast(type[Any], hint), f"{path}{item.name}.")
