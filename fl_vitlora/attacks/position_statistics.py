@@ -81,7 +81,7 @@ class PositionStatistics(Attack[WorkerView | ThiefView, Places]):
             return "the encryption moves halves of pixels"
         if len(public.images) < FEWEST_KNOWN:
             known = len(public.images)
-            return f"it needs {FEWEST_KNOWN} plain images of the kind, and {known} are at hand"
+            return f"it needs {FEWEST_KNOWN} plain images of the same kind, and {known} are at hand"
         values = math.prod(public.images.shape[1:])
         return "" if values <= MOST_VALUES else f"it takes images of at most {MOST_VALUES:,} values"
 

@@ -33,7 +33,9 @@ def lacks_known_images(public: Public) -> str:
     """Returns why the plain images of everyone give no statistics of pixels; empty if they do."""
     plain = public.images
     if len(plain) < FEWEST_KNOWN:
-        return f"it needs {FEWEST_KNOWN} plain images of the kind, and {len(plain)} are at hand"
+        return (
+            f"it needs {FEWEST_KNOWN} plain images of the same kind, and {len(plain)} are at hand"
+        )
     values = math.prod(plain.shape[1:]) // (plain.shape[1] if public.grey else 1)
     if values > MOST_PIXELS:
         return f"the search takes images of at most {MOST_PIXELS:,} different values"

@@ -143,7 +143,7 @@ def _patches(image: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"privacy__secure_aggregation": True}, "updates are masked"),
+        ({"privacy__secure_aggregation": True}, "a sum takes 3 clients"),
         ({"finetuning__method": "lora"}, "to be exchanged"),
         ({"finetuning__patch_embedding": "aligned"}, "only the client can transform"),
     ],

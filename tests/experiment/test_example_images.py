@@ -84,8 +84,9 @@ def test_a_run_draws_the_picture_on_request_and_its_report_shows_it(
     tmp_path: Path, engine: Engine
 ) -> None:
     pytest.importorskip("plotly", reason="needs pip install -e '.[report]'")
-    usual = execute(tmp_path / "usual", engine)
-    asked = execute(tmp_path / "asked", engine, plain_examples=5)
+    ring = str(tmp_path / "owner.key")
+    usual = execute(tmp_path / "usual", engine, encryption__key_file=ring)
+    asked = execute(tmp_path / "asked", engine, encryption__key_file=ring, plain_examples=5)
     assert not (usual.folder / PICTURE).exists()
     assert (asked.folder / PICTURE).stat().st_mode & 0o777 == 0o600
     assert [line["loss"] for line in asked.lines] == [line["loss"] for line in usual.lines]

@@ -171,7 +171,7 @@ def test_a_bad_trial_is_pruned_after_a_round_and_never_becomes_the_best(tmp_path
         assert trial.rounds == result["rounds"] < 4
     best = load(str(tmp_path / "search" / "best.yaml"))
     assert best.training.learning_rate == 0.02
-    assert {trial.values[RATE] for trial in pruned} == {"1e-09"}
+    assert "1e-09" in {trial.values[RATE] for trial in pruned}
 
 
 @pytest.mark.slow
