@@ -39,8 +39,10 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environment(checkout: Path) -> dict[str, str]:
+    # A run within these tests sets PYTHONSAFEPATH for its workers; a user's shell does not have it.
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     return {
-        **os.environ,
+        **own,
         "COLUMNS": "200",
         "FLWR_TELEMETRY_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
