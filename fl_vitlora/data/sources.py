@@ -246,7 +246,7 @@ def _other_split(found: Found, split: str, train: Part, config: DataConfig) -> I
     if not len(labels):
         use = "test" if split == found.choice.test else "validation"
         raise UserError(
-            f"data set {config.name}: expected {use} images, but the split {split} has no images"
+            f"data set {config.name}: the split {split} is used for {use} images, but it has none"
         )
     owners = match_owners(config.name, split, part, train.clients)
     return _images(replace(part, owners=owners, clients=train.clients), labels, train.names, config)

@@ -1,8 +1,9 @@
 """SIFT: only the entries of a weight that have the largest gradients are trained.
 
-    W' = W + scatter(I, v),    k = min(int(ρ·m·n) + 1, m·n) trained values v for the index set I
+    W' = W + scatter(I, v),    k = |I| = |v| = min(int(ρ·m·n) + 1, m·n)
 
-I holds the places of the k entries of W whose values change most in the first round. In round 1
+v holds k trained values. ρ, the setting `share`, is the share of the entries that are trained. I
+holds the places of the k entries of W whose values change most in the first round. In round 1
 clients train a dense change D of every slice, W' = W + D; D starts at zero. The server averages D,
 takes the k entries of D with the largest magnitude in each slice, and sends the places of these
 entries to every client once. From round 2 on, only the values v are trained and sent; v starts with
