@@ -141,9 +141,11 @@ def told(
     digest = hashlib.sha256(repr([*work, proximal_mu, clipping_norm, merges]).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"\0{name}{tuple(tensor.shape)}".encode())
-        if name not in initial or not _is_initial(tensor, initial[name].cpu()):
-            digest.update(tensor.numpy().tobytes())
+        known = name in initial and _is_initial(tensor, initial[name].cpu())
+        # Each part tells its own length, so that no tensor can imitate the name of another one.
+        content = b"" if known else tensor.numpy().tobytes()
+        heading = repr((name, tuple(tensor.shape), str(tensor.dtype), known)).encode()
+        digest.update(f"{len(heading)} {len(content)} ".encode() + heading + content)
     return digest.digest()
 
 

@@ -46,6 +46,16 @@ def test_what_a_client_has_computed_by_itself_may_differ_between_clients():
     assert told(other, other, **HONEST) == told(START, START, **HONEST)
 
 
+def test_a_tensor_cannot_imitate_the_name_of_another_one():
+    """A server could otherwise tell two clients different things with one digest."""
+    start = {"a": torch.zeros(8), "b": torch.zeros(8)}
+    heading = b"\0b(8,)"
+    head = torch.frombuffer(bytearray(heading + bytes(26)), dtype=torch.float32)
+    tail = torch.frombuffer(bytearray(bytes(26) + heading), dtype=torch.float32)
+    one, other = start | {"a": head}, start | {"b": tail}
+    assert told(one, start, **HONEST) != told(other, start, **HONEST)
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_masks_cancel_only_if_all_clients_were_told_the_same(same: bool):
     party, one = Party(), told(START, START, **HONEST)
