@@ -163,7 +163,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
         report={name: report[name] for name in delta} if report else {},
         done=done,
         images=len(shard),
-        told=_told(begin, worker.initial_of(client)),
+        told=_told(settings, begin, client),
     )
     context_state.keep(context, asked.round, worker.kept, done.state)
     context_state.keep_own(context, asked.round, memory, frozen)
@@ -250,14 +250,19 @@ def _write(
     )
 
 
-def _told(begin: _Beginning, initial: State) -> bytes:
-    """Returns the digest of an instruction, which the masks of a secure sum depend on."""
+def _told(settings: ClientSettings, begin: _Beginning, client: int) -> bytes:
+    """Returns the digest of an instruction, which the masks of a secure sum depend on.
+
+    Without secure sums nothing reads the digest, so that none is computed and the result is empty.
+    """
+    if not settings.config.privacy.secure_aggregation:
+        return b""
     asked = begin.message
     others = {"merged": begin.merged, "broadcast": asked.broadcast}
     tensors = {f"{what}/{n}": t for what, state in others.items() for n, t in state.items()}
     return told(
         begin.model | tensors,
-        initial,
+        workspace(settings).initial_of(client),
         server_round=asked.round,
         rate=asked.rate,
         epochs=asked.epochs,
