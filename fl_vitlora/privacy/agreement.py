@@ -140,13 +140,19 @@ def told(
     work = [server_round, float(rate), epochs, sorted(frozen), sorted(restarted)]
     digest = hashlib.sha256(repr([*work, proximal_mu, clipping_norm, merges]).encode())
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        known = name in initial and _is_initial(tensor, initial[name].cpu())
-        # Each part tells its own length, so that no tensor can imitate the name of another one.
-        content = b"" if known else tensor.numpy().tobytes()
-        heading = repr((name, tuple(tensor.shape), str(tensor.dtype), known)).encode()
-        digest.update(f"{len(heading)} {len(content)} ".encode() + heading + content)
+        digest.update(_stated(name, tensors[name].detach().cpu().contiguous(), initial))
     return digest.digest()
+
+
+def _stated(name: str, tensor: Tensor, initial: State) -> bytes:
+    """Returns a tensor with its name as bytes that state their own length.
+
+    Without the lengths, the numbers of one tensor could imitate the name of another tensor.
+    """
+    known = name in initial and _is_initial(tensor, initial[name].cpu())
+    content = b"" if known else tensor.numpy().tobytes()
+    heading = repr((name, tuple(tensor.shape), str(tensor.dtype), known)).encode()
+    return f"{len(heading)} {len(content)} ".encode() + heading + content
 
 
 def _is_initial(tensor: Tensor, known: Tensor) -> bool:
