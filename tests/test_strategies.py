@@ -21,6 +21,8 @@ import strategies
 from fl_vitlora import config as configuration
 from fl_vitlora.config.yaml_text import parse_override
 from fl_vitlora.errors import UserError
+from fl_vitlora.flower.strategies.aggregators import client_half
+from fl_vitlora.flower.wire.wiring import check_codecs
 from fl_vitlora.strategy import Strategy, Update
 from fl_vitlora.testing import check_strategy, made_up_model, made_up_updates
 
@@ -260,6 +262,8 @@ def test_the_page_that_teaches_strategies_shows_some_that_work(
     (folder / f"{name}.py").write_text(code, encoding="utf-8")
     strategy = strategies.load(name, options)
     check_strategy(strategy)  # type: ignore[arg-type]
+    chosen = {"strategy.name": name, **{f"strategy.{n}": v for n, v in options.items()}}
+    check_codecs(configuration.load(None, chosen), client_half(strategy))
     assert len([line for line in code.splitlines() if line.strip()]) <= lines
 
 

@@ -70,7 +70,9 @@ def _check_rests(config: Config, strategy: Strategy) -> None:
     """
     uplink = lanes_of(config.compression.uplink)
     rarely = [group for group in (LORA_A, LORA_B) if uplink.by_group[group].every > 1]
-    if rarely and wants(strategy.plan, "state"):
+    if not rarely:
+        return
+    if wants(strategy.plan, "state"):
         raise UserError(
             f"compression.uplink every({uplink.by_group[rarely[0]].every}) with strategy "
             f"{config.strategy.name}: the plan depends on the strategy's state, so it is "
