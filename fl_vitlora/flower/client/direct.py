@@ -33,7 +33,9 @@ RUN, NODE = 1, 1  # Flower's ids of a run and a node, which matter only in a net
 class DirectClient:
     """A client of a new run, which has the same memory between messages as in a real run.
 
-    If the client refuses a message, the method returns the client's reason as a text.
+    If the client refuses a message, the method returns the client's reason as a text. A client
+    refuses with a ValueError. Any other exception is a fault of the program: it is not caught, so
+    that an audit never counts a crash as a refusal.
 
     Args:
         settings: The settings of the client.
@@ -60,7 +62,7 @@ class DirectClient:
             return vouching.read_signature(
                 self._asked(vouching.VOUCH, vouching.ask_to_sign(roster))
             )
-        except Exception as error:
+        except ValueError as error:
             return str(error)
 
     def reveal(self, roster: Roster, dropped: frozenset[int]) -> Seeds | str:
@@ -68,7 +70,7 @@ class DirectClient:
         try:
             question = masking.ask_for_seeds(roster, dropped)
             return masking.read_seeds(self._asked(masking.REVEAL, question))
-        except Exception as error:
+        except ValueError as error:
             return str(error)
 
     def update(self, instruction: RoundMessage) -> State | str:
@@ -111,7 +113,7 @@ class DirectClient:
         layouts = MessageLayouts.of(config, worker.layout, rank)
         try:
             reply = self._sent("train", _folded(content, layouts))
-        except Exception as error:
+        except ValueError as error:
             return str(error)
         return ServerEnd.open(reply, layouts), layouts
 
