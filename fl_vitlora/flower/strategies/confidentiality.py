@@ -9,6 +9,7 @@ from fl_vitlora.flower.strategies.aggregators import AnyStrategy
 from fl_vitlora.population.sampling import cohort_size
 from fl_vitlora.privacy.secure_sum import FEWEST
 from fl_vitlora.strategy import Strategy
+from fl_vitlora.strategy.extras import wants
 
 WRAPPER = "flwr.serverapp.strategy:DifferentialPrivacyServerSideFixedClipping"
 
@@ -93,6 +94,12 @@ def _check_strategy(config: Config, strategy: AnyStrategy) -> None:
         raise UserError(
             f"{wish}: strategy {name} needs single updates, which {deed}; take a strategy that "
             "needs only sums, such as fedavg"
+        )
+    if secure and wants(strategy.plan, "client"):
+        raise UserError(
+            f"{wish}: strategy {name} gives each client a plan of its own (plan asks for client), "
+            "and the masks cancel only if all clients of a round get the same plan; take a "
+            "strategy with one plan for all, such as fedavg"
         )
     bounds = config.privacy.clipping_norm is not None
     if bounds and type(strategy).report is not Strategy.report:

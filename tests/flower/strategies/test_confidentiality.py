@@ -14,7 +14,8 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy
 from fl_vitlora.flower.strategies.confidentiality import check_privacy, sees_only_sums
 from fl_vitlora.state import State
-from fl_vitlora.strategy import Strategy, Update
+from fl_vitlora.strategy import ClientPlan, Strategy, Update
+from strategies.fedavg import FedAvg
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,20 @@ def test_a_strategy_that_looks_at_single_updates_is_refused(wish: Mapping[str, A
     assert told.startswith(next(iter(wish)))
     assert "strategy choosy needs single updates" in told
     assert "fedavg" in told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Considerate(FedAvg):
+    """Gives the first client less work than the others."""
+
+    def plan(self, server_round: int, *, client: int) -> ClientPlan:  # type: ignore[override]
+        return ClientPlan(epochs=1 if client == 0 else 2)
+
+
+def test_a_plan_for_each_client_is_refused_in_secure_sums_because_masks_would_not_cancel():
+    with pytest.raises(UserError, match="gives each client a plan of its own"):
+        check_privacy(configure("fedavg", SECURE), Considerate())
+    check_privacy(configure("fedavg", NOISY), Considerate())
 
 
 @pytest.mark.parametrize("wish", [CLIPPED, NOISY, {**SECURE, **NOISY}])
