@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from fl_vitlora.flower.client.workspace import ClientSettings, workspace
 from fl_vitlora.flower.strategies.aggregators import make_aggregator
 from fl_vitlora.flower.strategies.guard_settings import check_guard, check_steps
 from fl_vitlora.flower.wire.round_message import RoundMessage
+from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy
 from fl_vitlora.training.local import scheduled_rate
+from strategies.fedavg import FedAvg
 from tests.flower.conftest import SIZES, LocalGrid, transport_of, write_shards
 
 STEPS, ROUNDS = 3, 3  # the largest client has 20 images, in batches of 8
@@ -192,6 +194,14 @@ def test_a_refusal_is_a_failure_of_the_client_with_its_reason(tmp_path: Path):
     assert all("tensor head.bias with" in failure.reason for failure in exchange.failures)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Drifting(FedAvg):
+    """A strategy with a bound of the server's step, which moves the clients by its own tensors."""
+
+    def drift(self, broadcast: State, memory: State) -> State:
+        return broadcast
+
+
 UNBOUNDED: dict[str, tuple[dict[str, Any], str]] = {
     "strategy": ({"strategy": "scaffold"}, "strategy scaffold states no bound"),
     "merges": ({"strategy": "flora"}, "strategy flora states no bound"),
@@ -213,6 +223,12 @@ def test_settings_without_a_bound_are_refused_before_a_run(what: str):
         check_guard(config, strategy)
 
 
+def test_a_strategy_whose_clients_drift_is_refused_although_it_states_a_bound():
+    config, _ = guarded()
+    with pytest.raises(UserError, match="adds a drift to each step"):
+        check_guard(config, Drifting())
+
+
 def test_a_client_with_more_steps_than_the_guard_says_ends_the_run_at_its_beginning():
     config, _ = guarded()
     check_steps(config, {0: 24, 1: 1})
@@ -228,3 +244,16 @@ def test_every_strategy_with_a_bound_is_tried_here():
         if isinstance(made, Strategy) and made.step_bound() is not None:
             bounded.add(name)
     assert bounded == set(GUARDED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crashing(FedAvg):
+    """A strategy with a fault in the code that runs at clients."""
+
+    def drift(self, broadcast: State, memory: State) -> State:
+        raise RuntimeError("a fault of the program")
+
+
+def test_a_crash_is_not_taken_for_a_refusal(client: ClientSettings):
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        answer(replace(client, strategy=Crashing()), CLIENT, instruction(client))
