@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -121,7 +122,7 @@ class FlowerAggregator:
         self._metrics = _plain(metrics)
         if arrays is None:
             return model
-        return GlobalModel(tensors=messages.from_arrays(arrays, self._layout))
+        return replace(model, tensors=messages.from_arrays(arrays, self._layout))
 
     @property
     def may_stop(self) -> bool:

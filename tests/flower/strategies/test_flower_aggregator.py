@@ -7,6 +7,7 @@ import json
 import math
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,16 @@ def test_a_reply_holds_what_flowers_strategies_expect():
     trained = messages.from_arrays(reply.content.array_records["arrays"], LAYOUT)
     delta = subtract(trained, MODEL)
     assert near(delta, update.delta)
+
+
+def test_what_the_method_remembers_at_the_server_stays_with_the_model():
+    memory = {"age": torch.tensor(3)}
+    aggregator = aggregator_of(load("FedAvg"))
+    before = replace(GLOBAL, memory=memory)
+    aggregator.instruct(1, before, CLIENTS, CONFIG)
+    after = aggregator.aggregate(1, before, made_up(1), [])
+    assert not same(after.tensors, before.tensors)
+    assert after.memory is memory
 
 
 def test_the_model_stays_where_a_strategy_declines_to_aggregate():
