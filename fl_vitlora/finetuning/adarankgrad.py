@@ -93,12 +93,18 @@ class AdaRankGrad(SlicePart):
         return (*(_ending(k, row) for k in others for row in range(self.rank)), *beyond)
 
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
-        """Decides whether a new subspace begins, and which rank it has in each slice."""
+        """Decides whether a new subspace begins, and which rank it has in each slice.
+
+        A round in which C did not move says nothing, so it changes nothing. Round 1 of a run that
+        starts its head with `lda` is such a round: nothing is trained in it.
+        """
         present = int(memory.get(SUBSPACE, torch.tensor(0)))
         age = int(memory.get(AGE, torch.tensor(0))) + 1
         after, before = (self._matrices(t, present) for t in (known.after, known.before))
         moved = [(after[path] - before[path]).double().norm() for path in after]
         step = torch.stack(moved).norm()
+        if not step:
+            return {}, dict(memory)
         settled = age > 1 and bool(step >= memory[STEP])
         if present + 1 < self.subspaces and (settled or age >= self.gap):
             ranks = {p: torch.tensor(smallest_rank(c, self.error)) for p, c in after.items()}

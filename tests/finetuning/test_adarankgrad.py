@@ -223,6 +223,12 @@ def test_a_subspace_ends_when_steps_no_longer_become_shorter_or_after_the_gap():
     assert [present(one) for one in stuck] == [[0]] * 3 + [[1]] * 2 + [[2]] * 3
 
 
+def test_a_round_in_which_nothing_moved_does_not_end_a_subspace():
+    """In round 1 of a run with `lda` nothing is trained."""
+    resting = play([0.0, 8.0, 7, 6, 5, 4])
+    assert [present(one) for one in resting] == [[0]] * 5 + [[1]]
+
+
 def test_rows_beyond_the_rank_of_the_last_change_rest():
     resting = play([4.0, 3, 2, 1, 1], directions=2)
     row = "lora:blocks.0.attn.qkv.adapters.q.subspaces.1."
