@@ -150,7 +150,7 @@ class TrainingRound:
         if gap is not None:
             return gap
         merged = join(new.merges_since(before.rounds) or ())
-        return relative_error(before.tensors, updates, new.tensors, merged)
+        return relative_error(before.tensors, updates, aggregated.tensors, merged)
 
     def _instruct(self, server_round: int, model: GlobalModel) -> list[Instruction]:
         """Returns the instructions of a round, one for each participant."""

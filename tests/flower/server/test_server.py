@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 import strategies
 from fl_vitlora.communication.ledger import Ledger
@@ -25,6 +26,8 @@ from fl_vitlora.federation.hooks import RoundReport
 from fl_vitlora.federation.loop import Federation
 from fl_vitlora.federation.training_round import RoundFailedError, TrainingRound
 from fl_vitlora.finetuning import shelf
+from fl_vitlora.finetuning.method import Method
+from fl_vitlora.finetuning.part import Aggregated, Part
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.client.workspace import ClientSettings, workspace
 from fl_vitlora.flower.strategies.aggregators import client_half, make_aggregator
@@ -396,3 +399,29 @@ def test_a_flower_strategy_drives_the_same_loop(grid: LocalGrid, descent: Client
         for name in ("fedavg", "flwr.serverapp.strategy:FedAvg")
     )
     assert all(torch.allclose(theirs[n], t, atol=1e-5) for n, t in ours.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nudging(Part):
+    """A part whose server moves tensors after the aggregation."""
+
+    def trained(self, model: nn.Module) -> Collection[str]:
+        return ()
+
+    def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
+        moved = {n: t + 1 for n, t in known.after.items() if n.endswith(".lora_B")}
+        return moved, dict(memory)
+
+
+def test_the_aggregation_error_does_not_count_what_the_method_changes_afterwards(
+    grid: LocalGrid, settings: ClientSettings
+):
+    errors = []
+    for parts in ((), (("nudging", Nudging()),)):
+        loop = Loop(grid, settings, strategies.load("fedavg", {}), rounds=1)
+        training = loop.federation.each_round
+        training = replace(training, method=Method(name="method", parts=parts))
+        model, report = training.run(1, GlobalModel(tensors=loop.start))
+        errors.append(report.aggregation_error)
+        assert any(bool((t > 0.5).any()) for t in model.tensors.values()) == bool(parts)
+    assert errors[0] == errors[1] is not None
