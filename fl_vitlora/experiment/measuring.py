@@ -217,7 +217,7 @@ def measured_by_server(
     names = TEST_SHARD, *([VALIDATION_SHARD] if has_validation(config.data) else [])
     opened = [open_own_shard(shards / name, tuple(class_names), storage) for name in names]
     predictor = predictor_of(config.evaluation.predictor)
-    if isinstance(predictor, Plain):  # other predictors need the images
+    if type(predictor) is Plain:  # all other predictors, subclasses too, need the images
         most = config.engine.feature_cache_mb * UNITS["MB"]
         opened[-1] = with_features(server.backbone.model, opened[-1], most, precision)
     return CentralEvaluator(

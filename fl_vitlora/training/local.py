@@ -207,7 +207,7 @@ def evaluate(
     model.eval()
     device = next(model.parameters()).device
     correct, loss = 0, 0.0
-    frozen = frozen_of(model) if isinstance(predictor, Plain) else None
+    frozen = frozen_of(model) if type(predictor) is Plain else None
     # Features are computed with the layers of training, so that kept features have the same bits.
     way = answering(model, predictor, precision) if frozen is None else torch.inference_mode()
     with way:

@@ -21,7 +21,7 @@ from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.state import State
 from fl_vitlora.testing.predictor import PredictorError, check_predictor
 from fl_vitlora.training.local import EVALUATION_BATCH, evaluate
-from fl_vitlora.training.prediction import PLAIN, Predictor
+from fl_vitlora.training.prediction import PLAIN, Plain, Predictor
 from tests.conftest import MakeBackbone
 
 SIZE = EVALUATION_BATCH["cpu"]
@@ -72,6 +72,15 @@ class Confident:
             answer: Tensor = model(images)
             for parameter, was in zip(chosen, before, strict=True):
                 parameter.copy_(was)
+        return answer
+
+
+@dataclass(frozen=True)
+class Certain(Plain):
+    """Answers with the first class, whatever the image is."""
+
+    def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
+        answer: Tensor = F.one_hot(torch.zeros(len(images), dtype=torch.long), 10).float()
         return answer
 
 
@@ -238,3 +247,12 @@ def test_the_check_says_which_rule_is_broken(name: str):
 
 def test_who_adapts_and_says_so_may_change_a_weight():
     check_predictor(Made(hidden, adapts=True))
+
+
+@pytest.mark.parametrize("method", ["head", "lora"])
+def test_a_predictor_made_from_the_plain_one_is_called(
+    make_backbone: MakeBackbone, shard: Shard, method: str
+):
+    backbone = make_backbone(method=method)
+    accuracy, _ = evaluate(backbone, moved(backbone), shard, predictor=Certain())
+    assert accuracy == float((shard.labels == 0).double().mean())
