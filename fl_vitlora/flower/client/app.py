@@ -27,6 +27,7 @@ from fl_vitlora.data.shards import (
 from fl_vitlora.data.views import VALIDATION, sampled, seen_in
 from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.encryption.identities import SETTING
+from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
 from fl_vitlora.finetuning import targets
 from fl_vitlora.flower.client import context_state
 from fl_vitlora.flower.client.guard import check_instruction
@@ -122,7 +123,15 @@ def _reveal(settings_of: SettingsOf, message: Message, context: Context) -> Mess
 
 
 def _train(settings_of: SettingsOf, message: Message, context: Context) -> Message:
-    """Trains one client for one round and returns its update."""
+    """Trains one client for one round and returns its update.
+
+    Raises:
+        ValueError: If the instruction does not say which round it is for or which learning rate
+            to use, or if this client refuses it for another reason.
+    """
+    for name in (SERVER_ROUND, LEARNING_RATE):
+        if name not in message.content.config_records[messages.CONFIG]:
+            raise ValueError(f"message refused: it lacks {name}, without which no client trains")
     settings, client = settings_of(context), client_of(context)
     worker, strategy = workspace(settings), settings.strategy
     begin = _begin(message.content, context, worker, strategy, client)
