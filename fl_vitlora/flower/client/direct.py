@@ -112,7 +112,7 @@ class DirectClient:
         config = content.config_records[messages.CONFIG]
         layouts = MessageLayouts.of(config, worker.layout, rank)
         try:
-            reply = self._sent("train", _folded(content, layouts))
+            reply = self._sent("train", folded(content, layouts))
         except ValueError as error:
             return str(error)
         return ServerEnd.open(reply, layouts), layouts
@@ -141,7 +141,7 @@ def answer(settings: ClientSettings, client: int, instruction: RoundMessage) -> 
     return DirectClient(settings, client).update(instruction)
 
 
-def _folded(content: RecordDict, layouts: MessageLayouts) -> RecordDict:
+def folded(content: RecordDict, layouts: MessageLayouts) -> RecordDict:
     """Writes the records of an instruction into one buffer; its tensors are coded exactly."""
     parts = {}
     for record, arrays in content.array_records.items():

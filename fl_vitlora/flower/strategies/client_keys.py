@@ -75,8 +75,9 @@ def understood(
         the strategy's value counts.
 
     Raises:
-        UserError: If clients do not know a key, if a value is not allowed for its key, or if two
-            synonyms of one key have different values.
+        UserError: If clients do not know a key, if a value is not allowed for its key, if two
+            synonyms of one key have different values, or if the round or the learning rate is
+            missing.
 
     Example:
         >>> given = {"server-round": 3, "learning-rate": 0.1}
@@ -98,6 +99,11 @@ def understood(
         if not as_given:
             said[key] = name
         config[key] = value
+    if missing := next((name for name in given if name not in config), None):
+        raise UserError(
+            f"strategy {strategy} sends clients no {missing}, without which no client trains; "
+            "keep the entries of the config that configure_train gets"
+        )
     return config
 
 

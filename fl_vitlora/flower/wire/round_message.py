@@ -164,7 +164,7 @@ class Writer:
         cached = message.cached
         stated: dict[str, ConfigValue | None] = {
             SERVER_ROUND: message.round,
-            LEARNING_RATE: message.rate or None,
+            LEARNING_RATE: message.rate if message.views is None else message.rate or None,
             LOCAL_EPOCHS: message.epochs,
             messages.CLIPPING_NORM: message.clipping_norm,
             messages.VIEWS: None if message.views is None else list(message.views),

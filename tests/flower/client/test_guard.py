@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from flwr.app import Message
 
 import strategies
 from fl_vitlora import config as configuration
@@ -19,11 +20,13 @@ from fl_vitlora.federation.exchange import Exchange
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
 from fl_vitlora.flower.client.app import make_client_app
-from fl_vitlora.flower.client.direct import answer
+from fl_vitlora.flower.client.direct import answer, folded
 from fl_vitlora.flower.client.workspace import ClientSettings, workspace
 from fl_vitlora.flower.strategies.aggregators import make_aggregator
 from fl_vitlora.flower.strategies.guard_settings import check_guard, check_steps
-from fl_vitlora.flower.wire.round_message import RoundMessage
+from fl_vitlora.flower.wire import messages
+from fl_vitlora.flower.wire.layouts import MessageLayouts
+from fl_vitlora.flower.wire.round_message import RoundMessage, Writer
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy
 from fl_vitlora.training.local import scheduled_rate
@@ -257,3 +260,21 @@ class Crashing(FedAvg):
 def test_a_crash_is_not_taken_for_a_refusal(client: ClientSettings):
     with pytest.raises(RuntimeError, match="a fault of the program"):
         answer(replace(client, strategy=Crashing()), CLIENT, instruction(client))
+
+
+@pytest.mark.parametrize("missing", [SERVER_ROUND, LEARNING_RATE])
+@pytest.mark.usefixtures("_run")
+def test_an_instruction_without_the_round_or_the_rate_is_refused(
+    missing: str, client: ClientSettings
+):
+    layout = workspace(client).layout
+    content = Writer(layout).write(instruction(client), None)
+    config = content.config_records[messages.CONFIG]
+    del config[missing]
+    message = Message(
+        folded(content, MessageLayouts.of(config, layout, None)),
+        dst_node_id=100 + CLIENT,
+        message_type="train",
+    )
+    reply = LocalGrid(make_client_app(lambda context: client), len(SIZES)).answer(message)
+    assert f"message refused: it lacks {missing}" in (reply.error.reason or "")

@@ -85,3 +85,10 @@ def test_a_client_refuses_epochs_that_are_none():
     )
     with pytest.raises(ValueError, match="local-epochs must be a whole number from 1, got 0"):
         read(Writer(LAYOUT).write(message, None), LAYOUT, None)
+
+
+@pytest.mark.parametrize("missing", GIVEN)
+def test_a_configuration_without_the_round_or_the_rate_is_refused(missing: str):
+    sent = {name: value for name, value in GIVEN.items() if name != missing}
+    with pytest.raises(UserError, match=f"strategy Mine sends clients no {missing}"):
+        understood(sent, GIVEN, "Mine")
