@@ -400,8 +400,9 @@ class FineTuningConfig:
         "that the clients measure in round 1, in which nothing is trained (lda). With auto the "
         "head starts with lda for pre-trained models that are not part of this package, if the "
         "means reach the server unchanged. This is not so with secure aggregation, "
-        "clipping, a lossy codec, hostile clients, or a strategy that needs more than the mean of "
-        "the updates. The means reveal to the server how many images of each class a client has.",
+        "clipping, a guard, a lossy codec, hostile clients, a start from a finished run, a run of "
+        "one round, or a strategy that needs more than the mean of the updates. The means reveal "
+        "to the server how many images of each class a client has.",
     )
     patch_embedding: Literal["aggregate", "aligned", "local"] = setting(
         "aggregate",
@@ -602,7 +603,9 @@ class PrivacyConfig:
     secure_aggregation: bool = setting(
         False,
         "Whether clients hide their updates from the server. Each pair of clients adds random "
-        "masks that cancel in the sum, so the server sees only the sum of all updates.",
+        "masks that cancel in the sum, so a server that follows the protocol sees only the sum of "
+        "all updates. The settings client_keys, reveal_seeds and max_client_share protect against "
+        "other servers.",
     )
     range: float = setting(
         4.0,
