@@ -206,7 +206,9 @@ OTHER_FLAGS = {
         "N",
         "Number of encrypted images that --attack gives to an attack on ciphertext",
         {},
-        "The default is 8.",
+        "For known_plaintext it is the number of pairs of an image and its ciphertext. "
+        "gradient_matching and crafted_embedding reconstruct at most so many images. The default "
+        "is 8.",
     ),
     "--attack-seconds": OtherFlag(
         "SECONDS",

@@ -670,7 +670,8 @@ class LanesConfig:
         "float32",
         "The codec that compresses all tensors without a codec of their own: float32 "
         "(uncompressed), float16, bfloat16, int8, int4, int3, int2, ecsq, nf4, qsgd or sign. The "
-        "transforms topk and lowrank can come first, for example topk(0.1)+int4.",
+        "transforms topk and lowrank can come first, for example topk(0.1)+int4. With "
+        "every(n)+CODEC the tensors are sent in every n-th round and in the last round.",
     )
     patch_embed: str | None = setting(
         None,
