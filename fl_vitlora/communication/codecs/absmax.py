@@ -79,6 +79,7 @@ class Int8(Absmax):
 
     name: ClassVar[str] = "int8"
     example: ClassVar[str] = "int8(block=64)"
+    fine: ClassVar[bool] = True
     levels: ClassVar[int] = 127
 
 
@@ -88,6 +89,7 @@ class Int4(Absmax):
 
     name: ClassVar[str] = "int4"
     example: ClassVar[str] = "int4(block=64)"
+    fine: ClassVar[bool] = True
     levels: ClassVar[int] = 7
 
 

@@ -45,11 +45,14 @@ class Codec(ABC):
         name: The name of the codec in specifications.
         example: An example of a specification, shown in error messages.
         lossless: True if decoding restores every bit.
+        fine: True if the errors are so small that the codec may write the two factors of a matrix
+            (`lowrank`) with error feedback. The errors of both factors multiply.
     """
 
     name: ClassVar[str]
     example: ClassVar[str]
     lossless: ClassVar[bool] = False
+    fine: ClassVar[bool] = False
 
     @property
     def contracts(self) -> bool:

@@ -33,6 +33,7 @@ class Float32(Codec):
 
     name: ClassVar[str] = "float32"
     example: ClassVar[str] = "float32"
+    fine: ClassVar[bool] = True
     lossless: ClassVar[bool] = True
 
     def send(
@@ -57,6 +58,7 @@ class Float16(Codec):
 
     name: ClassVar[str] = "float16"
     example: ClassVar[str] = "float16"
+    fine: ClassVar[bool] = True
 
     def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
         """Writes 2 bytes a scalar."""
@@ -75,6 +77,7 @@ class BFloat16(Codec):
 
     name: ClassVar[str] = "bfloat16"
     example: ClassVar[str] = "bfloat16"
+    fine: ClassVar[bool] = True
 
     def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
         """Writes 2 bytes a scalar."""

@@ -78,6 +78,7 @@ class NormalFloat4(Quantiser):
     block: int = field(default=64, metadata=BLOCK)
     name: ClassVar[str] = "nf4"
     example: ClassVar[str] = "nf4(block=64)"
+    fine: ClassVar[bool] = True
 
     @property
     def symbols(self) -> int:

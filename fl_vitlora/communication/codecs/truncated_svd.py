@@ -89,9 +89,6 @@ def factor_shapes(shape: tuple[int, ...], rank: int) -> Shapes:
     return ((rank, rows), (rank, columns)) if smaller else (shape,)
 
 
-FINE = ("float32", "float16", "bfloat16", "int8", "int4", "nf4")  # codecs fine enough for factors
-
-
 @dataclass(frozen=True, kw_only=True)
 class LowRank(Transform):
     """A transform that replaces every large matrix by thin factors.
@@ -106,11 +103,8 @@ class LowRank(Transform):
 
     @property
     def contracts(self) -> bool:
-        """Returns True if the inner codec is one of `FINE`.
-
-        The result is the product of two factors, so the errors of both factors multiply.
-        """
-        return self.inner.name in FINE
+        """Returns True if the inner codec is fine enough for factors (`Codec.fine`)."""
+        return self.inner.fine
 
     def write(self, values: Floats, shapes: Shapes, draw: np.random.Generator) -> bytes:
         """Writes the factors of large matrices, and all other tensors, with the inner codec."""
