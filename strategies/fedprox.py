@@ -14,12 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fl_vitlora.config.settings import setting
 from fl_vitlora.state import State
-from fl_vitlora.strategy import Strategy, Update, averaged
+from fl_vitlora.strategy import Strategy, Update, averaged, proximal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +43,7 @@ class FedProx(Strategy):
         self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
     ) -> Tensor | float:
         """Returns μ/2 · ‖w - w_global‖², where w is `parameters` and w_global is `anchor`."""
-        squares = [(p - anchor[name]).square().sum() for name, p in parameters.items()]
-        return self.mu / 2 * torch.stack(squares).sum()
+        return proximal(self.mu, parameters, anchor)
 
     def aggregate(
         self, model: State, updates: Sequence[Update], state: State

@@ -40,7 +40,7 @@ a strategy on one page. `fl_vitlora.lowrank` has the algebra of low-rank pairs, 
 """
 
 from fl_vitlora.strategy.contract import Strategy
-from fl_vitlora.strategy.moving import averaged, moved, shares
+from fl_vitlora.strategy.moving import averaged, moved, proximal, shares
 from fl_vitlora.strategy.values import (
     SEVERAL,
     ClientPlan,
@@ -60,5 +60,6 @@ __all__ = [
     "Update",
     "averaged",
     "moved",
+    "proximal",
     "shares",
 ]

@@ -1,8 +1,11 @@
-"""The arithmetic that most strategies need: clients' shares of images, and steps of the model."""
+"""The arithmetic of many strategies: shares of images, steps of the model, FedProx's penalty."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
 
 from fl_vitlora.state import State, mean, scale
 from fl_vitlora.strategy.values import Update
@@ -54,3 +57,19 @@ def moved(model: State, step: State) -> State:
         A dictionary: the tensors of the new model, with the data types of the old model.
     """
     return {n: w + step[n].to(w.dtype) if n in step else w.clone() for n, w in model.items()}
+
+
+def proximal(mu: float, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor:
+    """Returns FedProx's penalty μ/2 · ‖w - w_global‖² (arXiv 1812.06127), which a client adds.
+
+    Args:
+        mu: The weight μ, not negative.
+        parameters: The tensors w that the client trains, by name.
+        anchor: The values w_global that these tensors had when training began.
+
+    Example:
+        >>> proximal(2.0, {"a": torch.tensor([3.0, 1.0])}, {"a": torch.tensor([1.0, 1.0])})
+        tensor(4.)
+    """
+    squares = [(p - anchor[name]).square().sum() for name, p in parameters.items()]
+    return mu / 2 * torch.stack(squares).sum()

@@ -66,7 +66,6 @@ class LocalJob:
         mine, theirs = self.task, other.task
         return (
             mine.learning_rate == theirs.learning_rate
-            and mine.proximal_mu == theirs.proximal_mu
             and mine.terms == theirs.terms
             and mine.frozen == theirs.frozen
             and mine.drift.keys() == theirs.drift.keys()
@@ -293,7 +292,7 @@ def _begin(
         active_of(parameters, task.frozen),
         config=config,
         rate=task.learning_rate,
-        terms=task.all_terms,
+        terms=task.terms,
         drift=drift,
         precision=precision,
         frozen=frozen_of(stack.original),

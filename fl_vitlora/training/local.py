@@ -24,7 +24,7 @@ from fl_vitlora.state import State
 from fl_vitlora.training.decisions import Decisions
 from fl_vitlora.training.descent import Descent, begin
 from fl_vitlora.training.inputs import frozen_of, inputs_of, kept_or_computed, set_mode
-from fl_vitlora.training.objective import Proximal, Term
+from fl_vitlora.training.objective import Term
 from fl_vitlora.training.precision import autocast, unhalved
 from fl_vitlora.training.prediction import PLAIN, Plain, Predictor, answering
 from fl_vitlora.training.steps import active_of, batches_of, resting
@@ -40,24 +40,16 @@ class LocalTask:
         learning_rate: The learning rate of this round.
         epochs: The number of passes over the shard in this round; None for the number that the
             configuration sets.
-        proximal_mu: The weight μ of FedProx's penalty μ/2 · ‖w - w_global‖² (arXiv 1812.06127),
-            where w are the client's tensors and w_global the server's tensors.
-        terms: Further terms that are added to the local loss.
+        terms: The terms that are added to the cross-entropy in the local loss.
         frozen: The names of the trained tensors that do not change in this round.
         drift: The tensors that are multiplied by the learning rate and added after every step.
     """
 
     learning_rate: float
     epochs: int | None = None
-    proximal_mu: float = 0.0
     terms: tuple[Term, ...] = ()
     frozen: frozenset[str] = frozenset()
     drift: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def all_terms(self) -> tuple[Term, ...]:
-        """Returns all terms that are added to the cross-entropy in the local loss."""
-        return (*((Proximal(self.proximal_mu),) if self.proximal_mu else ()), *self.terms)
 
     def epochs_of(self, config: TrainingConfig) -> int:
         """Returns the number of passes over the shard in the task, or else in `config`."""
@@ -147,7 +139,7 @@ def train(
             active,
             config=config,
             rate=task.learning_rate,
-            terms=task.all_terms,
+            terms=task.terms,
             drift=task.drift,
             precision=precision,
             batch_terms=batch_terms,

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.finetuning.part import Part
-from fl_vitlora.strategy import Strategy
+from fl_vitlora.strategy import Strategy, proximal
 
 
 class Term(Protocol):
@@ -68,8 +68,7 @@ class Proximal:
         self, parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
     ) -> Tensor | float:
         """Returns μ/2 · ‖w - w_global‖², where w is `parameters` and w_global is `anchor`."""
-        squares = [(p - anchor[name]).square().sum() for name, p in parameters.items()]
-        return self.mu / 2 * torch.stack(squares).sum()
+        return proximal(self.mu, parameters, anchor)
 
 
 @dataclass(frozen=True)
@@ -89,17 +88,21 @@ class Penalty:
         return self.owner.penalty(parameters, anchor)
 
 
-def terms_of(strategy: Strategy, method: Method | None = None) -> tuple[Term, ...]:
+def terms_of(
+    strategy: Strategy, method: Method | None = None, proximal_mu: float = 0.0
+) -> tuple[Term, ...]:
     """Returns the terms that a strategy and a fine-tuning method add to the local loss.
 
     Args:
         strategy: The aggregation strategy of the run.
         method: The fine-tuning method of the run; None if no method adds a term.
+        proximal_mu: The weight μ of FedProx's penalty in the plan of the round; 0 for no penalty.
     """
     overridden = type(strategy).penalty is not Strategy.penalty
     owners: list[Strategy | Part] = [strategy] if overridden else []
     owners += method.penalising if method else ()
-    return tuple(Penalty(owner) for owner in owners)
+    planned = (Proximal(proximal_mu),) if proximal_mu else ()
+    return (*planned, *(Penalty(owner) for owner in owners))
 
 
 def cross_entropy(

@@ -27,6 +27,7 @@ from fl_vitlora.models.reading import put_reader, reader_of
 from fl_vitlora.state import State
 from fl_vitlora.training.cohort import CohortTrainer, LocalJob, why_alone
 from fl_vitlora.training.local import LocalTask, Trained
+from fl_vitlora.training.objective import Proximal
 from fl_vitlora.training.stacking import can_stack
 from tests.conftest import MakeBackbone, random_vit
 
@@ -163,7 +164,7 @@ CIRCUMSTANCES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rates of their own": ({"patch_embed_rate": 0.3, "head_rate": 3.0}, {}),
     "momentum": ({"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1}, {}),
     "smoothing": ({"label_smoothing": 0.2}, {}),
-    "a penalty": ({"optimizer": "sgd"}, {"proximal_mu": 3.0}),
+    "a penalty": ({"optimizer": "sgd"}, {"terms": (Proximal(3.0),)}),
     "a term": ({"optimizer": "sgd"}, {"terms": (Quartic(3.0),)}),
     "frozen factors": ({}, {"frozen": "lora_A"}),
     "equal shards": ({}, {"sizes": (8, 8, 8)}),

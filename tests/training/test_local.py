@@ -19,6 +19,7 @@ from fl_vitlora.models.backbone import Backbone, normalize
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, l2_norm, subtract
 from fl_vitlora.training.local import LocalTask, evaluate, scheduled_rate, train
+from fl_vitlora.training.objective import Proximal
 from tests.conftest import MakeBackbone
 
 LORA_A, LORA_B = ".lora_A", ".lora_B"
@@ -127,7 +128,7 @@ def test_frozen_tensors_stay_bit_by_bit(method: str, make_backbone: MakeBackbone
 def test_what_rests_in_a_round_does_not_move(make_backbone: MakeBackbone, shard: Shard):
     backbone = make_backbone()
     resting = frozenset(n for n in methods.trainable(backbone.model) if n.endswith(LORA_A))
-    task = LocalTask(learning_rate=5e-3, frozen=resting, proximal_mu=0.1)
+    task = LocalTask(learning_rate=5e-3, frozen=resting, terms=(Proximal(0.1),))
     before, after, _ = local(backbone, shard, task, weight_decay=0.1)
     assert {name for name in before if torch.equal(before[name], after[name])} == resting
 
@@ -162,7 +163,7 @@ def test_weight_decay_of_sgd_adds_the_weight_to_its_gradient(
 
 def test_no_penalty_is_the_same_as_a_penalty_of_zero(make_backbone: MakeBackbone, shard: Shard):
     plain = local(make_backbone(), shard, LocalTask(learning_rate=5e-3))[1]
-    zero = local(make_backbone(), shard, LocalTask(learning_rate=5e-3, proximal_mu=0.0))[1]
+    zero = local(make_backbone(), shard, LocalTask(learning_rate=5e-3, terms=(Proximal(0.0),)))[1]
     assert all(torch.equal(plain[name], tensor) for name, tensor in zero.items())
 
 
@@ -175,7 +176,7 @@ def test_the_penalty_pulls_with_mu_times_the_way_from_the_start(
     start, first, _ = one_step_of_sgd(backbone, shard)
     gradient, bias_gradient = head_gradient(backbone, shard)  # at the first step's end
     methods.load_state(backbone.model, start)
-    task = LocalTask(learning_rate=rate, proximal_mu=mu)
+    task = LocalTask(learning_rate=rate, terms=(Proximal(mu),))
     _, second, loss = local(
         backbone, shard, task, optimizer="sgd", momentum=0.0, epochs=2, batch_size=40
     )
@@ -191,7 +192,7 @@ def test_a_heavy_penalty_keeps_weights_near_their_start(make_backbone: MakeBackb
         l2_norm(subtract(*local(make_backbone(), shard, task, epochs=4)[1::-1]))
         for task in (
             LocalTask(learning_rate=1e-3),
-            LocalTask(learning_rate=1e-3, proximal_mu=1000.0),
+            LocalTask(learning_rate=1e-3, terms=(Proximal(1000.0),)),
         )
     )
     assert held < 0.5 * free

@@ -148,8 +148,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
         task=LocalTask(
             learning_rate=asked.rate,
             epochs=asked.epochs,
-            proximal_mu=asked.proximal_mu,
-            terms=terms_of(strategy, worker.method),
+            terms=terms_of(strategy, worker.method, asked.proximal_mu),
             frozen=frozen,
             drift=coordinates.difference_to_client(strategy.drift(asked.broadcast, memory)),
         ),
