@@ -1,6 +1,7 @@
 """Bounds how far honest training can move the entries of tensors, whatever the images are.
 
-With learning rate η an entry moves in the steps t = 1..T of a round by at most η·Σₜ bₜ:
+With learning rate η an entry moves in the steps t = 1..T of a round by at most η·Σₜ bₜ. Each
+optimiser states its bₜ (`Optimizer.bound`):
 
 adam, adamw   |m̂ₜ|/√v̂ₜ ≤ bₜ = (1-β₁)/(1-β₁ᵗ) · √((1-β₂ᵗ)/(1-β₂)) · √(Σⱼ₍ⱼ<ₜ₎ (β₁²/β₂)ʲ)
 adagrad       |g|/√(Σg²) ≤ bₜ = 1
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.training.local import scheduled_rate
-from fl_vitlora.training.optimizers import BETA2
+from fl_vitlora.training.optimizers import optimizer_of
 
 # Rounding: float32 has 24 bits. A sum of K numbers has a relative error of at most K·2⁻²⁴, so
 # OF_SUMS covers means of 16,000 clients. OF_STEP covers the rounding of one step of a client.
@@ -51,24 +52,10 @@ def step_sum(config: TrainingConfig, steps: int) -> float | None:
         >>> step_sum(TrainingConfig(optimizer="sgd"), 10) is None
         True
     """
-    if config.weight_decay:
-        return None
-    if config.optimizer in ("adam", "adamw"):
-        return math.fsum(_adam(t, config.beta1, BETA2) for t in range(1, steps + 1))
-    if config.optimizer == "adagrad":
-        return float(steps)
-    if config.optimizer == "sgd" and config.clip_norm is not None:
-        kept, norm = config.momentum, config.clip_norm
-        return math.fsum(norm * (1 - kept**t) / (1 - kept) for t in range(1, steps + 1))
-    return None
-
-
-def _adam(step: int, beta1: float, beta2: float) -> float:
-    """Returns the largest |m̂ₜ|/√v̂ₜ in step t of Adam."""
-    ratio = beta1**2 / beta2
-    first = (1 - beta1) / (1 - beta1**step)
-    second = (1 - beta2**step) / (1 - beta2)
-    return first * math.sqrt(second * math.fsum(ratio**j for j in range(step)))
+    bound = optimizer_of(config.optimizer).bound
+    moves = [bound(config, step) for step in range(1, steps + 1)]
+    known = [move for move in moves if move is not None]
+    return math.fsum(known) if len(known) == steps else None
 
 
 def reach(config: TrainingConfig, rounds: int, done: int, steps: int, factor: float) -> float:

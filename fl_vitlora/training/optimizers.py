@@ -25,7 +25,8 @@ to the table in `fl_vitlora.config.optimizer_names`. This is a complete example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -59,6 +60,14 @@ class Make(Protocol):
         ...
 
 
+Bound = Callable[[TrainingConfig, int], float | None]
+
+
+def no_bound(config: TrainingConfig, step: int) -> None:
+    """Returns None: for such an optimiser it is not known how far a step moves an entry."""
+    del config, step
+
+
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """An entry of the table of optimisers.
@@ -67,11 +76,15 @@ class Optimizer:
         make: A function that makes the optimiser of a round.
         entrywise: True if the step of an entry depends on the gradients of that entry alone.
         told: One line that names the optimiser and its paper.
+        bound: A function that returns bₜ: the largest move of an entry in step t = 1, 2, ... of a
+            round, as a multiple of the learning rate, whatever the gradients are (`movement`). The
+            result is None if no bound is known.
     """
 
     make: Make
     entrywise: bool
     told: str
+    bound: Bound = no_bound
 
 
 def with_moments(kind: type[Any], **options: Any) -> Make:
@@ -101,21 +114,59 @@ def _sgd(groups: Groups, config: TrainingConfig, rate: float) -> torch.optim.Opt
     return torch.optim.SGD(groups, lr=rate, momentum=momentum, weight_decay=decay)
 
 
+def _adam_bound(config: TrainingConfig, step: int) -> float | None:
+    """Returns the largest |m̂ₜ|/√v̂ₜ in step t of Adam."""
+    if config.weight_decay:
+        return None
+    ratio = config.beta1**2 / BETA2
+    first = (1 - config.beta1) / (1 - config.beta1**step)
+    second = (1 - BETA2**step) / (1 - BETA2)
+    return first * math.sqrt(second * math.fsum(ratio**j for j in range(step)))
+
+
+def _adagrad_bound(config: TrainingConfig, step: int) -> float | None:
+    """Returns 1, the largest |g|/√(Σg²)."""
+    del step
+    return None if config.weight_decay else 1.0
+
+
+def _sgd_bound(config: TrainingConfig, step: int) -> float | None:
+    """Returns the largest |vₜ|, if gradients are clipped to a norm."""
+    if config.weight_decay or config.clip_norm is None:
+        return None
+    kept = config.momentum
+    return config.clip_norm * (1 - kept**step) / (1 - kept)
+
+
 _adam, _nadam = with_moments(torch.optim.Adam), with_moments(torch.optim.NAdam)
 _adamw = with_moments(torch.optim.AdamW, fused=True)
 
-ADAGRAD = Optimizer(make=_adagrad, entrywise=True, told="Adagrad (Duchi et al., JMLR 2011).")
-ADAM = Optimizer(make=_adam, entrywise=True, told="Adam (Kingma and Ba, arXiv 1412.6980).")
+ADAGRAD = Optimizer(
+    make=_adagrad,
+    entrywise=True,
+    told="Adagrad (Duchi et al., JMLR 2011).",
+    bound=_adagrad_bound,
+)
+ADAM = Optimizer(
+    make=_adam,
+    entrywise=True,
+    told="Adam (Kingma and Ba, arXiv 1412.6980).",
+    bound=_adam_bound,
+)
 ADAMW = Optimizer(
     make=_adamw,
     entrywise=True,
     told="Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101).",
+    bound=_adam_bound,
 )
 NADAM = Optimizer(
     make=_nadam, entrywise=True, told="Adam with Nesterov's momentum (Dozat, ICLR workshop 2016)."
 )
 SGD = Optimizer(
-    make=_sgd, entrywise=True, told="Stochastic gradient descent with momentum (Polyak, 1964)."
+    make=_sgd,
+    entrywise=True,
+    told="Stochastic gradient descent with momentum (Polyak, 1964).",
+    bound=_sgd_bound,
 )
 
 
