@@ -23,12 +23,13 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fl_vitlora.config import (
     Config,
     full_path,
+    given_paths,
     paths,
     resolve,
     to_mapping,
@@ -64,10 +65,12 @@ class Cell:
     Attributes:
         labels: The label of this cell on each axis.
         config: The experiment of this cell.
+        typed: The dotted paths of the settings that the user has set for this cell.
     """
 
     labels: Labels
     config: Config
+    typed: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def name(self) -> str:
@@ -158,9 +161,11 @@ def read_grid(tree: Settings, given: Settings) -> Grid:
     products = tuple(tuple(_read_axes(section, given)) for section in sections)
     _check_number(products, seeds)
 
-    def vary(settings: Settings) -> Config:
-        config = resolve(experiment, {**given, **settings})
-        return dataclasses.replace(config, out=None, seed=seeds[0])
+    def vary(labels: Labels, settings: Settings) -> Cell:
+        own = {**given, **settings}
+        config = dataclasses.replace(resolve(experiment, own), out=None, seed=seeds[0])
+        typed = given_paths(experiment, own) | ({"seed"} if "seeds" in tree else frozenset())
+        return Cell(labels=labels, config=config, typed=typed)
 
     grid = Grid(
         title=str(tree.get("title") or ""),
@@ -168,10 +173,8 @@ def read_grid(tree: Settings, given: Settings) -> Grid:
         baseline=tuple(map(label_of, _listed(tree.get("baseline") or []))),
         seeds=seeds,
         out=shared.out,
-        shared=vary({}),
-        cells=tuple(
-            Cell(labels=labels, config=vary(settings)) for labels, settings in _union(products)
-        ),
+        shared=vary({}, {}).config,
+        cells=tuple(vary(labels, settings) for labels, settings in _union(products)),
     )
     _check_baseline(grid)
     return grid

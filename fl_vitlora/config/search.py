@@ -29,6 +29,7 @@ from typing import Any
 from fl_vitlora.config import (
     Config,
     full_path,
+    given_paths,
     paths,
     resolve,
     setting,
@@ -136,12 +137,23 @@ class Search:
         Raises:
             UserError: If a value is not valid.
         """
+        return dataclasses.replace(resolve(self.tree, self._settings(values)), out=None)
+
+    def typed(self, values: Mapping[str, Any]) -> frozenset[str]:
+        """Returns the dotted paths of the settings that the user has set for a trial.
+
+        Args:
+            values: The number of each range, and the label of each choice, by the dimension.
+        """
+        return given_paths(self.tree, self._settings(values))
+
+    def _settings(self, values: Mapping[str, Any]) -> Settings:
+        """Returns the settings of the command line and of a trial, by their dotted paths."""
         varied: dict[str, Any] = {}
         for name, value in values.items():
             dimension = self.dimensions[name]
             varied |= dimension.options[value] if isinstance(dimension, Choice) else {name: value}
-        config = resolve(self.tree, {**self.given, **varied})
-        return dataclasses.replace(config, out=None)
+        return {**self.given, **varied}
 
     def corners(self) -> Iterator[Config]:
         """Yields experiments in which one dimension has an end of its range, or an option.

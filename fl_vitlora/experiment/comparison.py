@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +118,7 @@ def compare(
                 load_strategy=load_strategy,
                 watch=watch,
                 engine=engine,
+                typed=cell.typed,
                 number=number,
                 total=len(grid.runs),
             )
@@ -174,6 +175,7 @@ class Execute:
         load_strategy: A function that makes the strategy of an experiment.
         watch: The callbacks of the program that started the comparison.
         engine: The object that keeps Ray running between the runs.
+        typed: The dotted paths of the settings that the user has set; see `elsewhere.fitted`.
         number: The number of the run in the grid, from 1.
         total: The number of runs in the grid.
     """
@@ -181,6 +183,7 @@ class Execute:
     load_strategy: LoadStrategy
     watch: Watch
     engine: Engine
+    typed: Collection[str]
     number: int
     total: int
 
@@ -203,7 +206,9 @@ class Execute:
         strategy = self.load_strategy(config)
         self.watch.begin(config)
         try:
-            return run(config, strategy, self.watch, engine=self.engine, resume=resume)[0]
+            return run(
+                config, strategy, self.watch, engine=self.engine, resume=resume, typed=self.typed
+            )[0]
         except PausedError as pause:
             raise PausedError(f"{pause}, run {self.number} of {self.total}") from None
 

@@ -64,7 +64,8 @@ def check_search(plan: Search, load_strategy: LoadStrategy) -> None:
         UserError: If the experiment has no validation images, or cannot run with the settings of
             the file, before any of them is varied.
     """
-    _, config, _ = check_settings(plan.shared, load_strategy(plan.shared), Watch())
+    shared = plan.shared
+    _, config, _ = check_settings(shared, load_strategy(shared), Watch(), typed=plan.typed({}))
     if not has_validation(config.data):
         raise UserError(
             "search: expected validation images, because the test images must not choose settings; "
@@ -253,7 +254,7 @@ class Attempt:
         values = {name: self._propose(name) for name in self._plan.dimensions}
         self._trial.set_user_attr("folder", self._place.name)
         try:
-            result = self._result(self._plan.experiment(values), load_strategy, watch)
+            result = self._result(values, load_strategy, watch)
         except UserError as error:
             self._fail(f"refused: {' '.join(str(error).split())}")
         except RuntimeError as error:
@@ -274,8 +275,9 @@ class Attempt:
         low, high, step = int(dimension.low), int(dimension.high), int(dimension.step or 1)
         return self._trial.suggest_int(name, low, high, step=step, log=dimension.log)
 
-    def _result(self, config: Config, load_strategy: LoadStrategy, watch: Watch) -> Line:
+    def _result(self, values: dict[str, Any], load_strategy: LoadStrategy, watch: Watch) -> Line:
         """Runs the experiment of the trial, and returns the content of `result.json`."""
+        config, typed = self._plan.experiment(values), self._plan.typed(values)
         watch.stop.clear()  # it has ended the trial before
         own = dataclasses.replace(
             watch,
@@ -285,7 +287,7 @@ class Attempt:
         begun = self._begun()
         if begun is None:
             config = with_start(dataclasses.replace(config, out=str(self._place)), load_strategy)
-            return run(config, load_strategy(config), own, engine=self._engine)[0]
+            return run(config, load_strategy(config), own, engine=self._engine, typed=typed)[0]
         config, result = begun
         if result is not None:  # the program was killed after the run, before it noted the outcome
             return result
