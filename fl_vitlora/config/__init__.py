@@ -12,6 +12,7 @@ from fl_vitlora.config.loading import (
     to_mapping,
     to_yaml,
     unknown_setting,
+    written,
 )
 from fl_vitlora.config.schema import (
     AUTO,
@@ -81,4 +82,5 @@ __all__ = [
     "to_mapping",
     "to_yaml",
     "unknown_setting",
+    "written",
 ]

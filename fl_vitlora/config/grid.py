@@ -34,6 +34,7 @@ from fl_vitlora.config import (
     resolve,
     to_mapping,
     unknown_setting,
+    written,
 )
 from fl_vitlora.config.grid_labels import Labels, axes_of, label_of, name_of
 from fl_vitlora.config.grid_words import METHOD, MOST_RUNS, read_seeds
@@ -92,6 +93,7 @@ class Grid:
         out: The folder of the comparison, or None if no folder was named.
         shared: The experiment to which the choices of a cell are applied.
         cells: All cells, in the order of their runs.
+        typed: The dotted paths of the settings that the user has set for all cells.
     """
 
     title: str
@@ -101,6 +103,7 @@ class Grid:
     out: str | None
     shared: Config
     cells: tuple[Cell, ...]
+    typed: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def runs(self) -> list[tuple[Cell, Config]]:
@@ -167,14 +170,16 @@ def read_grid(tree: Settings, given: Settings) -> Grid:
         typed = given_paths(experiment, own) | ({"seed"} if "seeds" in tree else frozenset())
         return Cell(labels=labels, config=config, typed=typed)
 
+    common = vary({}, {})
     grid = Grid(
         title=str(tree.get("title") or ""),
         products=products,
         baseline=tuple(map(label_of, _listed(tree.get("baseline") or []))),
         seeds=seeds,
         out=shared.out,
-        shared=vary({}, {}).config,
+        shared=common.config,
         cells=tuple(vary(labels, settings) for labels, settings in _union(products)),
+        typed=common.typed,
     )
     _check_baseline(grid)
     return grid
@@ -182,12 +187,15 @@ def read_grid(tree: Settings, given: Settings) -> Grid:
 
 def to_tree(grid: Grid) -> dict[str, Any]:
     """Returns nested plain values from which `read_grid` makes an equal grid."""
-    shared = to_mapping(grid.shared)
+    shared, seeds = to_mapping(grid.shared), {"seeds": list(grid.seeds)}
+    if any(cell.config.data.shards is not None for cell in grid.cells):
+        shared = written(grid.shared, grid.typed)
+        seeds = seeds if "seed" in grid.typed else {}
     return {
         "title": grid.title,
         "compare": [{axis.name: _choices(axis) for axis in product} for product in grid.products],
         "baseline": list(grid.baseline),
-        "seeds": list(grid.seeds),
+        **seeds,
         **{key: value for key, value in shared.items() if key not in NO_AXIS},
     }
 

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from fl_vitlora.config.rates import rates_of
@@ -111,6 +111,23 @@ def given_paths(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> frozen
     for dotted, value in overrides.items():
         _graft(whole, dotted if isinstance(value, Mapping) else full_path(dotted), value)
     return frozenset(path for path, _ in _leaves(_spell_out(whole)))
+
+
+def written(config: Config, given: Collection[str]) -> dict[str, Any]:
+    """Returns the settings of an experiment that somebody has set, as nested plain values.
+
+    An experiment on shards that owners made elsewhere is stored in this form, because the settings
+    that nobody has set are taken from the shards. Other experiments are stored with all settings.
+
+    Args:
+        config: The experiment.
+        given: The dotted paths of the settings that the user has set.
+
+    Example:
+        >>> written(resolve({}, {"data.shards": "site", "rounds": 20}), {"data.shards", "rounds"})
+        {'rounds': 20, 'data': {'shards': 'site'}}
+    """
+    return nested({path: value for path, value in _leaves(to_mapping(config)) if path in given})
 
 
 def _without_auto(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from fl_vitlora.config import (
     setting,
     to_mapping,
     unknown_setting,
+    written,
 )
 from fl_vitlora.config.grid import Settings, read_axis
 from fl_vitlora.config.grid_words import MOST_RUNS
@@ -172,13 +173,16 @@ class Search:
 
     def to_tree(self) -> dict[str, Any]:
         """Returns nested plain values from which `read_search` makes an equal search."""
+        shared = to_mapping(self.shared)
+        if self.shared.data.shards is not None:
+            shared = written(self.shared, self.typed({}))
         return {
             "title": self.title,
             "search": {name: _plain(each) for name, each in self.dimensions.items()},
             "trials": self.trials,
             "prune": dataclasses.asdict(self.pruning) if self.pruning else False,
             "goal": self.goal,
-            **{key: value for key, value in to_mapping(self.shared).items() if key != "out"},
+            **{key: value for key, value in shared.items() if key != "out"},
         }
 
 

@@ -9,7 +9,9 @@ import pytest
 
 import fl_vitlora as fv
 import strategies
+from fl_vitlora.config.grid import read_grid, to_tree
 from fl_vitlora.config.search import read_search
+from fl_vitlora.config.yaml_text import write_yaml
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import searching
 from tests.made_up_owners import make_folder, program
@@ -50,6 +52,49 @@ def test_the_experiment_of_a_search_must_have_the_settings_of_the_shards(owners:
         searching.check_search(plan, strategies.load_for)
     assert {"seed", "training.epochs"} <= plan.typed({"training.epochs": "2"})
     assert "clients" not in plan.typed({})
+
+
+def test_what_is_stored_has_only_the_settings_that_somebody_has_written(owners: Path) -> None:
+    """If a stored default counted as written, the stored comparison or search would be refused."""
+    given = settings_on(owners, clients=OWNERS)
+    grid = read_grid({"compare": {"data.shards": [given.pop("data.shards")]}}, given)
+    again = read_grid(to_tree(grid), {})
+    assert again == grid
+    assert again.cells[0].typed == grid.cells[0].typed
+    assert {"clients", "data.shards"} <= again.cells[0].typed
+    assert not {"seed", "encryption.scope"} & again.cells[0].typed
+    plan = read_search({"search": {"training.epochs": [1, 2]}}, settings_on(owners))
+    assert read_search(plan.to_tree(), {}).typed({}) == plan.typed({})
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seed: 7\nclients: 2\nencryption: {scope: client}", ""),
+        ("rounds: 1", ""),
+        ("seed: 0", "seed 0: the shards"),
+        ("clients: 20", "clients 20: the shards"),
+        ("encryption: {scope: shared}", "encryption.scope shared: the shards"),
+        ("seeds: [7, 0]", ", seed 0: seed 0: the shards"),
+        ("compare: {encryption.scope: [client, shared]}", "cell shared, seed 0: encryption.scope"),
+        ("compare: {training.epochs: [1, 2]}", ""),
+        ("search: {training.epochs: [1, 2]}\nclients: 20", "clients 20: the shards"),
+    ],
+)
+def test_a_file_is_checked_as_it_runs(
+    owners: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, told: str
+) -> None:
+    file = tmp_path / "mine.yaml"
+    data = {"shards": str(owners / "site"), "storage_keys": str(owners / "keys")}
+    file.write_text(f"{text}\n{write_yaml({'data': data})}")
+    try:
+        program("check", file)
+    except SystemExit as ended:
+        assert ended.code == 2
+    shown = capsys.readouterr()
+    assert bool(shown.out) is not bool(told)
+    assert told in shown.err
+    assert shown.err.count("\n") == bool(told)
 
 
 @pytest.mark.slow
