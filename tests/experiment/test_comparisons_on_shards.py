@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import pytest
 
 import fl_vitlora as fv
 import strategies
+from fl_vitlora.config import Config
 from fl_vitlora.config.grid import read_grid, to_tree
 from fl_vitlora.config.search import read_search
 from fl_vitlora.config.yaml_text import write_yaml
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import searching
+from fl_vitlora.experiment.known_runs import with_seed_of_shards
 from tests.made_up_owners import make_folder, program
 
 OWNERS, SEED = 2, 7
@@ -26,12 +29,16 @@ def owners(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("owners")
     for owner in range(OWNERS):
         make_folder(folder / f"own {owner}", seed=owner, each=8)
-        place = folder / "site" / f"owner {owner}"
-        ring, key = folder / f"{owner}.key", folder / "keys" / f"client-{owner:05d}.key"
-        given = ("--client", owner, "--key", ring, "--model", "vit_letters_16")
-        same = ("--storage-key", key, "--scope", "client", "--seed", SEED)
-        program("encrypt", folder / f"own {owner}", place, *given, *same)
+        encrypt(folder, owner)
     return folder
+
+
+def encrypt(folder: Path, owner: int, *words: str) -> None:
+    place = folder / "site" / f"owner {owner}"
+    ring, key = folder / f"{owner}.key", folder / "keys" / f"client-{owner:05d}.key"
+    given = ("--client", owner, "--key", ring, "--model", "vit_letters_16", "--storage-key", key)
+    same = ("--scope", "client", "--seed", SEED)
+    program("encrypt", folder / f"own {owner}", place, *given, *same, *words)
 
 
 def settings_on(owners: Path, **more: Any) -> dict[str, Any]:
@@ -97,13 +104,52 @@ def test_a_file_is_checked_as_it_runs(
     assert shown.err.count("\n") == bool(told)
 
 
+def test_runs_are_labelled_with_the_seed_of_the_shards_if_no_seed_is_written(owners: Path) -> None:
+    grid = with_seed_of_shards(read_grid({"compare": AXES}, settings_on(owners)))
+    assert [config.seed for _, config in grid.runs] == [SEED, SEED]
+    assert read_grid(to_tree(grid), {}).seeds == (SEED,)
+    written = read_grid({"compare": AXES, "seeds": [0]}, settings_on(owners))
+    assert with_seed_of_shards(written) is written
+    elsewhere = read_grid({"compare": AXES}, settings_on(owners / "nowhere"))
+    assert with_seed_of_shards(elsewhere) is elsewhere
+
+
 @pytest.mark.slow
-def test_a_run_has_the_settings_of_its_label_or_is_refused(owners: Path, tmp_path: Path) -> None:
+def test_a_run_has_the_settings_of_its_label_or_is_refused_and_is_run_once(
+    owners: Path, tmp_path: Path
+) -> None:
     """A value that equals the default is also a value that the user has written."""
-    given = settings_on(owners, out=str(tmp_path / "grid"), compare=AXES, seeds=[0, SEED])
+    place = shutil.copytree(owners, tmp_path / "copy")
+    given = settings_on(place, out=str(tmp_path / "grid"), compare=AXES, seeds=[0, SEED])
     done = fv.compare(given)
     (run,) = done.runs
     assert (run.config.encryption.scope, run.config.seed) == ("client", SEED)
     told = "the shards, for example"
     assert list(done.problems) == ["shared, seed 0", "shared, seed 7", "client, seed 0"]
     assert all(told in problem for problem in done.problems.values())
+    assert run.folder.name == "client-seed7"
+
+    again = fv.compare(given, callbacks=[Refusing()])
+    assert [known.folder for known in again.runs] == [run.folder]
+    (run.folder / "result.json").unlink()  # the program was killed
+    again = fv.compare({**given, "compare": {"encryption.scope": ["client"]}, "seeds": [SEED]})
+    assert [known.folder for known in again.runs] == [run.folder]
+
+    for shard in (place / "site").rglob("client-00001-test.safetensors"):
+        plain = shard.with_name("other.safetensors")  # the files of a run are second names
+        shutil.copy(shard, plain)
+        plain.replace(shard)
+    again = fv.compare({**given, "seeds": [SEED]}, callbacks=[Refusing()])
+    assert [known.folder for known in again.runs] == [run.folder]
+    shutil.rmtree(place / "own 1")
+    make_folder(place / "own 1", seed=3, each=8)
+    encrypt(place, 1, "--replace")
+    again = fv.compare({**given, "compare": {"encryption.scope": ["client"]}, "seeds": [SEED]})
+    assert [known.folder.name for known in again.runs] == ["client-seed7-again1"]
+
+
+class Refusing(fv.Callback):
+    """Fails if a run begins."""
+
+    def on_run_begin(self, config: Config) -> None:
+        assert config.encryption.scope == "shared" or config.seed != SEED, "the run has ended"
