@@ -2,6 +2,7 @@
 
 from fl_vitlora.config.loading import (
     differences,
+    flat,
     full_path,
     given_paths,
     load,
@@ -70,6 +71,7 @@ __all__ = [
     "TrainingConfig",
     "differences",
     "explanations",
+    "flat",
     "full_path",
     "given_paths",
     "load",

@@ -28,6 +28,7 @@ from typing import Any
 
 from fl_vitlora.config import (
     Config,
+    flat,
     full_path,
     given_paths,
     paths,
@@ -260,6 +261,7 @@ def read_axis(name: str, values: Any, section: str = "compare") -> Axis:
         if not _is_setting(name):
             raise unknown_setting(name)
         labelled = {label: {name: value} for label, value in labelled.items()}
+    labelled = {label: flat(choice) for label, choice in labelled.items()}
     for path in itertools.chain.from_iterable(labelled.values()):
         if not isinstance(path, str):
             raise unknown_setting(path)
