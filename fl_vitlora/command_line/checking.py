@@ -130,7 +130,7 @@ def check_yaml(path: Path, confirmed: frozenset[str]) -> tuple[str, str]:
     load = _load(confirmed)
     if is_search(tree):
         plan = read_search(tree, {})
-        from fl_vitlora.experiment.searching import check_search
+        from fl_vitlora.experiment.search_checks import check_search
 
         check_search(plan, load)
         for experiment in plan.corners():

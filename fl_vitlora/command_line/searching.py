@@ -31,13 +31,14 @@ def search(plan: Search, confirmed: frozenset[str], *, verbose: bool) -> None:
     import strategies
     from fl_vitlora.experiment import searching
     from fl_vitlora.experiment.runner import PausedError, silence
+    from fl_vitlora.experiment.search_checks import check_search
     from fl_vitlora.reporting.console import ComparisonDisplay
     from fl_vitlora.reporting.search_tables import describe, print_trials
 
     if not verbose:
         silence()
     load = functools.partial(strategies.load_for, confirmed=confirmed)
-    searching.check_search(plan, load)
+    check_search(plan, load)
     folder = Path(plan.out) if plan.out else searching.default_folder()
     again = f"the same command with --out {shlex.quote(str(folder))} continues the search"
     try:

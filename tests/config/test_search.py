@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from fl_vitlora.config import Config
-from fl_vitlora.config.search import Choice, Range, Search, read_search
+from fl_vitlora.config.search import Search, read_search
+from fl_vitlora.config.search_dimensions import Choice, Range
 from fl_vitlora.config.yaml_text import read_yaml
 from fl_vitlora.errors import UserError
 
@@ -38,6 +39,15 @@ def test_an_experiment_has_the_settings_of_the_file_and_those_of_the_trial() -> 
     made = plan.experiment({EPOCHS: 2, "size": "many"})
     assert (made.training.epochs, made.clients, made.rounds, made.seed) == (2, 9, 4, 5)
     assert isinstance(plan.dimensions["size"], Choice)
+
+
+def test_a_group_in_an_option_keeps_the_other_settings_of_the_group() -> None:
+    data = {"name": "photos", "validation_fraction": 0.2}
+    space = {"who": {"few": {"data": {"alpha": 1}}, "many": {"data": {"alpha": 2}}}}
+    plan = read(space, data=data)
+    made = plan.experiment({"who": "many"}).data
+    assert (made.name, made.validation_fraction, made.alpha) == ("photos", 0.2, 2)
+    assert plan.varied == ["data.alpha"]
 
 
 def test_what_is_stored_is_read_as_the_same_search() -> None:
@@ -84,6 +94,13 @@ def test_every_search_of_the_project_can_be_read_and_has_validation_images(path:
         ({"seed": [0, 1]}, "chooses luck"),
         ({"data.validation_fraction": {"from": 0.1, "to": 0.2}}, "different images"),
         ({"data.limit": [50, 100]}, "different images"),
+        ({"evaluation.images": [50, 100]}, "different images"),
+        ({"a": {"b": {"data": {"limit": 50}}, "c": {"data": {"limit": 90}}}}, "data.limit cannot"),
+        (
+            {"a": {"b": {"data": {"alpha": 1, "validation_fraction": 0.1}}, "c": {"clients": 2}}},
+            "data.validation_fraction cannot vary",
+        ),
+        ({"a": {"b": {"data": {"alpha": 1}}, "c": {"clients": 2}}, "data.alpha": [1, 2]}, "twice"),
         ({"who": {"a": {"clients": 2, EPOCHS: 1}, "b": {EPOCHS: 2}}, EPOCHS: [1, 2]}, "set twice"),
     ],
 )

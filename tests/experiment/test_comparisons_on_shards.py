@@ -15,8 +15,8 @@ from fl_vitlora.config.grid import read_grid, to_tree
 from fl_vitlora.config.search import read_search
 from fl_vitlora.config.yaml_text import write_yaml
 from fl_vitlora.errors import UserError
-from fl_vitlora.experiment import searching
 from fl_vitlora.experiment.known_runs import with_seed_of_shards
+from fl_vitlora.experiment.search_checks import check_search
 from tests.made_up_owners import make_folder, program
 
 OWNERS, SEED = 2, 7
@@ -56,7 +56,7 @@ def test_the_experiment_of_a_search_must_have_the_settings_of_the_shards(owners:
     space = {"search": {"training.epochs": [1, 2]}, "seed": 0}
     plan = read_search(space, settings_on(owners))
     with pytest.raises(UserError, match=r"seed 0: the shards, .* have 7"):
-        searching.check_search(plan, strategies.load_for)
+        check_search(plan, strategies.load_for)
     assert {"seed", "training.epochs"} <= plan.typed({"training.epochs": "2"})
     assert "clients" not in plan.typed({})
 

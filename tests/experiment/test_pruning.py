@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from fl_vitlora.config.search import Search, read_search
+from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import searching
-from fl_vitlora.experiment.searching import Attempt
+from fl_vitlora.experiment.trial_run import Attempt
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.reporting.search_tables import best_of, to_markdown
@@ -111,7 +112,7 @@ def test_a_round_that_was_measured_on_test_images_is_an_error(tmp_path: Path) ->
     plan = plan_of(False)
     study = searching.open_study(plan, tmp_path)
     attempt = Attempt(plan, study, tmp_path, Engine(verbose=False), 0)
-    with pytest.raises(ValueError, match="measured on test images"):
+    with pytest.raises(UserError, match="measured on test images"):
         attempt._note_round(line(1, 0.9, "test"), Watch())
 
 

@@ -19,6 +19,7 @@ from fl_vitlora.config.search import Search, read_search
 from fl_vitlora.config.yaml_text import write_yaml
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import searching
+from fl_vitlora.experiment.search_checks import check_search, check_trial
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.federation.loop import PausedError
 from fl_vitlora.reporting.search_tables import Trial
@@ -200,7 +201,7 @@ def test_a_search_that_is_paused_names_the_trial(tmp_path: Path) -> None:
 def test_without_validation_images_a_search_is_refused(tmp_path: Path) -> None:
     plan = read_search({"search": SPACE}, {**SMALL, "out": str(tmp_path / "search")})
     with pytest.raises(UserError, match=r"data\.validation_fraction=0\.1"):
-        searching.check_search(plan, strategies.load_for)
+        check_search(plan, strategies.load_for)
     assert not (tmp_path / "search").exists()
 
 
@@ -209,7 +210,59 @@ def test_settings_that_a_run_refuses_are_refused_before_any_trial(tmp_path: Path
     secure: dict[str, Any] = {"privacy": {"secure_aggregation": True}, "strategy": "median"}
     plan = plan_of(tmp_path, **secure)
     with pytest.raises(UserError, match="secure_aggregation"):
-        searching.check_search(plan, strategies.load_for)
+        check_search(plan, strategies.load_for)
+
+
+VALIDATION = {"data.validation_fraction": 0.2}
+KEYED = {"encryption": {"adapt": True}, "finetuning": {"method": "lora+patch_embed"}}
+
+
+@pytest.mark.parametrize(
+    ("space", "more", "told"),
+    [
+        ({"evaluation.by": ["central", "clients"]}, {}, "evaluation.by cannot have the value clie"),
+        (
+            {"finetuning.patch_embedding": ["aggregate", "local"]},
+            KEYED,
+            "value local: with it each",
+        ),
+        ({"encryption.scope": ["shared", "client"]}, {}, "value client: with it each client"),
+        ({"strategy": ["fedavg", "fedsa_lora"]}, {}, "value fedsa_lora: with it each client"),
+        ({"clients": [2, 4]}, {"evaluation": {"by": "clients"}}, "clients cannot vary, because"),
+        (
+            {"who": {"a": {"data": {"alpha": 1}}, "b": {"data": {"partition": "iid"}}}},
+            {"evaluation": {"by": "clients"}},
+            "data.alpha cannot vary, because each client",
+        ),
+        ({"clients": [2, 4], "data.alpha": {"from": 0.1, "to": 1}}, {}, ""),
+        ({"finetuning.method": ["head", "lora"], "evaluation.every": [1, 2]}, {}, ""),
+    ],
+)
+def test_all_trials_are_measured_on_the_same_images(
+    tmp_path: Path, space: Any, more: dict[str, Any], told: str
+) -> None:
+    given = {key: value for key, value in SMALL.items() if key != "clients"}
+    tree = {"search": space, "data": {"validation_fraction": 0.25}, **more}
+    plan = read_search(tree, {**given, "encryption.key_file": str(tmp_path / "owner.key")})
+    if not told:
+        check_search(plan, strategies.load_for)
+        return
+    with pytest.raises(UserError, match=told) as refused:
+        check_search(plan, strategies.load_for)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_trial_whose_choices_together_change_who_evaluates_is_refused() -> None:
+    space = {
+        "finetuning.method": ["lora", "lora+patch_embed"],
+        "finetuning.patch_embedding": ["aggregate", "local"],
+    }
+    plan = read_search({"search": space, "finetuning": {"method": "lora"}}, VALIDATION)
+    check_search(plan, strategies.load_for)
+    values = {"finetuning.method": "lora", "finetuning.patch_embedding": "local"}
+    check_trial(plan, values, strategies.load_for)
+    with pytest.raises(UserError, match="each client evaluates on its own images"):
+        check_trial(plan, values | {"finetuning.method": "lora+patch_embed"}, strategies.load_for)
 
 
 @pytest.mark.parametrize(
