@@ -139,17 +139,25 @@ class Search:
 
     def to_tree(self) -> dict[str, Any]:
         """Returns nested plain values from which `read_search` makes an equal search."""
-        shared = to_mapping(self.shared)
-        if self.shared.data.shards is not None:
-            shared = written(self.shared, self.typed({}))
         return {
             "title": self.title,
             "search": {name: _plain(each) for name, each in self.dimensions.items()},
             "trials": self.trials,
             "prune": dataclasses.asdict(self.pruning) if self.pruning else False,
             "goal": self.goal,
-            **{key: value for key, value in shared.items() if key != "out"},
+            **{key: value for key, value in self.stored({}).items() if key != "out"},
         }
+
+    def stored(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the experiment of a trial as the nested plain values of a file.
+
+        Args:
+            values: The number of each range, and the label of each choice, by the dimension.
+        """
+        config = self.experiment(values)
+        if config.data.shards is None:
+            return to_mapping(config)
+        return written(config, self.typed(values))
 
 
 def is_search(tree: Settings) -> bool:

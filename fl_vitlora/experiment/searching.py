@@ -20,9 +20,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl_vitlora.config import differences, resolve, to_yaml
+from fl_vitlora.config import differences, resolve
 from fl_vitlora.config.search import GOALS, SECTIONS, Search
-from fl_vitlora.config.yaml_text import read_yaml
+from fl_vitlora.config.yaml_text import read_yaml, write_yaml
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.held_folder import hold_folder, store
 from fl_vitlora.experiment.runner import PausedError
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 SEARCH, DATABASE, BEST = "search.yaml", "trials.db", "best.yaml"
 EXTRA = "a search needs the package optuna: python -m pip install -e '.[search]'"
-SEEDS = 2**32  # Optuna's seeds are smaller
-BY_CALLER = "caller"  # the entry `stopped` of a result if this module has ended the run
 
 
 def default_folder() -> Path:
@@ -164,9 +162,8 @@ def tell(plan: Search, folder: Path, study: optuna.Study) -> list[Trial]:
     trials = [_told(plan, trial) for trial in study.get_trials(deepcopy=False)]
     best = write_trials(folder, plan, trials)
     if best is not None:
-        experiment = plan.experiment(best.values)
         head = f"# Trial {best.number} of a search, the best on the validation images.\n"
-        write_atomically(folder / BEST, head + to_yaml(experiment))
+        write_atomically(folder / BEST, head + write_yaml(plan.stored(best.values)))
     return trials
 
 

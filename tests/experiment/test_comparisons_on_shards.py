@@ -72,6 +72,8 @@ def test_what_is_stored_has_only_the_settings_that_somebody_has_written(owners: 
     assert not {"seed", "encryption.scope"} & again.cells[0].typed
     plan = read_search({"search": {"training.epochs": [1, 2]}}, settings_on(owners))
     assert read_search(plan.to_tree(), {}).typed({}) == plan.typed({})
+    best = plan.stored({"training.epochs": "2"})
+    assert (best["training"], "seed" in best, "clients" in best) == ({"epochs": 2}, False, False)
 
 
 @pytest.mark.parametrize(
