@@ -4,7 +4,8 @@ Every trial is a run in a folder of its own, below the folder of the search. Opt
 settings of a trial from the results of the trials before it (tree-structured Parzen estimator), and
 a trial that is worse than the median of the earlier trials at the same round may end early. Optuna
 keeps its results in a database in the folder of the search. So the same search continues where it
-was interrupted, and the interrupted trial continues from its last checkpoint.
+was interrupted, and the interrupted trial continues from its last checkpoint. A trial that failed,
+for example because the disk was full, is repeated with the same settings.
 
 The proposal of a trial depends on the seed of the experiment, the number of the trial and the
 earlier results, but not on interruptions. The test images never decide anything: this module reads
@@ -13,6 +14,7 @@ the accuracy or the loss on the validation images, and nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import time
 from collections.abc import Iterator
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     import optuna
 
 SEARCH, DATABASE, BEST = "search.yaml", "trials.db", "best.yaml"
+REPEATS = "repeats"  # the attribute of a trial with the number of the failed trial that it repeats
+MOST_FAILED = 2  # the number of trials that fail one after the other before a search is stopped
 EXTRA = "a search needs the package optuna: python -m pip install -e '.[search]'"
 
 
@@ -97,6 +101,10 @@ def _check_same(place: Path, plan: Search) -> None:
         )
 
 
+class SearchStoppedError(RuntimeError):
+    """An error that says that a search was stopped, because trials failed one after the other."""
+
+
 def search(
     plan: Search, folder: Path, load_strategy: LoadStrategy, watch: Watch | None = None
 ) -> Iterator[Trial]:
@@ -109,14 +117,35 @@ def search(
         watch: The callbacks of the program that started the search.
 
     Yields:
-        Each trial of this call when it has ended. A trial that is refused or fails has the reason,
-        and the search goes on.
+        Each trial of this call when it has ended. A trial that is refused, diverges or fails has
+        the reason, and the search goes on.
 
     Raises:
         PausedError: If the caller set `watch.pause` before the last trial had ended.
+        SearchStoppedError: If several trials have failed one after the other. Their settings have
+            not caused this, so the next trials would fail, too.
+        RuntimeError: If the database cannot be written.
     """
-    watch = watch or Watch()
-    study = open_study(plan, folder)
+    try:
+        yield from _trials(plan, folder, load_strategy, watch or Watch())
+    except _storage_errors() as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise RuntimeError(f"{folder / DATABASE} cannot be written: {reason}") from error
+
+
+def _storage_errors() -> type[Exception]:
+    """Returns the kind of error that Optuna raises if it cannot use its database."""
+    import optuna
+
+    kind: type[Exception] = optuna.exceptions.StorageInternalError
+    return kind
+
+
+def _trials(
+    plan: Search, folder: Path, load_strategy: LoadStrategy, watch: Watch
+) -> Iterator[Trial]:
+    """Runs the trials that have not ended, and yields them; see `search`."""
+    study, failed = open_study(plan, folder), list[int]()
     tell(plan, folder, study)
     with Engine(verbose=watch.verbose) as engine:
         for number in _waiting(plan, study):
@@ -128,7 +157,13 @@ def search(
                 attempt.run(load_strategy, watch)
             except PausedError as pause:
                 raise PausedError(f"{pause}, trial {number + 1} of {plan.trials}") from None
-            yield tell(plan, folder, study)[number]
+            trial = tell(plan, folder, study)[number]
+            yield trial
+            if trial.state != "refused":  # a refused trial has not been run
+                failed = [*failed, number] if trial.state == "failed" else []
+            if len(failed) == MOST_FAILED:
+                both = " and ".join(map(str, failed))
+                raise SearchStoppedError(f"trials {both} failed one after the other")
 
 
 def open_study(plan: Search, folder: Path) -> optuna.Study:
@@ -151,15 +186,31 @@ def open_study(plan: Search, folder: Path) -> optuna.Study:
 
 
 def _waiting(plan: Search, study: optuna.Study) -> Iterator[int]:
-    """Yields the numbers of the trials that have not ended: interrupted ones, and then new ones."""
+    """Yields the numbers of the trials that have not ended.
+
+    These are the interrupted trials, the repetitions of failed trials, and then the new trials.
+    """
+    for trial in study.get_trials(deepcopy=False):
+        if trial.user_attrs.get("state") == "failed" and trial.number not in _repeated(study):
+            study.enqueue_trial(trial.params, user_attrs={REPEATS: trial.number})
     known = study.get_trials(deepcopy=False)
     yield from [trial.number for trial in known if not trial.state.is_finished()]
-    yield from range(len(known), plan.trials)
+    yield from range(len(known), plan.trials + len(_repeated(study)))
+
+
+def _repeated(study: optuna.Study) -> dict[int, int]:
+    """Returns the number of the repetition of each failed trial that is repeated."""
+    trials = study.get_trials(deepcopy=False)
+    return {t.user_attrs[REPEATS]: t.number for t in trials if REPEATS in t.user_attrs}
 
 
 def tell(plan: Search, folder: Path, study: optuna.Study) -> list[Trial]:
     """Writes the tables of all trials and the settings of the best trial; returns the trials."""
-    trials = [_told(plan, trial) for trial in study.get_trials(deepcopy=False)]
+    again = _repeated(study)
+    trials = [
+        dataclasses.replace(_told(plan, trial), again=again.get(trial.number))
+        for trial in study.get_trials(deepcopy=False)
+    ]
     best = write_trials(folder, plan, trials)
     if best is not None:
         head = f"# Trial {best.number} of a search, the best on the validation images.\n"
@@ -172,7 +223,7 @@ def _told(plan: Search, trial: optuna.trial.FrozenTrial) -> Trial:
     told = trial.user_attrs
     return Trial(
         number=trial.number,
-        state=str(told.get("state", "interrupted")),
+        state="waiting" if trial.state.name == "WAITING" else told.get("state", "interrupted"),
         value=trial.value if trial.state.name == "COMPLETE" else None,
         values={name: trial.params[name] for name in plan.dimensions if name in trial.params},
         rounds=told.get("rounds"),

@@ -16,6 +16,7 @@ from fl_vitlora.experiment.runner import run
 from fl_vitlora.experiment.search_checks import check_trial
 from fl_vitlora.experiment.starting import with_start
 from fl_vitlora.experiment.watching import Line, Watch
+from fl_vitlora.federation.training_round import DivergedError
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.flower.strategies.aggregators import LoadStrategy
 from fl_vitlora.reporting.run_folder import CONFIG, find_run, located
@@ -48,10 +49,10 @@ class Attempt:
         seed = derive_seed(plan.shared.seed, "search", number) % SEEDS
         study.sampler = optuna.samplers.TPESampler(seed=seed)
         known = study.get_trials(deepcopy=False)
-        interrupted = number < len(known)
+        interrupted = number < len(known) and known[number].state.name == "RUNNING"
         self._trial = (
             optuna.trial.Trial(study, known[number]._trial_id) if interrupted else study.ask()
-        )
+        )  # `ask` returns the first trial that waits, or a new one
         self._reported = set(known[number].intermediate_values) if interrupted else set[int]()
         self._place = folder / f"trial-{number:05d}"
         self._pruned = False
@@ -72,6 +73,8 @@ class Attempt:
             result = self._result(values, load_strategy, watch)
         except UserError as error:
             self._fail(f"refused: {' '.join(str(error).split())}")
+        except DivergedError as error:
+            self._fail(f"diverged: {' '.join(str(error).split())}")
         except RuntimeError as error:
             self._engine.stop()  # the next trial starts with a fresh Ray
             self._fail(f"failed: {' '.join(str(error).split())}")
@@ -148,7 +151,7 @@ class Attempt:
         self._trial.set_user_attr("sent_bytes", wire["uplink_bytes"] + wire["downlink_bytes"])
         self._trial.set_user_attr("seconds", result["seconds"]["total"])
         if not math.isfinite(value):
-            self._fail(f"failed: the validation {self._plan.goal} is {value}")
+            self._fail(f"diverged: the validation {self._plan.goal} is {value}")
         elif result["stopped"] == BY_CALLER:
             self._trial.set_user_attr("state", "pruned")
             self._study.tell(self._trial, state=optuna.trial.TrialState.PRUNED)
