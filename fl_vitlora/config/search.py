@@ -218,6 +218,8 @@ def _pruning(value: Any) -> Pruning | None:
 
 
 def _goal(value: Any) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"goal: expected one of {', '.join(GOALS)}, got {shown(value)}")
     if value not in GOALS:
         raise unknown("goal", value, GOALS)
     return str(value)

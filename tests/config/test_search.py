@@ -116,6 +116,9 @@ def test_a_mistake_in_the_space_is_told_in_one_line(space: Any, told: str) -> No
         ({"trials": 0}, "trials"),
         ({"trials": "many"}, "trials"),
         ({"goal": "acuracy"}, "accuracy"),  # codespell:ignore
+        ({"goal": ["accuracy"]}, r"goal: expected one of accuracy, loss, got \['accuracy'\]"),
+        ({"goal": {"accuracy": 1}}, "goal: expected one of"),
+        ({"goal": None}, "goal: expected one of"),
         ({"prune": {"after_round": 2}}, "after_rounds"),
         ({"prune": {"after_rounds": 0}}, "after_rounds"),
         ({"seeds": [0, 1]}, "a comparison has it"),
