@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from fl_vitlora.config import Config, full_path, paths, unknown_setting
@@ -140,7 +141,27 @@ def _range(name: str, values: Mapping[str, Any]) -> Range:
         raise UserError(
             f"{where}.step: expected a number above 0 and at most to - from, without log"
         )
+    if step is not None:
+        _check_end(where, low, high, step)
     return Range(low=low, high=high, log=log, step=step, whole=whole)
+
+
+def _check_end(where: str, low: float, high: float, step: float) -> None:
+    """Checks that whole steps lead from one end of a range to the other.
+
+    The numbers are compared as they are written, so that ten steps of 0.1 lead from 0 to 1.
+
+    Raises:
+        UserError: If the last step ends before or behind the upper end.
+    """
+    first, last, each = (Decimal(str(number)) for number in (low, high, step))
+    steps, rest = divmod(last - first, each)
+    if rest:
+        below, above = (format((first + n * each).normalize(), "f") for n in (steps, steps + 1))
+        raise UserError(
+            f"{where}.to: expected an end that steps of {step} reach from {low}, got {high}; the "
+            f"nearest ends are {below} and {above}"
+        )
 
 
 def _is_whole(path: str, values: Mapping[str, Any]) -> bool:

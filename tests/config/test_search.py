@@ -28,6 +28,13 @@ def test_a_range_has_the_type_of_its_setting_and_not_that_of_its_ends() -> None:
     assert plan.dimensions[EPOCHS] == Range(low=1, high=3, whole=True)
 
 
+def test_steps_are_counted_in_the_numbers_that_are_written() -> None:
+    plan = read(
+        {RATE: {"from": 0.1, "to": 1, "step": 0.1}, EPOCHS: {"from": 1, "to": 7, "step": 3}}
+    )
+    assert plan.dimensions[RATE] == Range(low=0.1, high=1.0, step=0.1)
+
+
 def test_numbers_that_yaml_reads_as_texts_are_numbers() -> None:
     plan = read({RATE: {"from": "1e-4", "to": "1e-2", "log": True}})
     assert plan.dimensions[RATE] == Range(low=1e-4, high=1e-2, log=True)
@@ -88,6 +95,8 @@ def test_every_search_of_the_project_can_be_read_and_has_validation_images(path:
         ({RATE: {"from": 0, "to": 1}}, r"\(0, inf\)"),
         ({EPOCHS: {"from": 1.5, "to": 3}}, "whole number"),
         ({EPOCHS: {"from": 1, "to": 3, "step": 5}}, "step"),
+        ({EPOCHS: {"from": 1, "to": 4, "step": 2}}, r"to: .*got 4; the nearest ends are 3 and 5$"),
+        ({RATE: {"from": 0.1, "to": 0.45, "step": 0.1}}, r"nearest ends are 0\.4 and 0\.5$"),
         ({"finetuning.method": {"from": 1, "to": 2}}, "not a number"),
         ({EPOCHS: [3]}, "one value"),
         ({"training.optimizer": ["adamw", "adamm"]}, "adam"),
