@@ -32,13 +32,13 @@ from fl_vitlora.experiment.trial_run import Attempt
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.flower.strategies.aggregators import LoadStrategy
-from fl_vitlora.reporting.search_tables import Trial, write_trials
+from fl_vitlora.reporting.search_tables import SEARCH, Trial, write_trials
 from fl_vitlora.storage.files import Hold, write_atomically
 
 if TYPE_CHECKING:
     import optuna
 
-SEARCH, DATABASE, BEST = "search.yaml", "trials.db", "best.yaml"
+DATABASE, BEST = "trials.db", "best.yaml"
 REPEATS = "repeats"  # the attribute of a trial with the number of the failed trial that it repeats
 MOST_FAILED = 2  # the number of trials that fail one after the other before a search is stopped
 EXTRA = "a search needs the package optuna: python -m pip install -e '.[search]'"

@@ -18,7 +18,7 @@ from fl_vitlora.reporting.result_table import readable_seconds
 from fl_vitlora.reporting.table_layout import print_table, print_wrapped, screen
 from fl_vitlora.storage.files import write_atomically
 
-TRIALS = "trials"
+TRIALS, SEARCH = "trials", "search.yaml"  # files in the folder of a search
 ORDER = ("complete", "pruned")  # then the trials without a result
 
 
