@@ -130,11 +130,13 @@ def check_yaml(path: Path, confirmed: frozenset[str]) -> tuple[str, str]:
     load = _load(confirmed)
     if is_search(tree):
         plan = read_search(tree, {})
+        for experiment in (plan.shared, *plan.corners()):
+            check_confirmed(
+                experiment, confirmed
+            )  # before any code that the file names is imported
         from fl_vitlora.experiment.search_checks import check_search
 
         check_search(plan, load)
-        for experiment in plan.corners():
-            check_confirmed(experiment, confirmed)
         checked = _check_all({"": (plan.shared, plan.typed({}))}, confirmed)
         return "search", f"both ends of {len(plan.dimensions)} dimensions, one by one; {checked}"
     if is_grid(tree):
