@@ -38,7 +38,7 @@ ALLOWED = {
     "plotly": ["fl_vitlora/reporting/report/"],
     "jinja2": ["fl_vitlora/reporting/report/"],
     "markupsafe": ["fl_vitlora/reporting/report/"],
-    "optuna": ["fl_vitlora/experiment/searching.py"],
+    "optuna": ["fl_vitlora/experiment/searching.py", "fl_vitlora/experiment/trial_run.py"],
     "sklearn": [
         "fl_vitlora/data/",
         "fl_vitlora/attacks/label_reading.py",
@@ -88,7 +88,9 @@ ALLOWED = {
         "fl_vitlora/command_line/",
         "fl_vitlora/experiment/comparison.py",
         "fl_vitlora/experiment/file_checks.py",
+        "fl_vitlora/experiment/search_checks.py",
         "fl_vitlora/experiment/searching.py",
+        "fl_vitlora/experiment/trial_run.py",
         "fl_vitlora/library/running.py",
     ],
     "fl_vitlora.experiment.comparison": [

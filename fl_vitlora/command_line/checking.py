@@ -14,9 +14,11 @@ from fl_vitlora.command_line import contract_checks
 from fl_vitlora.command_line.exits import USER_MISTAKE, tell
 from fl_vitlora.config import yaml_text
 from fl_vitlora.config.confirmation import check_confirmed
-from fl_vitlora.config.grid import is_grid, read_grid
+from fl_vitlora.config.grid import Grid, is_grid, read_grid
 from fl_vitlora.config.search import is_search, read_search
 from fl_vitlora.errors import UserError
+
+Written = tuple[config.Config, frozenset[str]]  # with the paths of the settings that a user has set
 
 DESCRIPTION = """Says whether files are valid, with the checks and the messages of the run itself,
 and runs nothing. A file may be a configuration, a comparison or a search (YAML), the folder of a
@@ -128,36 +130,55 @@ def check_yaml(path: Path, confirmed: frozenset[str]) -> tuple[str, str]:
     load = _load(confirmed)
     if is_search(tree):
         plan = read_search(tree, {})
-        from fl_vitlora.experiment.searching import check_search
+        for experiment in (plan.shared, *plan.corners()):
+            check_confirmed(
+                experiment, confirmed
+            )  # before any code that the file names is imported
+        from fl_vitlora.experiment.search_checks import check_search
 
         check_search(plan, load)
-        for experiment in plan.corners():
-            check_confirmed(experiment, confirmed)
-        checked = _check_all({"": plan.shared}, confirmed)
+        checked = _check_all({"": (plan.shared, plan.typed({}))}, confirmed)
         return "search", f"both ends of {len(plan.dimensions)} dimensions, one by one; {checked}"
     if is_grid(tree):
         grid = read_grid(tree, {})
-        cells = {f"cell {cell.name}: ": cell.config for cell in grid.cells}
-        checked = _check_all(cells, confirmed)
+        checked = _check_all(_runs(grid), confirmed)
         return "comparison", f"{len(grid.cells)} cells with {len(grid.seeds)} seeds each; {checked}"
     from fl_vitlora.experiment.file_checks import check_experiment
 
-    return "configuration", check_experiment(config.resolve(tree, {}), load, confirmed)
+    typed = config.given_paths(tree, {})
+    checked = check_experiment(config.resolve(tree, {}), load, confirmed, typed=typed)
+    return "configuration", checked
 
 
-def _check_all(experiments: Mapping[str, config.Config], confirmed: frozenset[str]) -> str:
+def _runs(grid: Grid) -> dict[str, Written]:
+    """Returns the experiments of a comparison that are checked, by words that name them.
+
+    One seed is checked for each cell. On shards that were made elsewhere all seeds are checked,
+    because the seed must be that of the shards.
+    """
+    runs = {}
+    for cell, experiment in grid.runs:
+        if experiment.data.shards is not None:
+            runs[f"cell {cell.name}, seed {experiment.seed}: "] = (experiment, cell.typed)
+        else:
+            runs.setdefault(f"cell {cell.name}: ", (experiment, cell.typed))
+    return runs
+
+
+def _check_all(experiments: Mapping[str, Written], confirmed: frozenset[str]) -> str:
     """Checks several experiments, and returns what was checked of the last.
 
     Args:
-        experiments: The experiments, by the words with which an error about one begins.
+        experiments: Each experiment with the paths of the settings that the user has set, by the
+            words with which an error about the experiment begins.
         confirmed: The names of code that the user typed on the command line.
     """
     from fl_vitlora.experiment.file_checks import check_experiment
 
     checked = ""
-    for name, experiment in experiments.items():
+    for name, (experiment, typed) in experiments.items():
         try:
-            checked = check_experiment(experiment, _load(confirmed), confirmed)
+            checked = check_experiment(experiment, _load(confirmed), confirmed, typed=typed)
         except UserError as error:
             raise UserError(f"{name}{error}") from None
     return checked

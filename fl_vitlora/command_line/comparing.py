@@ -39,11 +39,13 @@ def compare(
     for cell in grid.cells:
         confirmation.check_confirmed(cell.config, confirmed)
     from fl_vitlora.experiment import comparison
+    from fl_vitlora.experiment.known_runs import with_seed_of_shards
     from fl_vitlora.experiment.runner import PausedError, silence
     from fl_vitlora.reporting.comparison_tables import print_report
 
     if not verbose:
         silence()
+    grid = with_seed_of_shards(grid)
     folder = Path(grid.out) if grid.out else comparison.default_folder()
     again = f"the same command with --out {shlex.quote(str(folder))} continues the comparison"
     try:

@@ -169,7 +169,9 @@ OTHER_FLAGS = {
         "that vary, with their ranges. Optuna proposes the settings of each trial. Trials are "
         "compared on validation images only. The best settings are written to best.yaml, and all "
         "trials to trials.csv and trials.md. The same command with the same --out continues an "
-        "interrupted search.",
+        "interrupted search, and repeats trials that failed, for example because the disk was "
+        "full. Trials whose settings are refused, or whose training diverges, are not repeated. "
+        "After two failed trials in a row the search ends with exit code 1.",
     ),
     "--watch": OtherFlag(
         "",

@@ -2,6 +2,7 @@
 
 from fl_vitlora.config.loading import (
     differences,
+    flat,
     full_path,
     given_paths,
     load,
@@ -12,6 +13,7 @@ from fl_vitlora.config.loading import (
     to_mapping,
     to_yaml,
     unknown_setting,
+    written,
 )
 from fl_vitlora.config.schema import (
     AUTO,
@@ -69,6 +71,7 @@ __all__ = [
     "TrainingConfig",
     "differences",
     "explanations",
+    "flat",
     "full_path",
     "given_paths",
     "load",
@@ -81,4 +84,5 @@ __all__ = [
     "to_mapping",
     "to_yaml",
     "unknown_setting",
+    "written",
 ]

@@ -23,16 +23,19 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fl_vitlora.config import (
     Config,
+    flat,
     full_path,
+    given_paths,
     paths,
     resolve,
     to_mapping,
     unknown_setting,
+    written,
 )
 from fl_vitlora.config.grid_labels import Labels, axes_of, label_of, name_of
 from fl_vitlora.config.grid_words import METHOD, MOST_RUNS, read_seeds
@@ -64,10 +67,12 @@ class Cell:
     Attributes:
         labels: The label of this cell on each axis.
         config: The experiment of this cell.
+        typed: The dotted paths of the settings that the user has set for this cell.
     """
 
     labels: Labels
     config: Config
+    typed: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def name(self) -> str:
@@ -89,6 +94,7 @@ class Grid:
         out: The folder of the comparison, or None if no folder was named.
         shared: The experiment to which the choices of a cell are applied.
         cells: All cells, in the order of their runs.
+        typed: The dotted paths of the settings that the user has set for all cells.
     """
 
     title: str
@@ -98,6 +104,7 @@ class Grid:
     out: str | None
     shared: Config
     cells: tuple[Cell, ...]
+    typed: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def runs(self) -> list[tuple[Cell, Config]]:
@@ -158,20 +165,22 @@ def read_grid(tree: Settings, given: Settings) -> Grid:
     products = tuple(tuple(_read_axes(section, given)) for section in sections)
     _check_number(products, seeds)
 
-    def vary(settings: Settings) -> Config:
-        config = resolve(experiment, {**given, **settings})
-        return dataclasses.replace(config, out=None, seed=seeds[0])
+    def vary(labels: Labels, settings: Settings) -> Cell:
+        own = {**given, **settings}
+        config = dataclasses.replace(resolve(experiment, own), out=None, seed=seeds[0])
+        typed = given_paths(experiment, own) | ({"seed"} if "seeds" in tree else frozenset())
+        return Cell(labels=labels, config=config, typed=typed)
 
+    common = vary({}, {})
     grid = Grid(
         title=str(tree.get("title") or ""),
         products=products,
         baseline=tuple(map(label_of, _listed(tree.get("baseline") or []))),
         seeds=seeds,
         out=shared.out,
-        shared=vary({}),
-        cells=tuple(
-            Cell(labels=labels, config=vary(settings)) for labels, settings in _union(products)
-        ),
+        shared=common.config,
+        cells=tuple(vary(labels, settings) for labels, settings in _union(products)),
+        typed=common.typed,
     )
     _check_baseline(grid)
     return grid
@@ -179,12 +188,15 @@ def read_grid(tree: Settings, given: Settings) -> Grid:
 
 def to_tree(grid: Grid) -> dict[str, Any]:
     """Returns nested plain values from which `read_grid` makes an equal grid."""
-    shared = to_mapping(grid.shared)
+    shared, seeds = to_mapping(grid.shared), {"seeds": list(grid.seeds)}
+    if any(cell.config.data.shards is not None for cell in grid.cells):
+        shared = written(grid.shared, grid.typed)
+        seeds = seeds if "seed" in grid.typed else {}
     return {
         "title": grid.title,
         "compare": [{axis.name: _choices(axis) for axis in product} for product in grid.products],
         "baseline": list(grid.baseline),
-        "seeds": list(grid.seeds),
+        **seeds,
         **{key: value for key, value in shared.items() if key not in NO_AXIS},
     }
 
@@ -249,6 +261,7 @@ def read_axis(name: str, values: Any, section: str = "compare") -> Axis:
         if not _is_setting(name):
             raise unknown_setting(name)
         labelled = {label: {name: value} for label, value in labelled.items()}
+    labelled = {label: flat(choice) for label, choice in labelled.items()}
     for path in itertools.chain.from_iterable(labelled.values()):
         if not isinstance(path, str):
             raise unknown_setting(path)

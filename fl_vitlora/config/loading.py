@@ -10,13 +10,13 @@ import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from fl_vitlora.config.rates import rates_of
 from fl_vitlora.config.renamed import missing_in, with_present_names
 from fl_vitlora.config.schema import AUTO, PATHS, RATES, SHORT, Config
-from fl_vitlora.config.settings import explanations, from_mapping, read_path
+from fl_vitlora.config.settings import explanations, from_mapping, read_path, type_of
 from fl_vitlora.config.yaml_text import read_yaml, write_yaml
 from fl_vitlora.errors import UserError, unknown
 
@@ -111,6 +111,47 @@ def given_paths(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> frozen
     for dotted, value in overrides.items():
         _graft(whole, dotted if isinstance(value, Mapping) else full_path(dotted), value)
     return frozenset(path for path, _ in _leaves(_spell_out(whole)))
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings by dotted path, with the settings of a group in place of the group.
+
+    So the settings are added to those of another group, which a group would replace. A strategy
+    with its parameters stays whole, because the parameters of another strategy mean nothing to it.
+
+    Args:
+        settings: The values by dotted path, or by the name of a group.
+
+    Example:
+        >>> flat({"data": {"limit": 50, "alpha": 1}, "strategy": {"name": "fedprox", "mu": 1}})
+        {'data.limit': 50, 'data.alpha': 1, 'strategy': {'name': 'fedprox', 'mu': 1}}
+    """
+    found: dict[str, Any] = {}
+    for path, value in settings.items():
+        mapping = isinstance(path, str) and isinstance(value, Mapping)
+        whole = path == "strategy" and "name" in value if mapping else True
+        if not whole and dataclasses.is_dataclass(type_of(Config, path)):
+            found |= flat({f"{path}.{key}": each for key, each in value.items()})
+        else:
+            found[path] = value
+    return found
+
+
+def written(config: Config, given: Collection[str]) -> dict[str, Any]:
+    """Returns the settings of an experiment that somebody has set, as nested plain values.
+
+    An experiment on shards that owners made elsewhere is stored in this form, because the settings
+    that nobody has set are taken from the shards. Other experiments are stored with all settings.
+
+    Args:
+        config: The experiment.
+        given: The dotted paths of the settings that the user has set.
+
+    Example:
+        >>> written(resolve({}, {"data.shards": "site", "rounds": 20}), {"data.shards", "rounds"})
+        {'rounds': 20, 'data': {'shards': 'site'}}
+    """
+    return nested({path: value for path, value in _leaves(to_mapping(config)) if path in given})
 
 
 def _without_auto(tree: Mapping[str, Any]) -> dict[str, Any]:

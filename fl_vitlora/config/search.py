@@ -20,8 +20,6 @@ This module does not read or write files.
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,66 +27,20 @@ from typing import Any
 from fl_vitlora.config import (
     Config,
     full_path,
-    paths,
+    given_paths,
     resolve,
     setting,
     to_mapping,
-    unknown_setting,
+    written,
 )
-from fl_vitlora.config.grid import Settings, read_axis
+from fl_vitlora.config.grid import Settings
 from fl_vitlora.config.grid_words import MOST_RUNS
-from fl_vitlora.config.settings import convert, from_mapping, type_of
+from fl_vitlora.config.search_dimensions import FORM, Choice, Range, read_dimensions
+from fl_vitlora.config.settings import from_mapping
 from fl_vitlora.errors import UserError, shown, unknown
 
 SECTIONS = ("title", "search", "trials", "prune", "goal")  # keys that only a search has
 GOALS = {"accuracy": "maximize", "loss": "minimize"}
-FORM = "{from: LOW, to: HIGH, log: true}"
-PARTS = ("from", "to", "log", "step")
-FREE = ("strategy.", "finetuning.parameters.")  # settings whose types code elsewhere defines
-IMAGES = "the trials would be measured on different images, and could not be compared"
-HELD: Mapping[str, str] = {
-    "seed": "a search over seeds chooses luck",
-    "out": "every trial gets its own folder",
-    **dict.fromkeys(
-        (
-            *("data.name", "data.config", "data.revision", "data.shards", "data.limit"),
-            *("data.layout", "data.image_column", "data.label_column"),
-            *("data.train_split", "data.test_split", "data.test_fraction"),
-            *("data.validation_split", "data.validation_fraction"),
-        ),
-        IMAGES,
-    ),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Range:
-    """A range of a number.
-
-    Attributes:
-        low: The smallest value.
-        high: The largest value.
-        log: True if the logarithm of the value is spread evenly.
-        step: The distance between two values; None if every number in the range is possible.
-        whole: True if only whole numbers are possible.
-    """
-
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = None
-    whole: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """A choice of settings.
-
-    Attributes:
-        options: The settings of each option, by the label of the option.
-    """
-
-    options: Mapping[str, Settings]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +88,39 @@ class Search:
         Raises:
             UserError: If a value is not valid.
         """
+        return dataclasses.replace(resolve(self.tree, self._settings(values)), out=None)
+
+    def typed(self, values: Mapping[str, Any]) -> frozenset[str]:
+        """Returns the dotted paths of the settings that the user has set for a trial.
+
+        Args:
+            values: The number of each range, and the label of each choice, by the dimension.
+        """
+        return given_paths(self.tree, self._settings(values))
+
+    def _settings(self, values: Mapping[str, Any]) -> Settings:
+        """Returns the settings of the command line and of a trial, by their dotted paths."""
         varied: dict[str, Any] = {}
         for name, value in values.items():
             dimension = self.dimensions[name]
             varied |= dimension.options[value] if isinstance(dimension, Choice) else {name: value}
-        config = resolve(self.tree, {**self.given, **varied})
-        return dataclasses.replace(config, out=None)
+        return {**self.given, **varied}
+
+    @property
+    def options(self) -> Iterator[tuple[str, str]]:
+        """Yields the name of each choice with the label of each of its options."""
+        for name, dimension in self.dimensions.items():
+            if isinstance(dimension, Choice):
+                yield from ((name, label) for label in dimension.options)
+
+    @property
+    def varied(self) -> list[str]:
+        """Returns the dotted paths of all settings that vary."""
+        found: dict[str, None] = {}
+        for name, dimension in self.dimensions.items():
+            options = dimension.options.values() if isinstance(dimension, Choice) else [{name: 0}]
+            found |= dict.fromkeys(full_path(path) for option in options for path in option)
+        return list(found)
 
     def corners(self) -> Iterator[Config]:
         """Yields experiments in which one dimension has an end of its range, or an option.
@@ -166,8 +145,19 @@ class Search:
             "trials": self.trials,
             "prune": dataclasses.asdict(self.pruning) if self.pruning else False,
             "goal": self.goal,
-            **{key: value for key, value in to_mapping(self.shared).items() if key != "out"},
+            **{key: value for key, value in self.stored({}).items() if key != "out"},
         }
+
+    def stored(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the experiment of a trial as the nested plain values of a file.
+
+        Args:
+            values: The number of each range, and the label of each choice, by the dimension.
+        """
+        config = self.experiment(values)
+        if config.data.shards is None:
+            return to_mapping(config)
+        return written(config, self.typed(values))
 
 
 def is_search(tree: Settings) -> bool:
@@ -202,7 +192,7 @@ def read_search(tree: Settings, given: Settings) -> Search:
     shared = resolve(experiment, given)
     plan = Search(
         title=str(tree.get("title") or ""),
-        dimensions=dict(_dimensions(tree["search"], given)),
+        dimensions=dict(read_dimensions(tree["search"], given)),
         trials=_trials(tree.get("trials", 20)),
         pruning=_pruning(tree.get("prune", {})),
         goal=_goal(tree.get("goal", "accuracy")),
@@ -213,96 +203,6 @@ def read_search(tree: Settings, given: Settings) -> Search:
     )
     list(plan.corners())  # an error if a value is not valid
     return plan
-
-
-def _dimensions(section: Settings, given: Settings) -> Iterator[tuple[str, Range | Choice]]:
-    """Yields the name and the values of each dimension; no setting is varied twice."""
-    owners: dict[str, str] = dict.fromkeys(map(full_path, given), "a flag")
-    for key, values in section.items():
-        name = str(key)
-        _check_free(full_path(name))
-        is_range = isinstance(values, Mapping) and bool({"from", "to"} & values.keys())
-        dimension = _range(name, values) if is_range else _choice(name, values)
-        varied = [name]
-        if isinstance(dimension, Choice):
-            varied = [path for option in dimension.options.values() for path in option]
-        for path in dict.fromkeys(map(full_path, varied)):
-            _check_free(path)
-            if path in owners:
-                raise UserError(
-                    f"search: {path} is set twice, by {owners[path]} and by {name}; set it only "
-                    "once"
-                )
-            owners[path] = name
-        yield name, dimension
-
-
-def _check_free(path: str) -> None:
-    """Raises an error if a setting must be the same in all trials."""
-    if path in HELD:
-        raise UserError(f"search: {path} cannot vary: {HELD[path]}")
-
-
-def _choice(name: str, values: Any) -> Choice:
-    """Reads a choice in one of the forms of an axis of a comparison."""
-    options = read_axis(name, values, "search").choices
-    if len(options) < 2:
-        raise UserError(f"search: {name} has one value; expected at least two, or no dimension")
-    return Choice(options=options)
-
-
-def _range(name: str, values: Mapping[str, Any]) -> Range:
-    """Reads the range of a number.
-
-    Raises:
-        UserError: If the setting is not a number, or the range is not valid.
-    """
-    where, path = f"search: {name}", full_path(name)
-    if path not in paths() and not path.startswith(FREE):
-        raise unknown_setting(name)
-    for key in values:
-        if key not in PARTS:
-            raise unknown(f"{where}:", key, PARTS)
-    if not {"from", "to"} <= values.keys():
-        raise UserError(
-            f"{where}: expected both ends of a range, {FORM}, got {shown(dict(values))}"
-        )
-    whole = _is_whole(path, values)
-    kind = int if whole else float
-    low, high = (convert(kind, values[end], f"{where}.{end}") for end in ("from", "to"))
-    log = convert(bool, values.get("log", False), f"{where}.log")
-    step = values.get("step")
-    step = None if step is None else convert(kind, step, f"{where}.step")
-    if not low < high or (log and low <= 0):
-        above = " above 0" if log else ""
-        raise UserError(
-            f"{where}: expected two numbers{above}, the smaller one first, got {low}, {high}"
-        )
-    if step is not None and (log or not 0 < step <= high - low):
-        raise UserError(
-            f"{where}.step: expected a number above 0 and at most to - from, without log"
-        )
-    return Range(low=low, high=high, log=log, step=step, whole=whole)
-
-
-def _is_whole(path: str, values: Mapping[str, Any]) -> bool:
-    """Returns True if a setting takes whole numbers only.
-
-    The parameters of strategies and methods are defined elsewhere, so that their values decide.
-
-    Raises:
-        UserError: If the setting is not a number.
-    """
-    hint = type_of(Config, path)
-    if path.startswith(FREE):
-        return all(type(values[end]) is int for end in ("from", "to"))
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        hint = typing.get_args(hint)[0]
-    if hint not in (int, float):
-        raise UserError(
-            f"search: {path} is not a number, so it has no range; expected a list of values"
-        )
-    return hint is int
 
 
 def _trials(value: Any) -> int:
@@ -318,6 +218,8 @@ def _pruning(value: Any) -> Pruning | None:
 
 
 def _goal(value: Any) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"goal: expected one of {', '.join(GOALS)}, got {shown(value)}")
     if value not in GOALS:
         raise unknown("goal", value, GOALS)
     return str(value)

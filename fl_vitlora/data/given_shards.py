@@ -313,6 +313,11 @@ def digests_in(folder: Path, keys: StorageKeys) -> Iterator[tuple[str, str]]:
     Raises:
         UserError: If a shard is damaged or cannot be opened.
     """
-    for path in sorted(folder.glob("*.safetensors")):
-        if OWN_SHARD.fullmatch(path.name) or path.name in COMMON:
-            yield path.name, read_given(path, keys).digest
+    for name in names_in(folder):
+        yield name, read_given(folder / name, keys).digest
+
+
+def names_in(folder: Path) -> list[str]:
+    """Returns the names of the shards in the folder of a run's shards, in order."""
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    return [name for name in names if OWN_SHARD.fullmatch(name) or name in COMMON]

@@ -10,37 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl_vitlora.checkpoints.logbook import lacks_checkpoints
 from fl_vitlora.config import Config
 from fl_vitlora.config.grid import Cell, Grid, to_tree
 from fl_vitlora.config.grid_labels import folder_name
-from fl_vitlora.data.shard_recipe import KEEPING
-from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError
-from fl_vitlora.experiment.head_start import with_head_start
 from fl_vitlora.experiment.held_folder import hold_folder, store
-from fl_vitlora.experiment.preparation import storage_keys
-from fl_vitlora.experiment.run_shards import shards_of
+from fl_vitlora.experiment.known_runs import KnownRuns, as_it_runs
 from fl_vitlora.experiment.runner import PausedError, run
 from fl_vitlora.experiment.shard_reuse import KEPT
 from fl_vitlora.experiment.starting import with_start
 from fl_vitlora.experiment.watching import Line, Watch
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.flower.strategies.aggregators import LoadStrategy
-from fl_vitlora.flower.strategies.identity import told
 from fl_vitlora.reporting.comparison_tables import Report, report, write_plots, write_tables
 from fl_vitlora.reporting.grid_folder import GRID
 from fl_vitlora.reporting.run_folder import (
-    CONFIG,
-    RESULT,
-    begun_in,
-    find_run,
-    has_current_form,
     read_result,
     with_ring_of,
 )
@@ -108,20 +97,20 @@ def compare(
         PausedError: If the caller set `watch.pause` before the last run had ended.
     """
     watch = watch or Watch()
-    known = KnownRuns(
-        finished=runs_in(folder, finished=True), interrupted=runs_in(folder, finished=False)
-    )
-    starts, records = known.starts, list[Record]()
+    known, records = KnownRuns.of(folder, watch.note), list[Record]()
+    starts = known.starts
     with Engine(verbose=watch.verbose) as engine:
         for number, (cell, planned) in enumerate(grid.runs, start=1):
             execute = Execute(
                 load_strategy=load_strategy,
                 watch=watch,
                 engine=engine,
+                typed=cell.typed,
                 number=number,
                 total=len(grid.runs),
             )
-            config = with_ring_of(as_it_runs(planned, load_strategy, folder), starts)
+            config = with_ring_of(planned, starts)
+            config = as_it_runs(config, load_strategy, folder, cell.typed, known.opened)
             place = known.finished_run(config)
             record = (
                 _attempt(cell, config, folder, known.interrupted_run(config), execute)
@@ -138,34 +127,6 @@ def compare(
     write_plots(folder, tell(grid, records))
 
 
-@dataclass(kw_only=True)
-class KnownRuns:
-    """The runs in a grid folder.
-
-    Attributes:
-        finished: The configuration and the folder of each run that has a result.
-        interrupted: The configuration and the folder of each run that has no result.
-    """
-
-    finished: list[tuple[Config, Path]]
-    interrupted: list[tuple[Config, Path]]
-
-    @property
-    def starts(self) -> list[Path]:
-        """Returns the folders in which the runs were started, to which relative paths refer."""
-        return [begun_in(place) for _, place in (*self.finished, *self.interrupted)]
-
-    def finished_run(self, config: Config) -> Path | None:
-        """Returns the folder of a finished run with this configuration; None without such a run."""
-        same = (place for known, place in self.finished if is_same(known, config))
-        return next((place for place in same if has_current_key(config, place)), None)
-
-    def interrupted_run(self, config: Config) -> Path | None:
-        """Returns the folder of an interrupted run that can be resumed; None without such a run."""
-        same = (place for known, place in self.interrupted if is_same(known, config))
-        return next((place for place in same if can_go_on(config, place)), None)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Execute:
     """A function object that runs one experiment of a grid, in the folder of the setting `out`.
@@ -174,6 +135,7 @@ class Execute:
         load_strategy: A function that makes the strategy of an experiment.
         watch: The callbacks of the program that started the comparison.
         engine: The object that keeps Ray running between the runs.
+        typed: The dotted paths of the settings that the user has set; see `elsewhere.fitted`.
         number: The number of the run in the grid, from 1.
         total: The number of runs in the grid.
     """
@@ -181,6 +143,7 @@ class Execute:
     load_strategy: LoadStrategy
     watch: Watch
     engine: Engine
+    typed: Collection[str]
     number: int
     total: int
 
@@ -203,7 +166,9 @@ class Execute:
         strategy = self.load_strategy(config)
         self.watch.begin(config)
         try:
-            return run(config, strategy, self.watch, engine=self.engine, resume=resume)[0]
+            return run(
+                config, strategy, self.watch, engine=self.engine, resume=resume, typed=self.typed
+            )[0]
         except PausedError as pause:
             raise PausedError(f"{pause}, run {self.number} of {self.total}") from None
 
@@ -211,76 +176,6 @@ class Execute:
 def tell(grid: Grid, records: list[Record]) -> Report:
     """Returns the content of a grid's tables: all runs, means over seeds, and differences."""
     return report(grid.title, records, grid.baselines)
-
-
-def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
-    """Finds either the finished or the unfinished runs in a folder.
-
-    Args:
-        folder: The grid folder.
-        finished: True for the runs that have a result, False for the runs without a result.
-
-    Returns:
-        A list with a pair for each run: the configuration without `out`, and the run folder.
-    """
-    runs = []
-    for path in sorted(folder.glob(f"**/{CONFIG}")):
-        # A run is repeated if its configuration belongs to another version of the program, if its
-        # result is damaged, or if its saving was computed with another reference.
-        with suppress(UserError):
-            config, result = find_run(path.parent)
-            if (result is not None) == finished and (result is None or has_current_form(result)):
-                runs.append((dataclasses.replace(config, out=None), path.parent))
-    return runs
-
-
-def as_it_runs(config: Config, load_strategy: LoadStrategy, folder: Path | None = None) -> Config:
-    """Returns the configuration that the run folder will contain, but with the given `out`."""
-    try:
-        config = with_start(config, load_strategy, folder)
-        strategy = load_strategy(config)
-        return with_head_start(told(config, strategy), strategy)
-    except UserError:  # the error is reported when the run starts
-        return config
-
-
-def is_same(known: Config, config: Config) -> bool:
-    """Returns True if two configurations are equal, apart from the key ring and the shard store.
-
-    The function `has_current_key` compares the secrets in the key rings. The settings of the shard
-    store (`KEEPING`) do not change the result of a run.
-    """
-    ring = config.encryption.key_file
-    encryption = dataclasses.replace(known.encryption, key_file=ring)
-    kept = {name: getattr(config.data, name) for name in KEEPING}
-    data = dataclasses.replace(known.data, **kept)
-    model = known.model
-    if model.init_from is not None and Path(model.weights).name == Path(config.model.weights).name:
-        model = dataclasses.replace(model, weights=config.model.weights)  # named by its content
-    return dataclasses.replace(known, encryption=encryption, data=data, model=model) == config
-
-
-def has_current_key(config: Config, run_folder: Path) -> bool:
-    """Returns True if a run's images were encrypted with the current secret of the key ring.
-
-    A run with another secret is a different experiment, so it is not part of the same table.
-    """
-    if not config.encryption.steps or config.data.shards is not None:
-        return True  # shards that were made elsewhere keep their keys
-    ring = Path(config.encryption.key_file)
-    key: object = ""
-    if (run_folder / RESULT).exists():
-        key = read_result(run_folder)["encryption"]["key_id"]
-    else:
-        with suppress(UserError):  # the run has no shards yet
-            key = shards_of(run_folder, storage_keys(config)).key
-    return ring.exists() and key == key_id(open_ring(ring).current)
-
-
-def can_go_on(config: Config, run_folder: Path) -> bool:
-    """Returns True if an interrupted run can be resumed in its folder."""
-    lost = lacks_checkpoints(run_folder, config.checkpoint_every)
-    return not lost and has_current_key(config, run_folder)
 
 
 def _attempt(

@@ -31,7 +31,10 @@ OF_PREDICTIONS = frozenset(("data.fit", "data.background", "data.pixel_range"))
 
 
 def fitted(
-    config: Config, given: Collection[str] | None, note: Callable[[str], None]
+    config: Config,
+    given: Collection[str] | None,
+    note: Callable[[str], None],
+    shards: GivenShards | None = None,
 ) -> tuple[Config, GivenShards]:
     """Opens the shards of an experiment, and fits the settings of the experiment to the shards.
 
@@ -40,6 +43,7 @@ def fitted(
         given: The dotted paths of the settings that the user has set. None if these paths are
             unknown; then every setting whose value is not the default counts as set by the user.
         note: A function that is called with sentences for the user.
+        shards: The shards, if they have been read already.
 
     Returns:
         The experiment with the settings of the shards, and the shards.
@@ -51,7 +55,8 @@ def fitted(
     if given is None:
         given = {path for path, _ in differences(Config(), config).items()}
     _tell_unused(config, given, note)
-    shards = find_given(Path(config.data.shards or ""), storage_keys(config))
+    if shards is None:
+        shards = find_given(Path(config.data.shards or ""), storage_keys(config))
     changes = {
         path: value
         for path, value in _settings_of(shards).items()

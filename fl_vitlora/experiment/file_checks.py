@@ -5,6 +5,7 @@ Each function returns what it has checked, in words, and raises the error that t
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from fl_vitlora.config import Config
@@ -30,7 +31,12 @@ SHARDS = "the shards that owners made elsewhere"
 
 
 def check_experiment(
-    config: Config, load_strategy: LoadStrategy, confirmed: frozenset[str], *, new: bool = True
+    config: Config,
+    load_strategy: LoadStrategy,
+    confirmed: frozenset[str],
+    *,
+    new: bool = True,
+    typed: Collection[str] | None = None,
 ) -> str:
     """Checks an experiment without running it.
 
@@ -39,6 +45,7 @@ def check_experiment(
         load_strategy: A function that makes the strategy of an experiment.
         confirmed: The names of code that the user typed on the command line.
         new: True if the run would make the folder `out`; False if the folder is that of the run.
+        typed: The paths of the settings that the user has set; see `elsewhere.fitted`.
 
     Returns:
         What was checked, in words.
@@ -52,7 +59,7 @@ def check_experiment(
         start = Path(config.model.init_from)
         if find_run(start)[1] is None:
             raise UserError(f"model.init_from {start}: this run is not finished")
-    check_settings(config, strategy, Watch(), resume=not new)
+    check_settings(config, strategy, Watch(), resume=not new, typed=typed)
     if config.data.shards is not None:
         return f"{SETTINGS}; {SHARDS}" if new else SETTINGS
     if config.data.name != DIGITS and not Path(config.data.name).exists():

@@ -4,7 +4,8 @@ Every trial is a run in a folder of its own, below the folder of the search. Opt
 settings of a trial from the results of the trials before it (tree-structured Parzen estimator), and
 a trial that is worse than the median of the earlier trials at the same round may end early. Optuna
 keeps its results in a database in the folder of the search. So the same search continues where it
-was interrupted, and the interrupted trial continues from its last checkpoint.
+was interrupted, and the interrupted trial continues from its last checkpoint. A trial that failed,
+for example because the disk was full, is repeated with the same settings.
 
 The proposal of a trial depends on the seed of the experiment, the number of the trial and the
 earlier results, but not on interruptions. The test images never decide anything: this module reads
@@ -15,62 +16,37 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fl_vitlora.checkpoints.logbook import lacks_checkpoints
-from fl_vitlora.config import Config, differences, resolve, to_yaml
-from fl_vitlora.config.search import GOALS, SECTIONS, Choice, Search
-from fl_vitlora.config.yaml_text import read_yaml
-from fl_vitlora.data.holding_out import has_validation
+from fl_vitlora.config import differences, resolve
+from fl_vitlora.config.search import GOALS, SECTIONS, Search
+from fl_vitlora.config.yaml_text import read_yaml, write_yaml
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.held_folder import hold_folder, store
-from fl_vitlora.experiment.runner import PausedError, check_settings, run
-from fl_vitlora.experiment.starting import with_start
-from fl_vitlora.experiment.watching import Line, Watch
+from fl_vitlora.experiment.runner import PausedError
+from fl_vitlora.experiment.trial_run import Attempt
+from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.flower.strategies.aggregators import LoadStrategy
-from fl_vitlora.reporting.run_folder import CONFIG, find_run, located
-from fl_vitlora.reporting.search_tables import Trial, write_trials
-from fl_vitlora.rng import derive_seed
+from fl_vitlora.reporting.search_tables import SEARCH, Trial, write_trials
 from fl_vitlora.storage.files import Hold, write_atomically
 
 if TYPE_CHECKING:
     import optuna
 
-SEARCH, DATABASE, BEST = "search.yaml", "trials.db", "best.yaml"
+DATABASE, BEST = "trials.db", "best.yaml"
+REPEATS = "repeats"  # the attribute of a trial with the number of the failed trial that it repeats
+MOST_FAILED = 2  # the number of trials that fail one after the other before a search is stopped
 EXTRA = "a search needs the package optuna: python -m pip install -e '.[search]'"
-SEEDS = 2**32  # Optuna's seeds are smaller
-BY_CALLER = "caller"  # the entry `stopped` of a result if this module has ended the run
 
 
 def default_folder() -> Path:
     """Returns the path of a new folder of a search, whose name contains the present time."""
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-search"
-
-
-def check_search(plan: Search, load_strategy: LoadStrategy) -> None:
-    """Checks what can be known about a search before any trial.
-
-    Args:
-        plan: The search.
-        load_strategy: A function that makes the strategy of an experiment.
-
-    Raises:
-        UserError: If the experiment has no validation images, or cannot run with the settings of
-            the file, before any of them is varied.
-    """
-    _, config, _ = check_settings(plan.shared, load_strategy(plan.shared), Watch())
-    if not has_validation(config.data):
-        raise UserError(
-            "search: expected validation images, because the test images must not choose settings; "
-            "hold out a share of the training images, for example --set "
-            "data.validation_fraction=0.1, or name a split: --set data.validation_split=NAME"
-        )
 
 
 def prepare_folder(folder: Path, plan: Search) -> Hold:
@@ -125,6 +101,10 @@ def _check_same(place: Path, plan: Search) -> None:
         )
 
 
+class SearchStoppedError(RuntimeError):
+    """An error that says that a search was stopped, because trials failed one after the other."""
+
+
 def search(
     plan: Search, folder: Path, load_strategy: LoadStrategy, watch: Watch | None = None
 ) -> Iterator[Trial]:
@@ -137,14 +117,35 @@ def search(
         watch: The callbacks of the program that started the search.
 
     Yields:
-        Each trial of this call when it has ended. A trial that is refused or fails has the reason,
-        and the search goes on.
+        Each trial of this call when it has ended. A trial that is refused, diverges or fails has
+        the reason, and the search goes on.
 
     Raises:
         PausedError: If the caller set `watch.pause` before the last trial had ended.
+        SearchStoppedError: If several trials have failed one after the other. Their settings have
+            not caused this, so the next trials would fail, too.
+        RuntimeError: If the database cannot be written.
     """
-    watch = watch or Watch()
-    study = open_study(plan, folder)
+    try:
+        yield from _trials(plan, folder, load_strategy, watch or Watch())
+    except _storage_errors() as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise RuntimeError(f"{folder / DATABASE} cannot be written: {reason}") from error
+
+
+def _storage_errors() -> type[Exception]:
+    """Returns the kind of error that Optuna raises if it cannot use its database."""
+    import optuna
+
+    kind: type[Exception] = optuna.exceptions.StorageInternalError
+    return kind
+
+
+def _trials(
+    plan: Search, folder: Path, load_strategy: LoadStrategy, watch: Watch
+) -> Iterator[Trial]:
+    """Runs the trials that have not ended, and yields them; see `search`."""
+    study, failed = open_study(plan, folder), list[int]()
     tell(plan, folder, study)
     with Engine(verbose=watch.verbose) as engine:
         for number in _waiting(plan, study):
@@ -156,7 +157,13 @@ def search(
                 attempt.run(load_strategy, watch)
             except PausedError as pause:
                 raise PausedError(f"{pause}, trial {number + 1} of {plan.trials}") from None
-            yield tell(plan, folder, study)[number]
+            trial = tell(plan, folder, study)[number]
+            yield trial
+            if trial.state != "refused":  # a refused trial has not been run
+                failed = [*failed, number] if trial.state == "failed" else []
+            if len(failed) == MOST_FAILED:
+                both = " and ".join(map(str, failed))
+                raise SearchStoppedError(f"trials {both} failed one after the other")
 
 
 def open_study(plan: Search, folder: Path) -> optuna.Study:
@@ -179,20 +186,35 @@ def open_study(plan: Search, folder: Path) -> optuna.Study:
 
 
 def _waiting(plan: Search, study: optuna.Study) -> Iterator[int]:
-    """Yields the numbers of the trials that have not ended: interrupted ones, and then new ones."""
+    """Yields the numbers of the trials that have not ended.
+
+    These are the interrupted trials, the repetitions of failed trials, and then the new trials.
+    """
+    for trial in study.get_trials(deepcopy=False):
+        if trial.user_attrs.get("state") == "failed" and trial.number not in _repeated(study):
+            study.enqueue_trial(trial.params, user_attrs={REPEATS: trial.number})
     known = study.get_trials(deepcopy=False)
     yield from [trial.number for trial in known if not trial.state.is_finished()]
-    yield from range(len(known), plan.trials)
+    yield from range(len(known), plan.trials + len(_repeated(study)))
+
+
+def _repeated(study: optuna.Study) -> dict[int, int]:
+    """Returns the number of the repetition of each failed trial that is repeated."""
+    trials = study.get_trials(deepcopy=False)
+    return {t.user_attrs[REPEATS]: t.number for t in trials if REPEATS in t.user_attrs}
 
 
 def tell(plan: Search, folder: Path, study: optuna.Study) -> list[Trial]:
     """Writes the tables of all trials and the settings of the best trial; returns the trials."""
-    trials = [_told(plan, trial) for trial in study.get_trials(deepcopy=False)]
+    again = _repeated(study)
+    trials = [
+        dataclasses.replace(_told(plan, trial), again=again.get(trial.number))
+        for trial in study.get_trials(deepcopy=False)
+    ]
     best = write_trials(folder, plan, trials)
     if best is not None:
-        experiment = plan.experiment(best.values)
         head = f"# Trial {best.number} of a search, the best on the validation images.\n"
-        write_atomically(folder / BEST, head + to_yaml(experiment))
+        write_atomically(folder / BEST, head + write_yaml(plan.stored(best.values)))
     return trials
 
 
@@ -201,7 +223,7 @@ def _told(plan: Search, trial: optuna.trial.FrozenTrial) -> Trial:
     told = trial.user_attrs
     return Trial(
         number=trial.number,
-        state=str(told.get("state", "interrupted")),
+        state="waiting" if trial.state.name == "WAITING" else told.get("state", "interrupted"),
         value=trial.value if trial.state.name == "COMPLETE" else None,
         values={name: trial.params[name] for name in plan.dimensions if name in trial.params},
         rounds=told.get("rounds"),
@@ -210,133 +232,3 @@ def _told(plan: Search, trial: optuna.trial.FrozenTrial) -> Trial:
         folder=str(told.get("folder", "")),
         problem=str(told.get("problem", "")),
     )
-
-
-class Attempt:
-    """One trial of a search.
-
-    Args:
-        plan: The search.
-        study: Optuna's results of the search.
-        folder: The folder of the search.
-        engine: The object that keeps Ray running between the trials.
-        number: The number of the trial, from 0.
-    """
-
-    def __init__(
-        self, plan: Search, study: optuna.Study, folder: Path, engine: Engine, number: int
-    ) -> None:
-        import optuna
-
-        self._plan, self._study, self._engine = plan, study, engine
-        seed = derive_seed(plan.shared.seed, "search", number) % SEEDS
-        study.sampler = optuna.samplers.TPESampler(seed=seed)
-        known = study.get_trials(deepcopy=False)
-        interrupted = number < len(known)
-        self._trial = (
-            optuna.trial.Trial(study, known[number]._trial_id) if interrupted else study.ask()
-        )
-        self._reported = set(known[number].intermediate_values) if interrupted else set[int]()
-        self._place = folder / f"trial-{number:05d}"
-        self._pruned = False
-
-    def run(self, load_strategy: LoadStrategy, watch: Watch) -> None:
-        """Runs the trial, or continues it, and stores its outcome.
-
-        Args:
-            load_strategy: A function that makes the strategy of an experiment.
-            watch: The callbacks of the program that started the search.
-
-        Raises:
-            PausedError: If the caller has set `watch.pause`.
-        """
-        values = {name: self._propose(name) for name in self._plan.dimensions}
-        self._trial.set_user_attr("folder", self._place.name)
-        try:
-            result = self._result(self._plan.experiment(values), load_strategy, watch)
-        except UserError as error:
-            self._fail(f"refused: {' '.join(str(error).split())}")
-        except RuntimeError as error:
-            self._engine.stop()  # the next trial starts with a fresh Ray
-            self._fail(f"failed: {' '.join(str(error).split())}")
-        else:
-            self._end(result)
-
-    def _propose(self, name: str) -> Any:
-        """Returns the value of a dimension that Optuna proposes for this trial."""
-        dimension = self._plan.dimensions[name]
-        if isinstance(dimension, Choice):
-            return self._trial.suggest_categorical(name, list(dimension.options))
-        if not dimension.whole:
-            return self._trial.suggest_float(
-                name, dimension.low, dimension.high, step=dimension.step, log=dimension.log
-            )
-        low, high, step = int(dimension.low), int(dimension.high), int(dimension.step or 1)
-        return self._trial.suggest_int(name, low, high, step=step, log=dimension.log)
-
-    def _result(self, config: Config, load_strategy: LoadStrategy, watch: Watch) -> Line:
-        """Runs the experiment of the trial, and returns the content of `result.json`."""
-        watch.stop.clear()  # it has ended the trial before
-        own = dataclasses.replace(
-            watch,
-            show_round=lambda line: self._note_round(line, watch),
-            may_stop=self._plan.pruning is not None,
-        )
-        begun = self._begun()
-        if begun is None:
-            config = with_start(dataclasses.replace(config, out=str(self._place)), load_strategy)
-            return run(config, load_strategy(config), own, engine=self._engine)[0]
-        config, result = begun
-        if result is not None:  # the program was killed after the run, before it noted the outcome
-            return result
-        return run(config, load_strategy(config), own, engine=self._engine, resume=True)[0]
-
-    def _begun(self) -> tuple[Config, Line | None] | None:
-        """Returns the interrupted run of this trial, and its result if it has one; None if new.
-
-        A run that cannot be continued is left as it is, and the trial gets another folder.
-        """
-        while (self._place / CONFIG).exists():
-            begun, result = find_run(self._place)
-            if result is not None or not lacks_checkpoints(self._place, begun.checkpoint_every):
-                return located(begun, begun, self._place), result
-            self._place = self._place.with_name(f"{self._place.name}-again")
-            self._trial.set_user_attr("folder", self._place.name)
-        return None
-
-    def _note_round(self, line: Line, watch: Watch) -> None:
-        """Reports a round to Optuna, and ends the run if Optuna prunes the trial."""
-        watch.show_round(line)
-        value, number = line[self._plan.goal], line["round"]
-        if value is None or not math.isfinite(value):
-            return
-        if line["measured_on"] != "validation":
-            raise ValueError(f"round {number} was measured on {line['measured_on']} images")
-        if number not in self._reported:
-            self._trial.report(value, number)
-        if self._plan.pruning is not None and self._trial.should_prune():
-            watch.stop.set()
-
-    def _end(self, result: Line) -> None:
-        """Stores the outcome of a trial that has a result."""
-        import optuna
-
-        wire, value = result["communication"], result["validation"][self._plan.goal]
-        self._trial.set_user_attr("rounds", result["rounds"])
-        self._trial.set_user_attr("sent_bytes", wire["uplink_bytes"] + wire["downlink_bytes"])
-        self._trial.set_user_attr("seconds", result["seconds"]["total"])
-        if not math.isfinite(value):
-            self._fail(f"failed: the validation {self._plan.goal} is {value}")
-        elif result["stopped"] == BY_CALLER:
-            self._trial.set_user_attr("state", "pruned")
-            self._study.tell(self._trial, state=optuna.trial.TrialState.PRUNED)
-        else:
-            self._trial.set_user_attr("state", "complete")
-            self._study.tell(self._trial, value)
-
-    def _fail(self, problem: str) -> None:
-        import optuna
-
-        self._trial.set_user_attr("problem", problem)
-        self._trial.set_user_attr("state", problem.partition(":")[0])
-        self._study.tell(self._trial, state=optuna.trial.TrialState.FAIL)

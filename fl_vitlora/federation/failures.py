@@ -17,6 +17,7 @@ MOST_NAMED = 3  # the largest number of clients whose reasons are in the error m
 FRAME = re.compile(r"^\s+File .*$", re.MULTILINE)  # a frame of a traceback
 WRAPPED = re.compile(r"(\s*Exception \w+ occurred\. Message:)+")  # each sender adds one such text
 QUOTED = re.compile(r"\s*<class '([^']*)'>:<'(.*)'>\s*", re.DOTALL)
+DIVERGED = re.compile(r"a smaller learning rate may help|it reports a loss of ")
 SELF_EVIDENT = re.compile(r"([\w.]+\.)?(UserError|ValueError|RuntimeError|WorkerLostError): ")
 
 
@@ -86,6 +87,18 @@ def unwrapped(report: str) -> str:
     if wrapped := WRAPPED.match(text):
         return text[wrapped.end() :].strip()
     return f"{kind}: {text}".strip() if kind else text.strip()
+
+
+def diverged(failures: Sequence[Failure]) -> bool:
+    """Returns True if all clients failed because their numbers were not finite or too large.
+
+    Example:
+        >>> diverged([Failure.of(1, 0, "its update holds NaN; a smaller learning rate may help")])
+        True
+        >>> diverged([Failure.of(1, 0, "late")]), diverged([])
+        (False, False)
+    """
+    return bool(failures) and all(DIVERGED.search(one.reason) for one in failures)
 
 
 def first_reasons(failures: Sequence[Failure]) -> str:

@@ -14,7 +14,7 @@ from typing import Protocol
 from fl_vitlora.config import TrainingConfig
 from fl_vitlora.federation.aggregator import Aggregator
 from fl_vitlora.federation.exchange import Exchange
-from fl_vitlora.federation.failures import first_reasons
+from fl_vitlora.federation.failures import diverged, first_reasons
 from fl_vitlora.federation.global_model import GlobalModel, join
 from fl_vitlora.federation.hooks import RoundHooks, RoundReport
 from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND, Instruction
@@ -38,6 +38,13 @@ class Wire(Protocol):
 
 class RoundFailedError(RuntimeError):
     """An error that ends the run, because a round has too few usable updates or no usable model."""
+
+
+class DivergedError(RoundFailedError):
+    """An error that ends the run, because the numbers of the model are not finite or too large.
+
+    The same settings would lead to the same numbers again.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +108,7 @@ class TrainingRound:
             seed=self.seed,
         )
         if not is_finite(new.stored()):
-            raise RoundFailedError(
+            raise DivergedError(
                 f"round {server_round}: the aggregated model contains NaN or infinity"
             )
         failed = {failure.client for failure in failures}
@@ -170,7 +177,8 @@ class TrainingRound:
         """
         usable = sum(update.members for update in exchange.updates)
         if usable < self.quorum:
-            raise RoundFailedError(
+            kind = DivergedError if diverged(exchange.failures) else RoundFailedError
+            raise kind(
                 f"round {server_round}: {usable} of {asked} clients sent a usable update, fewer "
                 f"than {self.quorum} (min_clients){first_reasons(exchange.failures)}"
             )

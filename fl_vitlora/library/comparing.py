@@ -163,11 +163,13 @@ def compare(
         UserError: If the comparison cannot be read, or if its folder cannot be used.
     """
     from fl_vitlora.experiment import comparison
+    from fl_vitlora.experiment.known_runs import with_seed_of_shards
 
     read = grid_of(grid, settings)
     confirmed = frozenset(trust) | _named_by_caller(grid, settings)
     for cell in read.cells:
         check_confirmed(cell.config, confirmed)
+    read = with_seed_of_shards(read)
     folder = Path(read.out) if read.out else comparison.default_folder()
     with comparison.prepare_folder(folder, read):
         records = tuple(_followed(read, folder, confirmed, callbacks, verbose=verbose))

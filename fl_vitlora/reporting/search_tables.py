@@ -18,7 +18,7 @@ from fl_vitlora.reporting.result_table import readable_seconds
 from fl_vitlora.reporting.table_layout import print_table, print_wrapped, screen
 from fl_vitlora.storage.files import write_atomically
 
-TRIALS = "trials"
+TRIALS, SEARCH = "trials", "search.yaml"  # files in the folder of a search
 ORDER = ("complete", "pruned")  # then the trials without a result
 
 
@@ -28,7 +28,8 @@ class Trial:
 
     Attributes:
         number: The number of the trial, from 0.
-        state: How the trial ended: "complete", "pruned", "refused", "failed", or "interrupted".
+        state: How the trial ended: "complete", "pruned", "refused", "diverged", "failed", or
+            "interrupted"; "waiting" if it has not begun.
         value: The measure on the validation images after the last round; None if the trial is not
             complete.
         values: The number or the label that was tried, for each dimension.
@@ -37,6 +38,7 @@ class Trial:
         seconds: The duration of the run; None without a result.
         folder: The name of the run folder in the folder of the search.
         problem: The reason why the trial has no result; empty if there is none.
+        again: The number of the trial that repeats this failed trial; None if no trial does.
     """
 
     number: int
@@ -48,6 +50,7 @@ class Trial:
     seconds: float | None = None
     folder: str = ""
     problem: str = ""
+    again: int | None = None
 
 
 def best_of(plan: Search, trials: Sequence[Trial]) -> Trial | None:
@@ -138,9 +141,8 @@ def shown_setting(value: Any) -> str:
 def problems(trials: Sequence[Trial]) -> list[str]:
     """Returns a sentence for each trial that has no result, with the reason."""
     return [
-        f"trial {trial.number} was {trial.problem}"
-        if trial.state == "refused"
-        else f"trial {trial.number} {trial.problem}"
+        f"trial {trial.number} {'was ' if trial.state == 'refused' else ''}{trial.problem}"
+        + ("" if trial.again is None else f"; trial {trial.again} repeats it")
         for trial in trials
         if trial.problem
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,34 @@ def test_a_mistake_in_a_file_is_told_as_the_run_tells_it(
     (line,) = err
     assert line.startswith(f"fl-vitlora: {file}: ")
     assert told in line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{search}\nevaluation: {{predictor: '{code}'}}",
+        "search: {{evaluation.predictor: [plain, '{code}']}}\ndata: {{validation_fraction: 0.2}}",
+        "{search}\nstrategy: '{code}'",
+        "compare: {{evaluation.predictor: [plain, '{code}']}}",
+        "evaluation: {{predictor: '{code}'}}",
+    ],
+)
+def test_code_from_elsewhere_is_not_imported_without_confirmation(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark = tmp_path / "imported"
+    monkeypatch.delitem(sys.modules, "unasked_code", raising=False)  # of the test before
+    (tmp_path / "unasked_code.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    search = "search: {training.epochs: [1, 2]}\ndata: {validation_fraction: 0.2}"
+    file = tmp_path / "mine.yaml"
+    file.write_text(text.format(search=search, code="unasked_code:Part"))
+    code, out, err = check(capsys, file)
+    assert (code, out, len(err)) == (2, [], 1)
+    assert "--trust-strategy unasked_code:Part" in err[0]
+    assert not mark.exists()
+    check(capsys, file, "--trust-strategy", "unasked_code:Part")
+    assert mark.exists()
 
 
 def test_all_files_are_checked_although_one_is_wrong(

@@ -313,3 +313,19 @@ def test_more_runs_than_anybody_waits_for_are_refused_before_they_are_listed() -
 def test_a_path_that_is_no_text_is_refused() -> None:
     with pytest.raises(UserError, match="unknown setting 1"):
         read_grid({"compare": {"where": {"here": {1: 2}}}}, {})
+
+
+def test_a_group_in_a_choice_keeps_the_other_settings_of_the_group() -> None:
+    """If the group were replaced, the runs would train on the default images."""
+    cases = {"iid": {"data": {"partition": "iid"}}, "few": {"data": {"limit": 9}, "clients": 2}}
+    grid = read_grid({"compare": {"case": cases}, "data": {"name": "photos", "alpha": 1}}, {})
+    found = [(c.config.data.name, c.config.data.partition, c.config.data.limit) for c in grid.cells]
+    assert found == [("photos", "iid", None), ("photos", "dirichlet", 9)]
+    assert {cell.config.data.alpha for cell in grid.cells} == {1}
+    assert read_grid(to_tree(grid), {}) == grid
+
+
+def test_a_strategy_in_a_choice_has_only_its_own_parameters() -> None:
+    cases = {"prox": {"strategy": {"name": "fedprox", "mu": 0.5}}, "usual": {"data": {}}}
+    grid = read_grid({"compare": {"case": cases}, "strategy": {"name": "krum", "f": 1}}, {})
+    assert [cell.config.strategy.options for cell in grid.cells] == [{"mu": 0.5}, {"f": 1}]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from fl_vitlora.config import Config
-from fl_vitlora.config.search import Choice, Range, Search, read_search
+from fl_vitlora.config.search import Search, read_search
+from fl_vitlora.config.search_dimensions import Choice, Range
 from fl_vitlora.config.yaml_text import read_yaml
 from fl_vitlora.errors import UserError
 
@@ -27,6 +28,13 @@ def test_a_range_has_the_type_of_its_setting_and_not_that_of_its_ends() -> None:
     assert plan.dimensions[EPOCHS] == Range(low=1, high=3, whole=True)
 
 
+def test_steps_are_counted_in_the_numbers_that_are_written() -> None:
+    plan = read(
+        {RATE: {"from": 0.1, "to": 1, "step": 0.1}, EPOCHS: {"from": 1, "to": 7, "step": 3}}
+    )
+    assert plan.dimensions[RATE] == Range(low=0.1, high=1.0, step=0.1)
+
+
 def test_numbers_that_yaml_reads_as_texts_are_numbers() -> None:
     plan = read({RATE: {"from": "1e-4", "to": "1e-2", "log": True}})
     assert plan.dimensions[RATE] == Range(low=1e-4, high=1e-2, log=True)
@@ -38,6 +46,15 @@ def test_an_experiment_has_the_settings_of_the_file_and_those_of_the_trial() -> 
     made = plan.experiment({EPOCHS: 2, "size": "many"})
     assert (made.training.epochs, made.clients, made.rounds, made.seed) == (2, 9, 4, 5)
     assert isinstance(plan.dimensions["size"], Choice)
+
+
+def test_a_group_in_an_option_keeps_the_other_settings_of_the_group() -> None:
+    data = {"name": "photos", "validation_fraction": 0.2}
+    space = {"who": {"few": {"data": {"alpha": 1}}, "many": {"data": {"alpha": 2}}}}
+    plan = read(space, data=data)
+    made = plan.experiment({"who": "many"}).data
+    assert (made.name, made.validation_fraction, made.alpha) == ("photos", 0.2, 2)
+    assert plan.varied == ["data.alpha"]
 
 
 def test_what_is_stored_is_read_as_the_same_search() -> None:
@@ -78,12 +95,21 @@ def test_every_search_of_the_project_can_be_read_and_has_validation_images(path:
         ({RATE: {"from": 0, "to": 1}}, r"\(0, inf\)"),
         ({EPOCHS: {"from": 1.5, "to": 3}}, "whole number"),
         ({EPOCHS: {"from": 1, "to": 3, "step": 5}}, "step"),
+        ({EPOCHS: {"from": 1, "to": 4, "step": 2}}, r"to: .*got 4; the nearest ends are 3 and 5$"),
+        ({RATE: {"from": 0.1, "to": 0.45, "step": 0.1}}, r"nearest ends are 0\.4 and 0\.5$"),
         ({"finetuning.method": {"from": 1, "to": 2}}, "not a number"),
         ({EPOCHS: [3]}, "one value"),
         ({"training.optimizer": ["adamw", "adamm"]}, "adam"),
         ({"seed": [0, 1]}, "chooses luck"),
         ({"data.validation_fraction": {"from": 0.1, "to": 0.2}}, "different images"),
         ({"data.limit": [50, 100]}, "different images"),
+        ({"evaluation.images": [50, 100]}, "different images"),
+        ({"a": {"b": {"data": {"limit": 50}}, "c": {"data": {"limit": 90}}}}, "data.limit cannot"),
+        (
+            {"a": {"b": {"data": {"alpha": 1, "validation_fraction": 0.1}}, "c": {"clients": 2}}},
+            "data.validation_fraction cannot vary",
+        ),
+        ({"a": {"b": {"data": {"alpha": 1}}, "c": {"clients": 2}}, "data.alpha": [1, 2]}, "twice"),
         ({"who": {"a": {"clients": 2, EPOCHS: 1}, "b": {EPOCHS: 2}}, EPOCHS: [1, 2]}, "set twice"),
     ],
 )
@@ -99,6 +125,9 @@ def test_a_mistake_in_the_space_is_told_in_one_line(space: Any, told: str) -> No
         ({"trials": 0}, "trials"),
         ({"trials": "many"}, "trials"),
         ({"goal": "acuracy"}, "accuracy"),  # codespell:ignore
+        ({"goal": ["accuracy"]}, r"goal: expected one of accuracy, loss, got \['accuracy'\]"),
+        ({"goal": {"accuracy": 1}}, "goal: expected one of"),
+        ({"goal": None}, "goal: expected one of"),
         ({"prune": {"after_round": 2}}, "after_rounds"),
         ({"prune": {"after_rounds": 0}}, "after_rounds"),
         ({"seeds": [0, 1]}, "a comparison has it"),

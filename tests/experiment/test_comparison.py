@@ -22,14 +22,8 @@ from fl_vitlora.config.yaml_text import write_yaml
 from fl_vitlora.encryption.keys import key_id, open_or_create_ring
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import comparison
-from fl_vitlora.experiment.comparison import (
-    can_go_on,
-    compare,
-    has_current_key,
-    is_same,
-    prepare_folder,
-    runs_in,
-)
+from fl_vitlora.experiment.comparison import compare, prepare_folder
+from fl_vitlora.experiment.known_runs import KnownRuns, has_current_key, is_same, runs_in
 from fl_vitlora.experiment.runner import PausedError, run
 from fl_vitlora.experiment.shard_reuse import KEPT
 from fl_vitlora.experiment.watching import Watch
@@ -259,9 +253,9 @@ def test_a_run_that_lost_its_checkpoints_is_run_anew_elsewhere(tmp_path: Path) -
     config = small(tmp_path).runs[0][1]
     config = replace(config, encryption=replace(config.encryption, steps=()))
     folder = RunFolder.create(replace(config, out=str(tmp_path / "run")))
-    assert can_go_on(config, folder.path)
+    assert KnownRuns.of(tmp_path, print).interrupted_run(config) == folder.path
     folder.write("rounds.jsonl", '{"round": 1}\n{"round": 2}\n')
-    assert not can_go_on(config, folder.path)
+    assert KnownRuns.of(tmp_path, print).interrupted_run(config) is None
 
 
 def test_a_run_without_a_result_or_of_another_program_is_not_done(tmp_path: Path) -> None:

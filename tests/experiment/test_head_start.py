@@ -17,8 +17,8 @@ from fl_vitlora import config as configuration
 from fl_vitlora.config import Config
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import runner
-from fl_vitlora.experiment.comparison import as_it_runs
 from fl_vitlora.experiment.head_start import why_zero, with_head_start
+from fl_vitlora.experiment.known_runs import as_it_runs
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.reporting.run_folder import find_run

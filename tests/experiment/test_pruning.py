@@ -5,14 +5,16 @@ The rounds are handed to a trial as a run does; `test_searching` has whole runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fl_vitlora.config.search import Search, read_search
+from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import searching
-from fl_vitlora.experiment.searching import Attempt
+from fl_vitlora.experiment.trial_run import Attempt
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.reporting.search_tables import best_of, to_markdown
@@ -24,10 +26,10 @@ RATE = "training.learning_rate"
 GOOD, MIDDLE, BAD = (0.5, 0.8, 0.9), (0.4, 0.6, 0.7), (0.3, 0.2, 0.1)
 
 
-def plan_of(prune: Any, goal: str = "accuracy") -> Search:
+def plan_of(prune: Any, goal: str = "accuracy", **more: Any) -> Search:
     space = {RATE: {"from": 1e-3, "to": 0.1, "log": True}}
     tree = {"search": space, "trials": 9, "prune": prune, "goal": goal}
-    return read_search(tree, {**SMALL, "rounds": 3, "data.validation_fraction": 0.25})
+    return read_search(tree, {**SMALL, "rounds": 3, "data.validation_fraction": 0.25, **more})
 
 
 def line(number: int, value: float | None, measured_on: str = "validation") -> dict[str, Any]:
@@ -111,7 +113,7 @@ def test_a_round_that_was_measured_on_test_images_is_an_error(tmp_path: Path) ->
     plan = plan_of(False)
     study = searching.open_study(plan, tmp_path)
     attempt = Attempt(plan, study, tmp_path, Engine(verbose=False), 0)
-    with pytest.raises(ValueError, match="measured on test images"):
+    with pytest.raises(UserError, match="measured on test images"):
         attempt._note_round(line(1, 0.9, "test"), Watch())
 
 
@@ -132,19 +134,37 @@ def test_an_interrupted_trial_keeps_its_proposal_and_does_not_report_a_round_twi
     assert trial.intermediate_values == {1: 0.5, 2: 0.6}
 
 
+def rates_of(plan: Search, folder: Path, trials: Sequence[float], *, breaks: bool) -> list[float]:
+    """Plays a trial for each measure, and returns the rates that were tried.
+
+    Args:
+        plan: The search.
+        folder: The folder of the search.
+        trials: The measure of each trial.
+        breaks: True to begin each trial and to continue it as after a killed program.
+    """
+    folder.mkdir()
+    for number, value in enumerate(trials):
+        if breaks:
+            study = searching.open_study(plan, folder)
+            Attempt(plan, study, folder, Engine(verbose=False), number)._propose(RATE)
+            again = searching.open_study(plan, folder)
+            attempt = Attempt(plan, again, folder, Engine(verbose=False), number)
+            attempt._propose(RATE)
+            again.tell(number, value)
+        else:
+            play(plan, folder, (value,))
+    return [trial.params[RATE] for trial in searching.open_study(plan, folder).get_trials()]
+
+
 def test_proposals_depend_on_results_and_seed_and_not_on_interruptions(tmp_path: Path) -> None:
-    plan, rates = plan_of(False), []
-    for name, breaks in (("one", False), ("other", True)):
-        folder = tmp_path / name
-        folder.mkdir()
-        for values in (GOOD, BAD):
-            if breaks:  # the trial is begun, and the program is killed
-                number = len(searching.open_study(plan, folder).get_trials())
-                study = searching.open_study(plan, folder)
-                Attempt(plan, study, folder, Engine(verbose=False), number)._propose(RATE)
-                study.tell(number, values[-1])
-            else:
-                play(plan, folder, values)
-        rates.append([t.params for t in searching.open_study(plan, folder).get_trials()])
-    assert rates[0] == rates[1]
-    assert rates[0][0] != rates[0][1]
+    """Optuna proposes the first ten trials at random, and the next ones from the results."""
+    plan, rising = plan_of(False), [number / 12 for number in range(12)]
+    one = rates_of(plan, tmp_path / "one", rising, breaks=False)
+    assert rates_of(plan, tmp_path / "broken", rising, breaks=True) == one
+    assert len(set(one)) == 12
+    other = rates_of(plan, tmp_path / "other", rising[::-1], breaks=False)
+    assert other[:10] == one[:10]
+    assert other[10:] != one[10:]
+    seeded = rates_of(plan_of(False, seed=8), tmp_path / "seeded", rising[:2], breaks=False)
+    assert seeded != one[:2]

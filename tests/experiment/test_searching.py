@@ -14,13 +14,17 @@ from typing import Any
 import pytest
 
 import strategies
-from fl_vitlora.config import load
+from fl_vitlora.command_line.searching import _end
+from fl_vitlora.config import Config, load
 from fl_vitlora.config.search import Search, read_search
 from fl_vitlora.config.yaml_text import write_yaml
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import searching
+from fl_vitlora.experiment.search_checks import check_search, check_trial
+from fl_vitlora.experiment.searching import SearchStoppedError
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.federation.loop import PausedError
+from fl_vitlora.flower.strategies.aggregators import AnyStrategy, LoadStrategy
 from fl_vitlora.reporting.search_tables import Trial
 from tests.waiting import WATCHDOG, wait_until
 from tests.whole_runs import SMALL
@@ -40,12 +44,37 @@ def plan_of(
     return read_search({"search": search, "trials": 3, "prune": False, **more}, fixed)
 
 
-def found(plan: Search, watch: Watch | None = None) -> list[Trial]:
+def found(
+    plan: Search, watch: Watch | None = None, load: LoadStrategy = strategies.load_for
+) -> list[Trial]:
     """Runs a search to its end."""
     folder = Path(str(plan.out))
     with searching.prepare_folder(folder, plan):
-        list(searching.search(plan, folder, strategies.load_for, watch))
-        return searching.tell(plan, folder, searching.open_study(plan, folder))
+        list(searching.search(plan, folder, load, watch))
+        return told(plan)
+
+
+def told(plan: Search) -> list[Trial]:
+    folder = Path(str(plan.out))
+    return searching.tell(plan, folder, searching.open_study(plan, folder))
+
+
+class Failing:
+    """Makes the strategy of a trial, or fails as if the disk were full for a moment.
+
+    Args:
+        times: The number of calls that fail.
+        error: The error of these calls.
+    """
+
+    def __init__(self, times: int, error: Exception | None = None) -> None:
+        self.times, self.error = times, error or RuntimeError("no space left on the disk")
+
+    def __call__(self, config: Config) -> AnyStrategy:
+        self.times -= 1
+        if self.times >= 0:
+            raise self.error
+        return strategies.load_for(config)
 
 
 def rows(place: Path) -> list[dict[str, str]]:
@@ -197,10 +226,77 @@ def test_a_search_that_is_paused_names_the_trial(tmp_path: Path) -> None:
     assert [trial.state for trial in found(plan)] == ["complete", "complete"]
 
 
+@pytest.mark.slow
+def test_a_trial_that_failed_is_repeated_with_the_same_settings(tmp_path: Path) -> None:
+    """A trial that diverges is not repeated, because its settings would lead to the same again."""
+    space = {RATE: [0.05, 1e300], "training.batch_size": [8, 16]}
+    plan = plan_of(tmp_path, space, rounds=1, seed=2)  # the seed decides which rates are tried
+    first = found(plan, load=Failing(1))
+    assert first[0].state == "failed"
+    again = found(plan)
+    assert (again[0].again, again[3].values) == (3, first[0].values)
+    assert [trial.state for trial in again[:3]] == [trial.state for trial in first]
+    assert all(
+        trial.state == ("complete" if trial.values[RATE] == "0.05" else "diverged")
+        for trial in again[1:]
+    )
+    assert {trial.values[RATE] for trial in again[1:]} == {"0.05", "1e+300"}
+    assert found(plan) == again
+    assert "trial 3 repeats it" in (tmp_path / "search" / "trials.md").read_text()
+
+
+def test_a_search_stops_after_two_failed_trials_in_a_row(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, {RATE: {"from": 1e-3, "to": 0.1}}, trials=4)
+    with pytest.raises(SearchStoppedError, match="trials 0 and 1 failed one after the other"):
+        found(plan, load=Failing(9))
+    first = told(plan)
+    assert [trial.state for trial in first] == ["failed", "failed"]
+    with pytest.raises(SearchStoppedError, match="trials 2 and 3"):
+        found(plan, load=Failing(9))
+    again = told(plan)
+    assert [trial.values for trial in again] == [trial.values for trial in first] * 2
+    assert [trial.again for trial in again] == [2, 3, None, None]
+
+
+def test_a_refused_trial_is_not_repeated(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, {RATE: {"from": 1e-3, "to": 0.1}}, trials=3)
+    refused = found(plan, load=Failing(9, UserError("it does not fit")))
+    assert [trial.state for trial in refused] == ["refused"] * 3
+    assert found(plan, load=Failing(9)) == refused
+
+
+def trial(state: str, again: int | None = None) -> Trial:
+    return Trial(number=0, state=state, value=None, values={}, again=again)
+
+
+@pytest.mark.parametrize(
+    ("states", "code"),
+    [
+        (["complete", "refused", "pruned", "diverged"], 0),
+        (["complete", "failed"], 1),
+        (["failed", "failed"], 1),
+        (["failed", "refused"], 1),
+        (["refused", "diverged"], 1),
+        (["refused", "refused"], 2),
+    ],
+)
+def test_the_exit_code_says_if_a_trial_failed_or_was_refused(
+    states: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        _end([trial(state) for state in states], "", "the same command continues the search")
+    except SystemExit as ended:
+        assert ended.code == code
+        assert capsys.readouterr().err.count("\n") == 1
+    else:
+        assert code == 0
+    _end([trial("failed", again=1), trial("complete")], "", "")
+
+
 def test_without_validation_images_a_search_is_refused(tmp_path: Path) -> None:
     plan = read_search({"search": SPACE}, {**SMALL, "out": str(tmp_path / "search")})
     with pytest.raises(UserError, match=r"data\.validation_fraction=0\.1"):
-        searching.check_search(plan, strategies.load_for)
+        check_search(plan, strategies.load_for)
     assert not (tmp_path / "search").exists()
 
 
@@ -209,7 +305,59 @@ def test_settings_that_a_run_refuses_are_refused_before_any_trial(tmp_path: Path
     secure: dict[str, Any] = {"privacy": {"secure_aggregation": True}, "strategy": "median"}
     plan = plan_of(tmp_path, **secure)
     with pytest.raises(UserError, match="secure_aggregation"):
-        searching.check_search(plan, strategies.load_for)
+        check_search(plan, strategies.load_for)
+
+
+VALIDATION = {"data.validation_fraction": 0.2}
+KEYED = {"encryption": {"adapt": True}, "finetuning": {"method": "lora+patch_embed"}}
+
+
+@pytest.mark.parametrize(
+    ("space", "more", "told"),
+    [
+        ({"evaluation.by": ["central", "clients"]}, {}, "evaluation.by cannot have the value clie"),
+        (
+            {"finetuning.patch_embedding": ["aggregate", "local"]},
+            KEYED,
+            "value local: with it each",
+        ),
+        ({"encryption.scope": ["shared", "client"]}, {}, "value client: with it each client"),
+        ({"strategy": ["fedavg", "fedsa_lora"]}, {}, "value fedsa_lora: with it each client"),
+        ({"clients": [2, 4]}, {"evaluation": {"by": "clients"}}, "clients cannot vary, because"),
+        (
+            {"who": {"a": {"data": {"alpha": 1}}, "b": {"data": {"partition": "iid"}}}},
+            {"evaluation": {"by": "clients"}},
+            "data.alpha cannot vary, because each client",
+        ),
+        ({"clients": [2, 4], "data.alpha": {"from": 0.1, "to": 1}}, {}, ""),
+        ({"finetuning.method": ["head", "lora"], "evaluation.every": [1, 2]}, {}, ""),
+    ],
+)
+def test_all_trials_are_measured_on_the_same_images(
+    tmp_path: Path, space: Any, more: dict[str, Any], told: str
+) -> None:
+    given = {key: value for key, value in SMALL.items() if key != "clients"}
+    tree = {"search": space, "data": {"validation_fraction": 0.25}, **more}
+    plan = read_search(tree, {**given, "encryption.key_file": str(tmp_path / "owner.key")})
+    if not told:
+        check_search(plan, strategies.load_for)
+        return
+    with pytest.raises(UserError, match=told) as refused:
+        check_search(plan, strategies.load_for)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_trial_whose_choices_together_change_who_evaluates_is_refused() -> None:
+    space = {
+        "finetuning.method": ["lora", "lora+patch_embed"],
+        "finetuning.patch_embedding": ["aggregate", "local"],
+    }
+    plan = read_search({"search": space, "finetuning": {"method": "lora"}}, VALIDATION)
+    check_search(plan, strategies.load_for)
+    values = {"finetuning.method": "lora", "finetuning.patch_embedding": "local"}
+    check_trial(plan, values, strategies.load_for)
+    with pytest.raises(UserError, match="each client evaluates on its own images"):
+        check_trial(plan, values | {"finetuning.method": "lora+patch_embed"}, strategies.load_for)
 
 
 @pytest.mark.parametrize(

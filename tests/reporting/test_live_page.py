@@ -246,6 +246,23 @@ def test_a_folder_without_a_run_is_refused_in_one_line(
     assert "contains no run and no comparison" in line
 
 
+def test_the_folder_of_a_search_names_its_newest_trial(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "search.yaml").write_text("trials: 3\n")
+    for name, begun in ((None, 0), ("trial-00001", 2), ("trial-00000", 1)):
+        if name is not None:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "config.yaml").write_text("rounds: 1\n")
+            os.utime(tmp_path / name / "config.yaml", (begun, begun))
+        with pytest.raises(SystemExit) as ended:
+            tools.main(["watch", str(tmp_path)])
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{tmp_path} is the folder of a search; expected one of its trials" in line
+        assert line.endswith("trial-00001" if name else "none has begun")
+
+
 def test_a_folder_that_goes_away_is_named(growing: Path) -> None:
     with served(growing) as server:
         shutil.rmtree(growing)

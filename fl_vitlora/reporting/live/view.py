@@ -19,6 +19,7 @@ from fl_vitlora.reporting.report.page import Table, data_of
 from fl_vitlora.reporting.report.run_page import percent, rounds_table
 from fl_vitlora.reporting.result_table import readable_seconds
 from fl_vitlora.reporting.run_folder import CONFIG
+from fl_vitlora.reporting.search_tables import SEARCH
 
 Content = dict[str, Any]
 
@@ -32,7 +33,14 @@ def has_content(folder: Path) -> bool:
 
 
 def missing(folder: Path) -> str:
-    """Returns a sentence that says what a folder should have."""
+    """Returns a sentence that says what a folder should have.
+
+    The folder of a search has no page, but each of its trials is a run.
+    """
+    if (folder / SEARCH).is_file():
+        trials = sorted(folder.glob(f"trial-*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
+        newest = f"the newest is {trials[-1].parent}" if trials else "none has begun"
+        return f"{folder} is the folder of a search; expected one of its trials, and {newest}"
     return (
         f"{folder} contains no run and no comparison; expected a folder with a {CONFIG} or a {GRID}"
     )
