@@ -86,27 +86,6 @@ class TrainedModel:
         plain = policies.aligns(config) or not policies.exchanges_reader(config)
         return not config.encryption.steps or (policies.computes_on_plain(config) and plain)
 
-    def holds_key(self, reads: str) -> bool:
-        """Returns True if the model for some images gives the key to everybody who has it.
-
-        The key was put into the model for ciphertext if the run adapted its model, or if each
-        client turns the server's model into its own coordinates.
-
-        Args:
-            reads: The images that the model reads: "plain" or "ciphertext".
-        """
-        turned = policies.adapts(self.config) or policies.clients_turn(self.config)
-        return reads == "ciphertext" and turned
-
-    def reveals_part_of_key(self, reads: str) -> bool:
-        """Returns True if the model has a patch embedding that was trained on ciphertext.
-
-        Args:
-            reads: The images that the model reads: "plain" or "ciphertext".
-        """
-        encrypted = bool(self.config.encryption.steps)
-        return reads == "ciphertext" and encrypted and policies.exchanges_reader(self.config)
-
     @cached_property
     def holder(self) -> KeyHolder:
         """Opens the owners' key ring, and returns the key holder for the images of the run.

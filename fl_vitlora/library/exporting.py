@@ -11,6 +11,7 @@ from typing import Literal
 from torch import nn
 
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.held_keys import holds_key, reveals_part_of_key
 from fl_vitlora.experiment.merging import merged
 from fl_vitlora.experiment.trained_model import TrainedModel
 from fl_vitlora.finetuning.classifier import heads_of, plain_heads
@@ -91,7 +92,7 @@ def export(
             raise UserError(f"export: {error}") from None
         raise
     if place:
-        if trained.reveals_part_of_key(reads):
+        if reveals_part_of_key(trained.config, reads):
             tell(REVEALS)
         tell(publishing.push(folder, place).told)
 
@@ -162,7 +163,7 @@ def _place_on_hub(trained: TrainedModel, reads: str, name: str) -> str:
         UserError: If the key was put into the model that reads ciphertext, or if nothing can be
             uploaded to this repository.
     """
-    if trained.holds_key(reads):
+    if holds_key(trained.config, reads):
         raise UserError(
             "--push-to-hub: this model for ciphertext holds the key, because everybody who has "
             "the public model can compute the key from it; push the model for plain images, or "
