@@ -278,6 +278,7 @@ def test_a_missing_package_is_named_with_its_extra(
         (lambda run: (run / "result.json").write_text("{"), "result.json cannot be read"),
         (lambda run: (run / "rounds.jsonl").write_text("[]\n"), "rounds.jsonl cannot be read"),
         (lambda run: change(run, communication=3), "do not have the form"),
+        (lambda run: change(run, seconds={"total": float("inf")}), "do not have the form"),
         (
             lambda run: (run / "plots" / LABELS).write_text("client,class,images\n9,0,1\n"),
             "label_distribution.csv cannot be read",

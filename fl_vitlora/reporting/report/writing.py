@@ -57,7 +57,7 @@ def _page_of(folder: Path) -> tuple[str, bool]:
         return render("run.html.j2", run_page.context_of(files)), files.shows_plain
     except UserError:
         raise
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"{folder}: its files do not have the form that this version reads "
             f"({type(error).__name__}: {error})"
