@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fl_vitlora.data.pixels import Look, look_of
 from fl_vitlora.experiment.trained_model import TrainedModel
 from fl_vitlora.models.backbone import BUNDLED, PRETRAINED
 from fl_vitlora.models.onnx_file import INPUT, ONNX, OUTPUT
@@ -20,6 +21,7 @@ def card(trained: TrainedModel, form: str, reads: str, client: int | None) -> st
     """
     config = trained.config
     channels, height, width = trained.backbone.image_shape
+    look = look_of(config.data)
     return CARD.format(
         library=LIBRARIES[form],
         name=config.model.name,
@@ -28,8 +30,8 @@ def card(trained: TrainedModel, form: str, reads: str, client: int | None) -> st
         clients=config.clients,
         sees=images_of(trained, reads, client),
         size=f"{channels} × {height} × {width}",
-        fit=config.data.fit,
-        background=", ".join(map(str, config.data.background)),
+        fit=look.fit,
+        background=look.background,
         load=_loading(trained, form, reads),
     )
 
@@ -53,13 +55,11 @@ def _loading(trained: TrainedModel, form: str, reads: str) -> str:
         return 'import timm\n\nmodel = timm.create_model("local-dir:THIS_FOLDER", pretrained=True)'
     if form == "onnx":
         _, height, width = trained.backbone.image_shape
-        encrypted = reads == "ciphertext" and trained.config.encryption.steps
-        return USE_OF_ONNX.format(
-            file=ONNX,
-            resized="" if encrypted else f".resize(({width}, {height}))",
-            input=INPUT,
-            output=OUTPUT,
-        )
+        read = READ_CIPHERTEXT
+        if reads == "plain" or not trained.config.encryption.steps:
+            read = reading(look_of(trained.config.data), height, width)
+        used = "Image" if read == READ_CIPHERTEXT else "Image, ImageOps"
+        return USE_OF_ONNX.format(file=ONNX, used=used, read=read, input=INPUT, output=OUTPUT)
     wanted, classes = trained.config.model, len(trained.class_names)
     if wanted.name in BUNDLED or wanted.weights != PRETRAINED or wanted.patch_size is not None:
         imports = (
@@ -81,6 +81,26 @@ def _loading(trained: TrainedModel, form: str, reads: str) -> str:
     )
 
 
+def reading(look: Look, height: int, width: int) -> str:
+    """Returns the lines of Python that read a plain image as a run does.
+
+    The lines set the variable `image` to an RGB image of the library Pillow, of H × W pixels. An
+    image of more than 8 bits for each colour is not read as in a run.
+
+    Args:
+        look: The settings for the conversion of images.
+        height: The height H in pixels.
+        width: The width W in pixels.
+    """
+    size = f"({width}, {height}), Image.Resampling.BICUBIC"
+    fitted = {
+        "squash": f"image.resize({size})",
+        "crop": f"ImageOps.fit(image, {size})",
+        "pad": f"ImageOps.pad(image, {size}, color={look.background})",
+    }
+    return READ_PLAIN.format(background=look.background, fitted=fitted[look.fit])
+
+
 CARD = """---
 library_name: {library}
 tags: [federated-learning, vision-transformer]
@@ -91,8 +111,9 @@ tags: [federated-learning, vision-transformer]
 * Method: `{method}`. Classes: {classes}.
 * The model reads {sees}, {size} (channels, height, width), scaled to [-1, 1]: mean 0.5, standard
   deviation 0.5.
-* Before training, images of another shape were fitted with `data.fit={fit}` and the background
-  {background}. timm's own transform fills borders with grey.
+* Before training, images were turned as their EXIF tag says, put before the background
+  {background} (red, green, blue) and fitted to this size with `data.fit={fit}`. timm's own
+  transform fills borders with grey.
 
 ```python
 {load}
@@ -102,15 +123,24 @@ Made with fl_vitlora. The clients' images are not part of this folder. It was no
 model reveals about the images on which it was trained.
 """
 
+READ_PLAIN = """image = ImageOps.exif_transpose(Image.open("IMAGE"))  # 8 bits for each colour
+if image.has_transparency_data:
+    behind = Image.new("RGBA", image.size, {background})
+    image = Image.alpha_composite(behind, image.convert("RGBA"))
+image = image.convert("RGB")
+image = {fitted}"""
+
+READ_CIPHERTEXT = 'image = Image.open("IMAGE").convert("RGB")'
+
 USE_OF_ONNX = """import json
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import {used}
 
 session = onnxruntime.InferenceSession("THIS_FOLDER/{file}")
 names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
-image = Image.open("IMAGE").convert("RGB"){resized}
+{read}
 pixels = (np.asarray(image, dtype=np.float32) / 255 - 0.5) / 0.5
 (logits,) = session.run(["{output}"], {{"{input}": pixels.transpose(2, 0, 1)[None]}})
 print(names[logits[0].argmax()])"""
