@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
+from fl_vitlora.config import ModelConfig
 from fl_vitlora.data.pixels import Look, look_of
 from fl_vitlora.experiment.trained_model import TrainedModel
-from fl_vitlora.models.backbone import BUNDLED, PRETRAINED
+from fl_vitlora.models.backbone import BUNDLED, PRETRAINED, RANDOM
 from fl_vitlora.models.onnx_file import INPUT, ONNX, OUTPUT
+from fl_vitlora.models.timm_models import FOLDER
 
+OWN_WEIGHTS, OWN_MODEL = "WEIGHTS_OF_THE_RUN", "MODEL_OF_THE_RUN"
+FILLED_IN = {
+    OWN_WEIGHTS: f"In the lines below, replace `{OWN_WEIGHTS}` by the path of the weights with\n"
+    "  which the run started. The setting `model.weights` of the run names this file.",
+    OWN_MODEL: f"In the lines below, replace `{OWN_MODEL}` by the path of the folder with the\n"
+    "  run's pre-trained model. The setting `model.name` of the run names this folder.",
+}
 LIBRARIES = {"timm": "timm", "peft": "peft", "onnx": "onnx"}  # names that the hub knows
 
 
@@ -21,10 +32,10 @@ def card(trained: TrainedModel, form: str, reads: str, client: int | None) -> st
     """
     config = trained.config
     channels, height, width = trained.backbone.image_shape
-    look = look_of(config.data)
+    look, load = look_of(config.data), _loading(trained, form, reads)
     return CARD.format(
         library=LIBRARIES[form],
-        name=config.model.name,
+        name=public_model(config.model).name,
         method=config.finetuning.method,
         classes=", ".join(trained.class_names),
         clients=config.clients,
@@ -32,7 +43,8 @@ def card(trained: TrainedModel, form: str, reads: str, client: int | None) -> st
         size=f"{channels} × {height} × {width}",
         fit=look.fit,
         background=look.background,
-        load=_loading(trained, form, reads),
+        load=load,
+        fill_in=_to_fill_in(load),
     )
 
 
@@ -60,14 +72,24 @@ def _loading(trained: TrainedModel, form: str, reads: str) -> str:
             read = reading(look_of(trained.config.data), height, width)
         used = "Image" if read == READ_CIPHERTEXT else "Image, ImageOps"
         return USE_OF_ONNX.format(file=ONNX, used=used, read=read, input=INPUT, output=OUTPUT)
-    wanted, classes = trained.config.model, len(trained.class_names)
+    return _loading_peft(trained)
+
+
+def _loading_peft(trained: TrainedModel) -> str:
+    """Returns the lines that build the pre-trained model, and put the exported changes into it."""
+    wanted, classes = public_model(trained.config.model), len(trained.class_names)
     if wanted.name in BUNDLED or wanted.weights != PRETRAINED or wanted.patch_size is not None:
         imports = (
             "from fl_vitlora.config import ModelConfig\nfrom fl_vitlora.models import backbone"
         )
+        given = ", ".join(
+            f"{field.name}={getattr(wanted, field.name)!r}"
+            for field in fields(wanted)
+            if field.name == "name" or getattr(wanted, field.name) != field.default
+        )
         base = (
-            f"backbone.build(\n    {wanted!r},\n    classes={list(trained.class_names)!r},\n"
-            f"    seed={trained.config.seed},\n).model"
+            f"backbone.build(\n    ModelConfig({given}),\n"
+            f"    classes={list(trained.class_names)!r},\n    seed={trained.config.seed},\n).model"
         )
     else:
         imports, size = "import timm", tuple(trained.backbone.image_shape[1:])
@@ -79,6 +101,28 @@ def _loading(trained: TrainedModel, form: str, reads: str) -> str:
         f"{imports}\nfrom peft import PeftModel\n\nbase = {base}\n"
         'model = PeftModel.from_pretrained(base, "THIS_FOLDER").eval()'
     )
+
+
+def public_model(wanted: ModelConfig) -> ModelConfig:
+    """Returns the settings of a model without paths of this machine.
+
+    Args:
+        wanted: The settings of the run.
+
+    Returns:
+        The settings, in which `OWN_WEIGHTS` and `OWN_MODEL` stand for the paths.
+    """
+    weights, name = wanted.weights, wanted.name
+    if weights not in (PRETRAINED, RANDOM):
+        weights = OWN_WEIGHTS
+    if name.startswith(FOLDER):
+        name = f"{FOLDER}{OWN_MODEL}"
+    return replace(wanted, name=name, weights=weights, init_from=None)
+
+
+def _to_fill_in(load: str) -> str:
+    """Returns a sentence about each word in the lines for which the reader must write a path."""
+    return "".join(f"* {told}\n" for word, told in FILLED_IN.items() if word in load)
 
 
 def reading(look: Look, height: int, width: int) -> str:
@@ -114,7 +158,7 @@ tags: [federated-learning, vision-transformer]
 * Before training, images were turned as their EXIF tag says, put before the background
   {background} (red, green, blue) and fitted to this size with `data.fit={fit}`. timm's own
   transform fills borders with grey.
-
+{fill_in}
 ```python
 {load}
 ```
