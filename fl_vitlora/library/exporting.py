@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +34,12 @@ from fl_vitlora.models.timm_folder import (
     open_timm_folder,
     write_timm_folder,
 )
-from fl_vitlora.storage.files import WriteError, make_folder, write_atomically
+from fl_vitlora.storage.files import (
+    WriteError,
+    make_folder,
+    private_folder_within,
+    write_atomically,
+)
 
 Form = Literal["timm", "peft", "onnx"]
 FORMS = ("timm", "peft", "onnx")
@@ -62,7 +68,8 @@ def export(
 
     Args:
         trained: The model of the run.
-        folder: The folder, which must be new or empty.
+        folder: The folder, which must be new or empty. If the export is uploaded, the folder may
+            have the files of exactly this export, because an earlier upload failed.
         form: "timm" for the whole model, "peft" for the changes only, "onnx" for a file of ONNX.
         reads: "plain" for a model that reads plain images, "ciphertext" for a model that reads
             images that are encrypted like the images of the run.
@@ -80,8 +87,24 @@ def export(
             f"export: expected form {', '.join(FORMS[:-1])} or {FORMS[-1]}, and reads plain or "
             f"ciphertext, got {form} and {reads}"
         )
-    place = "" if push_to_hub is None else _place_on_hub(trained, reads, push_to_hub)
-    _make_empty(folder)
+    place = "" if push_to_hub is None else _place_on_hub(trained, reads, push_to_hub, folder)
+
+    def write(where: Path) -> None:
+        _write(trained, where, form, reads, client)
+
+    if place and folder.is_dir() and any(folder.iterdir()):
+        _expect_written(folder, write)
+    else:
+        _make_empty(folder)
+        write(folder)
+    if place:
+        if reveals_part_of_key(trained.config, reads):
+            tell(REVEALS)
+        tell(publishing.push(folder, place).told)
+
+
+def _write(trained: TrainedModel, folder: Path, form: str, reads: str, client: int | None) -> None:
+    """Writes the files of an export into an empty folder, which is empty again after an error."""
     try:
         WRITERS[form](trained, folder, reads, client)
         write_atomically(folder / "README.md", card(trained, form, reads, client))
@@ -91,10 +114,6 @@ def export(
         if isinstance(error, WriteError):
             raise UserError(f"export: {error}") from None
         raise
-    if place:
-        if reveals_part_of_key(trained.config, reads):
-            tell(REVEALS)
-        tell(publishing.push(folder, place).told)
 
 
 def _write_timm(trained: TrainedModel, folder: Path, reads: str, client: int | None) -> None:
@@ -156,7 +175,7 @@ def _write_onnx(trained: TrainedModel, folder: Path, reads: str, client: int | N
 WRITERS = {"timm": _write_timm, "peft": _write_peft, "onnx": _write_onnx}
 
 
-def _place_on_hub(trained: TrainedModel, reads: str, name: str) -> str:
+def _place_on_hub(trained: TrainedModel, reads: str, name: str, folder: Path) -> str:
     """Returns the whole name of the repository on the hub, after all checks before an upload.
 
     Raises:
@@ -169,13 +188,40 @@ def _place_on_hub(trained: TrainedModel, reads: str, name: str) -> str:
             "the public model can compute the key from it; push the model for plain images, or "
             "give the folder to the service yourself"
         )
-    return publishing.find_place(name)
+    return publishing.find_place(name, folder)
 
 
 def _whole(trained: TrainedModel, reads: str, client: int | None) -> Backbone:
     """Returns the trained model with the layers of the method, as the run uses the model."""
     made = trained.for_plain if reads == "plain" else trained.for_ciphertext
     return replace(trained.backbone, model=made(client))
+
+
+def _expect_written(folder: Path, write: Callable[[Path], None]) -> None:
+    """Checks that a folder has exactly the files of an export, as after an upload that failed.
+
+    Args:
+        folder: The folder.
+        write: A function that writes the export into another folder, with which it is compared.
+
+    Raises:
+        UserError: If the folder has another file, lacks a file, or has a file of other content.
+    """
+    names = sorted(path.name for path in folder.iterdir())
+    same = set(names) <= set(publishing.OF_EXPORTS)
+    if same:
+        try:
+            with private_folder_within(folder) as other:
+                write(other)
+                same = names == sorted(path.name for path in other.iterdir())
+                same = same and not any(filecmp.cmpfiles(folder, other, names, shallow=False)[1:])
+        except WriteError as error:
+            raise UserError(f"export: {error}") from None
+    if not same:
+        raise UserError(
+            f"export folder {folder} is in use, and its files are not those of this export; choose "
+            "a new folder"
+        )
 
 
 def _make_empty(folder: Path) -> None:
