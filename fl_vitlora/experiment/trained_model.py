@@ -86,6 +86,19 @@ class TrainedModel:
         plain = policies.aligns(config) or not policies.exchanges_reader(config)
         return not config.encryption.steps or (policies.computes_on_plain(config) and plain)
 
+    def secrets_of(self, client: int | None) -> list[str]:
+        """Returns the ids of the secrets from which the keys of images are derived.
+
+        Args:
+            client: The number of the client of the images; None for the images of all parties.
+
+        Returns:
+            The ids without repetition, in the order of the parties; empty if no id is known.
+        """
+        if client is not None and (own := self.key_ids.get(client_party(client))):
+            return [own]
+        return list(dict.fromkeys(self.key_ids.values())) or [self.key_id] * bool(self.key_id)
+
     @cached_property
     def holder(self) -> KeyHolder:
         """Opens the owners' key ring, and returns the key holder for the images of the run.

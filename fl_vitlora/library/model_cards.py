@@ -11,6 +11,7 @@ from fl_vitlora.models.backbone import BUNDLED, PRETRAINED, RANDOM
 from fl_vitlora.models.onnx_file import INPUT, ONNX, OUTPUT
 from fl_vitlora.models.timm_models import FOLDER
 
+MOST_IDS = 20  # the largest number of ids of secrets in a card
 OWN_WEIGHTS, OWN_MODEL = "WEIGHTS_OF_THE_RUN", "MODEL_OF_THE_RUN"
 FILLED_IN = {
     OWN_WEIGHTS: f"In the lines below, replace `{OWN_WEIGHTS}` by the path of the weights with\n"
@@ -55,10 +56,19 @@ def images_of(trained: TrainedModel, reads: str, client: int | None) -> str:
         return "plain images"
     whose = "" if client is None else f" of client {client}"
     return (
-        f"images encrypted with the key{whose} under the secret {trained.key_id} "
+        f"images encrypted with the key{whose} under {_secret_of(trained, client)} "
         f"({', '.join(config.encryption.steps)}; scope {config.encryption.scope}), which must "
         "not be resized"
     )
+
+
+def _secret_of(trained: TrainedModel, client: int | None) -> str:
+    """Returns which secret the key of a client is derived from, or which secrets all keys are."""
+    ids = trained.secrets_of(client)
+    if len(ids) <= 1:
+        return f"the secret {ids[0]}" if ids else "an unknown secret"
+    more = f" and {len(ids) - MOST_IDS} more" if len(ids) > MOST_IDS else ""
+    return f"the secrets {', '.join(ids[:MOST_IDS])}{more} of several owners"
 
 
 def _loading(trained: TrainedModel, form: str, reads: str) -> str:

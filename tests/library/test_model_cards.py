@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fl_vitlora.experiment.server_model import make_server
 from fl_vitlora.experiment.trained_model import TrainedModel
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.finetuning.classifier import plain_heads
-from fl_vitlora.library.model_cards import card, reading
+from fl_vitlora.library.model_cards import card, images_of, reading
 from fl_vitlora.models import backbone
 from fl_vitlora.models.own_model import store_model
 from fl_vitlora.models.start import PLAIN, Start
@@ -150,3 +151,32 @@ def test_a_card_names_no_folder_of_a_model_of_ones_own(tmp_path: Path) -> None:
         text = card(trained(tmp_path, model__name=name), form, "plain", None)
         assert str(tmp_path) not in text
         assert ("replace `MODEL_OF_THE_RUN` by" in text) == (form == "peft")
+
+
+IDS = {"client 0": "aaa", "client 1": "bbb", "client 2": "bbb", "test": "ccc"}
+
+
+@pytest.mark.parametrize(
+    ("key_id", "key_ids", "client", "told"),
+    [
+        ("abc", {}, None, "the key under the secret abc (block"),
+        ("abc", {}, 2, "the key of client 2 under the secret abc (block"),
+        ("", IDS, 1, "the key of client 1 under the secret bbb (block"),
+        ("", IDS, None, "the key under the secrets aaa, bbb, ccc of several owners (block"),
+        ("", {"client 0": "aaa", "test": "aaa"}, None, "the key under the secret aaa (block"),
+        (
+            "",
+            {f"client {n}": f"s{n}" for n in range(25)},
+            None,
+            "s18, s19 and 5 more of several owners (block",
+        ),
+        ("", {}, None, "the key under an unknown secret (block"),
+    ],
+)
+def test_a_card_for_ciphertext_names_the_secret_of_each_owner(
+    key_id: str, key_ids: dict[str, str], client: int | None, told: str, tmp_path: Path
+) -> None:
+    model = replace(trained(tmp_path), key_id=key_id, key_ids=key_ids)
+    assert told in images_of(model, "ciphertext", client)
+    assert told in card(model, "onnx", "ciphertext", client)
+    assert "secret" not in card(model, "onnx", "plain", client)
