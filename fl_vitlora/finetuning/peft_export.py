@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from fl_vitlora.errors import UserError
 
-CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 NEGLIGIBLE = 1e-9  # in float64, singular values below this share of the largest are rounding
 
 
@@ -135,10 +135,10 @@ def write_adapter(folder: Path, adapted: Any) -> None:
         adapted: The result of `adapter_of`.
     """
     adapted.save_pretrained(str(folder), safe_serialization=True)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     config["target_modules"] = sorted(config["target_modules"])  # peft writes a set in any order
     text = json.dumps(config, indent=2, sort_keys=True)
-    (folder / CONFIG).write_text(text, encoding="utf-8")
+    (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
 
 
 def open_adapter(public: nn.Module, folder: Path) -> nn.Module:

@@ -18,6 +18,8 @@ from fl_vitlora.experiment.trained_model import TrainedModel
 from fl_vitlora.finetuning.classifier import heads_of, plain_heads
 from fl_vitlora.finetuning.methods import CannotMergeError
 from fl_vitlora.finetuning.peft_export import (
+    ADAPTER,
+    ADAPTER_CONFIG,
     adapter_of,
     changes_between,
     open_adapter,
@@ -35,6 +37,7 @@ from fl_vitlora.models.timm_folder import (
     write_timm_folder,
 )
 from fl_vitlora.storage.files import (
+    PRIVATE,
     WriteError,
     make_folder,
     private_folder_within,
@@ -133,7 +136,12 @@ def _write_peft(trained: TrainedModel, folder: Path, reads: str, client: int | N
     always = [*heads, PATCH_EMBEDDING]
     changes = changes_between(public.model.double(), tuned, always)
     base = public.model.float()
-    write_adapter(folder, adapter_of(base, tuned.float(), changes))
+    adapted = adapter_of(base, tuned.float(), changes)
+    with private_folder_within(folder) as place:  # peft writes files that others can read
+        write_adapter(place, adapted)
+        for name in (ADAPTER_CONFIG, ADAPTER):
+            (place / name).chmod(PRIVATE)
+            (place / name).replace(folder / name)
     opened = open_adapter(base, folder)
     expect_same_logits(_whole(trained, reads, client), opened, f"the adapter in {folder}")
 

@@ -16,12 +16,13 @@ from typing import Any
 from fl_vitlora.config.units import readable_bytes
 from fl_vitlora.data.shards import is_shard
 from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning.peft_export import ADAPTER, ADAPTER_CONFIG
 from fl_vitlora.models import hub_weights, onnx_file, timm_folder
 
 FLAG = "--push-to-hub"
 # The files that an export has. A key ring, a shard and every other file are refused.
-TEXTS = ("README.md", timm_folder.CONFIG, "adapter_config.json")
-TENSORS = (timm_folder.WEIGHTS, "adapter_model.safetensors")
+TEXTS = ("README.md", timm_folder.CONFIG, ADAPTER_CONFIG)
+TENSORS = (timm_folder.WEIGHTS, ADAPTER)
 OF_EXPORTS = (*TEXTS, *TENSORS, onnx_file.ONNX, onnx_file.WEIGHTS)
 OF_THE_HUB = ".gitattributes"  # the hub writes this file into every new repository
 

@@ -177,7 +177,8 @@ def private_folder_within(folder: Path) -> Iterator[Path]:
         WriteError: If the folder cannot be made.
     """
     with writing(folder):
-        made = tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp")  # mode 0700
+        made = tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp")
+        make_private_folder(Path(made.name))  # whatever the umask is
     with made as place:
         yield Path(place)
 

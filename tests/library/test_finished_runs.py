@@ -196,6 +196,7 @@ def test_peft_opens_the_export(
             assert "pos_embed" in str(error)
             assert reads == "ciphertext" or name not in WITHOUT_KEY
             continue
+        assert (folder / "adapter_model.safetensors").stat().st_mode & 0o777 == 0o600
         peft = loaded(folder)
         if name == "one key":
             assert json.loads((folder / "adapter_config.json").read_text())["r"] == 2 * 4
