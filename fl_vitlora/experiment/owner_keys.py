@@ -136,8 +136,8 @@ def export_client(config: Config, client: int, path: Path, secret: str | None = 
         The key.
 
     Raises:
-        UserError: If clients have no keys of their own, there is no such client, or the file exists
-            or cannot be written.
+        UserError: If clients have no keys of their own, there is no such client or secret, or the
+            file exists or cannot be written.
     """
     encryption = config.encryption
     if not encryption.steps:
@@ -150,7 +150,10 @@ def export_client(config: Config, client: int, path: Path, secret: str | None = 
             f"0 to {config.clients - 1}"
         )
     ring = open_ring(Path(encryption.key_file))
-    chosen = ring.current if secret is None else ring.find(secret)
+    known = {key_id(one): one for one in ring.secrets}
+    if secret is not None and secret not in known:
+        raise unknown(f"id of a secret of the key ring {ring.path}", secret, known)
+    chosen = ring.current if secret is None else known[secret]
     key = derive_client_key(chosen, client_party(client), config.seed)
     write_client_key(path, key)
     return key
@@ -174,7 +177,7 @@ def number_of(word: str, folder: Path) -> int:
             raise UserError(f"client {shown(word)}: expected a number behind number:, from 0")
         return int(rest)
     name = rest if form == "name" else word
-    names, number = _client_names(folder), int(name) if word.isdecimal() else None
+    names, number = client_names(folder / CLIENTS), int(name) if word.isdecimal() else None
     if names is None:
         if number is not None:
             return number
@@ -198,17 +201,28 @@ def number_of(word: str, folder: Path) -> int:
     return found[0] if number is None else number
 
 
-def _client_names(folder: Path) -> list[str] | None:
-    """Returns the names in `clients.json`, in the order of the clients; None without this file."""
-    path = folder / CLIENTS
+def client_names(path: Path) -> list[str] | None:
+    """Returns the names in a file `clients.json`, in the order of the clients.
+
+    Args:
+        path: The path of the file.
+
+    Returns:
+        The names, which are texts or whole numbers in the file; None if there is no such file.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(found, list):
-        raise UserError(f"{path} cannot be read: expected a list of names")
+    if not isinstance(found, list) or not all(type(name) in (str, int) for name in found):
+        raise UserError(
+            f"{path} cannot be read: expected a list of names, which are texts or whole numbers"
+        )
     return [str(name) for name in found]
 
 

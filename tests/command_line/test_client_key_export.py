@@ -89,6 +89,19 @@ def test_an_older_secret_may_be_named(tmp_path: Path) -> None:
     assert open_client_key(export(tmp_path, config, "0", "--id", first)).name == first
 
 
+def test_an_unknown_secret_is_refused_with_those_of_the_ring(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ring = open_or_create_ring(tmp_path / "owner.key").rotated()
+    with pytest.raises(SystemExit) as ended:
+        export(tmp_path, load(None, ALIGNED), "1", "--id", "zzz")
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"unknown id of a secret of the key ring {tmp_path / 'owner.key'} 'zzz'" in line
+    assert all(key_id(secret) in line for secret in ring.secrets)
+    assert "--set" not in line
+
+
 def test_a_key_from_another_secret_than_that_of_the_shard_is_refused(tmp_path: Path) -> None:
     config = prepare(tmp_path, {**ALIGNED, "encryption.at_rest": "none"})
     open_ring(tmp_path / "owner.key").rotated()
@@ -130,6 +143,7 @@ def test_a_number_may_be_a_name(word: str, client: int, tmp_path: Path) -> None:
         ("[12, 0, 1, 5]", "number:x", "expected a number behind number:, from 0"),
         ('[7, "7"]', "name:7", "the name of the clients 0, 1; write number:0"),
         ("{}", "1", "clients.json cannot be read: expected a list of names"),
+        ("[[1]]", "1", "clients.json cannot be read: expected a list of names"),
     ],
 )
 def test_a_client_that_may_be_meant_in_two_ways_is_refused(
