@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import filecmp
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
 
-from fl_vitlora.errors import UserError
+from fl_vitlora.config.export_names import FORMS, READS
+from fl_vitlora.errors import UserError, unknown
 from fl_vitlora.experiment.held_keys import holds_key, reveals_part_of_key
 from fl_vitlora.experiment.merging import merged
 from fl_vitlora.experiment.trained_model import TrainedModel
@@ -44,9 +44,7 @@ from fl_vitlora.storage.files import (
     write_atomically,
 )
 
-Form = Literal["timm", "peft", "onnx"]
-FORMS = ("timm", "peft", "onnx")
-READS = ("plain", "ciphertext")
+Writer = Callable[[TrainedModel, Path, str, int | None], None]
 PATCH_EMBEDDING = "patch_embed.proj"
 REVEALS = (
     "the patch embedding of this model was trained on ciphertext and reveals parts of the key to "
@@ -85,11 +83,10 @@ def export(
         UserError: If the model cannot be exported in this form; the folder is then empty. If the
             export cannot be uploaded, it stays in the folder.
     """
-    if form not in FORMS or reads not in READS:
-        raise UserError(
-            f"export: expected form {', '.join(FORMS[:-1])} or {FORMS[-1]}, and reads plain or "
-            f"ciphertext, got {form} and {reads}"
-        )
+    if form not in FORMS:
+        raise unknown("form of an export", form, FORMS)
+    if reads not in READS:
+        raise unknown("value of reads", reads, READS)
     place = "" if push_to_hub is None else _place_on_hub(trained, reads, push_to_hub, folder)
 
     def write(where: Path) -> None:
@@ -180,7 +177,7 @@ def _write_onnx(trained: TrainedModel, folder: Path, reads: str, client: int | N
         expect_same_logits(whole, opened, f"the file {folder / ONNX}", images)
 
 
-WRITERS = {"timm": _write_timm, "peft": _write_peft, "onnx": _write_onnx}
+WRITERS: Mapping[str, Writer] = {"timm": _write_timm, "peft": _write_peft, "onnx": _write_onnx}
 
 
 def _place_on_hub(trained: TrainedModel, reads: str, name: str, folder: Path) -> str:

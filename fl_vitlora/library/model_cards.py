@@ -19,7 +19,6 @@ FILLED_IN = {
     OWN_MODEL: f"In the lines below, replace `{OWN_MODEL}` by the path of the folder with the\n"
     "  run's pre-trained model. The setting `model.name` of the run names this folder.",
 }
-LIBRARIES = {"timm": "timm", "peft": "peft", "onnx": "onnx"}  # names that the hub knows
 
 
 def card(trained: TrainedModel, form: str, reads: str, client: int | None) -> str:
@@ -35,7 +34,7 @@ def card(trained: TrainedModel, form: str, reads: str, client: int | None) -> st
     channels, height, width = trained.backbone.image_shape
     look, load = look_of(config.data), _loading(trained, form, reads)
     return CARD.format(
-        library=LIBRARIES[form],
+        library=form,  # the hub knows each form by this name
         name=public_model(config.model).name,
         method=config.finetuning.method,
         classes=", ".join(trained.class_names),

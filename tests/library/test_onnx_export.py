@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from fl_vitlora.command_line import tools
+from fl_vitlora.config.export_names import Reads
 from fl_vitlora.errors import UserError
 from fl_vitlora.flower.simulation.engine import Engine
-from fl_vitlora.library.finished import FinishedRun, Reads, load_run
+from fl_vitlora.library.finished import FinishedRun, load_run
 from fl_vitlora.models.backbone import normalize
 from tests.whole_runs import execute, owned
 

@@ -16,10 +16,10 @@ from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
 from fl_vitlora.command_line import tools
+from fl_vitlora.config.export_names import Form, Reads
 from fl_vitlora.errors import UserError
 from fl_vitlora.flower.simulation.engine import Engine
-from fl_vitlora.library.exporting import Form
-from fl_vitlora.library.finished import FinishedRun, Reads, load_run
+from fl_vitlora.library.finished import FinishedRun, load_run
 from fl_vitlora.library.publishing import find_place, push
 from fl_vitlora.models import hub_weights
 from fl_vitlora.storage.checksummed import write_sealed
