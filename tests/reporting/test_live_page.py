@@ -112,7 +112,9 @@ def test_a_question_about_a_lock_leaves_it_to_the_program_that_wants_it(tmp_path
 def test_a_line_counts_when_it_is_complete(growing: Path) -> None:
     first, second = (json.dumps(line) for line in LINES)
     with Hold(growing / "config.yaml"), served(growing) as server:
-        assert figures(content(server.url))["rounds"] == "0 of 2"
+        found = content(server.url)
+        assert figures(found)["rounds"] == "0 of 2"
+        assert found["charts"][0]["told"] == "No round has measured the accuracy."
         append(growing, first + "\n" + second[:40])
         found = content(server.url)
         assert (figures(found)["rounds"], found["error"]) == ("1 of 2", "")
