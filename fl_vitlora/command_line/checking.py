@@ -23,9 +23,10 @@ Written = tuple[config.Config, frozenset[str]]  # with the paths of the settings
 DESCRIPTION = """Says whether files are valid, with the checks and the messages of the run itself,
 and runs nothing. A file may be a configuration, a comparison or a search (YAML), the folder of a
 run, of a comparison or of a search, a folder of shards or one shard, a key ring, a client key, a
-storage key, the public identity keys of clients, a list of class names (JSON), or Python code of
-your own (a strategy, a fine-tuning method, a predictor, an observer or an attack). The exit code
-is 0 if all files are valid, 2 if a file is not, and 1 if code breaks a rule."""
+storage key, the public identity keys of clients, a list of the names of classes or clients (JSON),
+or Python code of your own (a strategy, a fine-tuning method, a predictor, an observer or an
+attack). The exit code is 0 if all files are valid, 2 if a file is not, and 1 if code breaks a
+rule."""
 GRID, SEARCH, CONFIG = "grid.yaml", "search.yaml", "config.yaml"
 
 
@@ -97,7 +98,7 @@ def check_file(path: Path, arguments: argparse.Namespace) -> tuple[str, str]:
     if path.suffix == ".safetensors":
         return "shard", file_checks.check_shard(path, _keys(arguments))
     if path.suffix == ".json":
-        return "list of class names", file_checks.check_class_names(path)
+        return file_checks.check_names(path)
     return file_checks.check_keys(path)
 
 

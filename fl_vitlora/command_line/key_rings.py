@@ -57,7 +57,10 @@ def _add_client(kinds: Any) -> None:
     )
     parser.add_argument("ring", metavar="RING", help="the file of the owner's key ring")
     parser.add_argument(
-        "name", metavar="NAME", help="the client: its number, from 0, or its name in clients.json"
+        "name",
+        metavar="NAME",
+        help="the client: its number, from 0, or its name in clients.json beside the "
+        "configuration; number:12 and name:12 say which of them 12 is",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the new file")
     parser.add_argument(

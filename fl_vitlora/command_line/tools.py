@@ -19,6 +19,7 @@ from fl_vitlora import __version__
 from fl_vitlora.command_line import checking, decrypting, encrypting, key_rings, live_page
 from fl_vitlora.command_line.exits import INTERRUPTED, USER_MISTAKE, fail
 from fl_vitlora.command_line.report import add_report
+from fl_vitlora.config.export_names import FORMS, READS
 from fl_vitlora.errors import UserError
 from fl_vitlora.reporting.output import outlive_readers
 
@@ -168,15 +169,15 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to write")
     parser.add_argument(
         "--form",
-        choices=("timm", "peft", "onnx"),
-        default="timm",
+        choices=FORMS,
+        default=FORMS[0],
         help="the whole model for timm (default), the changes only for peft, or the whole model "
         "as a file of ONNX",
     )
     parser.add_argument(
         "--reads",
-        choices=("plain", "ciphertext"),
-        default="plain",
+        choices=READS,
+        default=READS[0],
         help="the images that the exported model reads (default: plain)",
     )
     parser.add_argument(

@@ -8,7 +8,7 @@ By default it is 0, because no other file of a run on encrypted images shows a p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -84,14 +84,35 @@ def examples_of(
         The plain images, their ciphertext, both uint8 (n, C, H, W), and their labels.
     """
     opened = open_pieces(path, keys)
-    cipher = next(opened.pieces)  # the images of a large shard are not all in memory
-    labels = opened.labels[: len(cipher)].tolist()
+    labels = opened.labels.tolist()
     earlier = _earlier(labels)
     chosen = sorted(range(len(labels)), key=lambda at: (earlier[at], labels[at]))[:number]
+    cipher = _images_at(opened.pieces, chosen)
     plain = [
-        holder.decrypt(cipher[at : at + 1], client_party(CLIENT), "train", at) for at in chosen
+        holder.decrypt(cipher[place : place + 1], client_party(CLIENT), "train", at)
+        for place, at in enumerate(chosen)
     ]
-    return torch.cat(plain), cipher[chosen], [labels[at] for at in chosen]
+    return torch.cat(plain), cipher, [labels[at] for at in chosen]
+
+
+def _images_at(pieces: Iterable[Tensor], positions: Sequence[int]) -> Tensor:
+    """Returns the images at some positions of a shard, of which one piece at a time is in memory.
+
+    Args:
+        pieces: The images of the shard in their order, each piece (m, C, H, W).
+        positions: The positions, in any order.
+
+    Returns:
+        The images in the order of the positions, (n, C, H, W).
+    """
+    found, first = dict[int, Tensor](), 0
+    for piece in pieces:
+        here = [at for at in positions if first <= at < first + len(piece)]
+        found |= {at: piece[at - first].clone() for at in here}
+        first += len(piece)
+        if len(found) == len(positions):
+            break
+    return torch.stack([found[at] for at in positions])
 
 
 def _earlier(labels: Sequence[int]) -> list[int]:

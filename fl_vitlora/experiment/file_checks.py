@@ -19,11 +19,12 @@ from fl_vitlora.encryption.identities import open_pins
 from fl_vitlora.encryption.keys import is_client_key, key_id, open_ring
 from fl_vitlora.encryption.storage_keys import StorageKeys, open_party_keys
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.owner_keys import client_names
 from fl_vitlora.experiment.preparation import prepare_images, storage_keys
 from fl_vitlora.experiment.runner import check_settings
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.flower.strategies.aggregators import LoadStrategy
-from fl_vitlora.reporting.run_folder import find_run
+from fl_vitlora.reporting.run_folder import CLASSES, CLIENTS, find_run
 
 SETTINGS = "names, ranges and combinations of settings, strategy, method, codecs and model"
 IMAGES = "the images, their classes and their division among the clients"
@@ -90,13 +91,23 @@ def check_shard(path: Path, config: Config) -> str:
     return f"the shard of {shard.described.party} ({shard.described.part}), to its end"
 
 
-def check_class_names(path: Path) -> str:
-    """Checks a file with the names of classes."""
+def check_names(path: Path) -> tuple[str, str]:
+    """Checks a file with the names of clients or of classes.
+
+    Returns:
+        The kind of the list, and what was checked, in words. If the name of the file does not say
+        whose names these are, the kind does not say it either.
+    """
+    if path.name == CLIENTS:
+        return "list of client names", f"the names of {len(client_names(path) or []):,} clients"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"classes {path} cannot be read: {error}") from None
-    return f"the names of {len(read_names(text, f'classes {path}')):,} classes"
+    number = len(read_names(text, f"classes {path}"))
+    if path.name == CLASSES:
+        return "list of class names", f"the names of {number:,} classes"
+    return "list of names", f"{number:,} different names, as those of classes must be"
 
 
 def check_keys(path: Path) -> tuple[str, str]:

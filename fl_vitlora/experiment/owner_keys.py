@@ -136,8 +136,8 @@ def export_client(config: Config, client: int, path: Path, secret: str | None = 
         The key.
 
     Raises:
-        UserError: If clients have no keys of their own, there is no such client, or the file exists
-            or cannot be written.
+        UserError: If clients have no keys of their own, there is no such client or secret, or the
+            file exists or cannot be written.
     """
     encryption = config.encryption
     if not encryption.steps:
@@ -150,36 +150,80 @@ def export_client(config: Config, client: int, path: Path, secret: str | None = 
             f"0 to {config.clients - 1}"
         )
     ring = open_ring(Path(encryption.key_file))
-    chosen = ring.current if secret is None else ring.find(secret)
+    known = {key_id(one): one for one in ring.secrets}
+    if secret is not None and secret not in known:
+        raise unknown(f"id of a secret of the key ring {ring.path}", secret, known)
+    chosen = ring.current if secret is None else known[secret]
     key = derive_client_key(chosen, client_party(client), config.seed)
     write_client_key(path, key)
     return key
 
 
-def number_of(name: str, folder: Path) -> int:
+def number_of(word: str, folder: Path) -> int:
     """Returns the number of a client, which is given by its number or by its name.
 
     Args:
-        name: The number, or a name in the file `clients.json`.
+        word: The number, or a name in the file `clients.json`. ``number:12`` is always a number,
+            and ``name:12`` always a name.
         folder: The folder that may have this file, such as a run folder.
 
     Raises:
-        UserError: If no client has this name.
+        UserError: If no client has this name, if several clients have it, or if the word is a
+            number and also the name of a client with another number.
     """
-    if name.isdecimal():
-        return int(name)
-    try:
-        names = [str(n) for n in json.loads((folder / CLIENTS).read_text(encoding="utf-8"))]
-    except FileNotFoundError:
+    form, _, rest = word.partition(":")
+    if form == "number":
+        if not rest.isdecimal():
+            raise UserError(f"client {shown(word)}: expected a number behind number:, from 0")
+        return int(rest)
+    name = rest if form == "name" else word
+    names, number = client_names(folder / CLIENTS), int(name) if word.isdecimal() else None
+    if names is None:
+        if number is not None:
+            return number
         raise UserError(
             f"client {shown(name)}: expected the number of a client, from 0; names are known only "
             f"if {folder} has a {CLIENTS}"
-        ) from None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{folder / CLIENTS} cannot be read: {error}") from None
-    if name not in names:
+        )
+    found = [place for place, known in enumerate(names) if known == name]
+    if len(found) > 1:
+        raise UserError(
+            f"client {name}: this is the name of the clients {', '.join(map(str, found))}; write "
+            f"number:{found[0]} for the first of them"
+        )
+    if number is not None and found not in ([], [number]):
+        raise UserError(
+            f"client {name}: this is a number, and also the name of client {found[0]}; write "
+            f"number:{name} or name:{name}"
+        )
+    if number is None and not found:
         raise unknown("client", name, names)
-    return names.index(name)
+    return found[0] if number is None else number
+
+
+def client_names(path: Path) -> list[str] | None:
+    """Returns the names in a file `clients.json`, in the order of the clients.
+
+    Args:
+        path: The path of the file.
+
+    Returns:
+        The names, which are texts or whole numbers in the file; None if there is no such file.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, list) or not all(type(name) in (str, int) for name in found):
+        raise UserError(
+            f"{path} cannot be read: expected a list of names, which are texts or whole numbers"
+        )
+    return [str(name) for name in found]
 
 
 def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]:

@@ -20,12 +20,13 @@ from fl_vitlora.adaptation import policies
 from fl_vitlora.config import Config, EncryptionConfig
 from fl_vitlora.encryption.keys import key_id, open_ring
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.held_keys import holds_key, reveals_part_of_key
 from fl_vitlora.experiment.merging import merged
 from fl_vitlora.experiment.trained_model import TrainedModel, open_model
 from fl_vitlora.flower.strategies.aggregators import LoadStrategy
 from fl_vitlora.models.backbone import PRETRAINED
 from fl_vitlora.models.own_model import GIVEN_MODELS
-from fl_vitlora.models.start import NAMED, Start, start_of
+from fl_vitlora.models.start import NAMED, PLAIN, Start, start_of
 from fl_vitlora.reporting.run_folder import MODEL, find_run, located
 from fl_vitlora.storage.checksummed import digest_of, read_sealed
 from fl_vitlora.storage.files import WriteError
@@ -70,16 +71,18 @@ def _start(trained: TrainedModel, config: Config) -> Start:
     """Returns the start of a new experiment."""
     encrypted = has_same_key(trained, config)
     steps = trained.config.encryption.steps
-    reads = "plain images"
+    told, reads = PLAIN, "ciphertext" if encrypted else "plain"
     if encrypted and steps:
-        reads = f"ciphertext under the key {trained.key_id}"
-    model = merged(trained, "ciphertext" if encrypted else "plain").float()
+        told = f"ciphertext under the key {trained.key_id}"
+    model = merged(trained, reads).float()
     state, metadata = read_sealed(trained.folder / MODEL)
     return Start(
         run=str(trained.folder),
         digest=digest_of(state, metadata)[:NAMED],
         model=trained.config.model.name,
-        reads=reads,
+        reads=told,
+        holds_key=holds_key(trained.config, reads),
+        reveals_part_of_key=reveals_part_of_key(trained.config, reads),
         class_names=trained.class_names,
         tensors={name: tensor.contiguous() for name, tensor in model.state_dict().items()},
     )

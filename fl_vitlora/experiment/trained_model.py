@@ -86,26 +86,18 @@ class TrainedModel:
         plain = policies.aligns(config) or not policies.exchanges_reader(config)
         return not config.encryption.steps or (policies.computes_on_plain(config) and plain)
 
-    def holds_key(self, reads: str) -> bool:
-        """Returns True if the model for some images gives the key to everybody who has it.
-
-        The key was put into the model for ciphertext if the run adapted its model, or if each
-        client turns the server's model into its own coordinates.
+    def secrets_of(self, client: int | None) -> list[str]:
+        """Returns the ids of the secrets from which the keys of images are derived.
 
         Args:
-            reads: The images that the model reads: "plain" or "ciphertext".
-        """
-        turned = policies.adapts(self.config) or policies.clients_turn(self.config)
-        return reads == "ciphertext" and turned
+            client: The number of the client of the images; None for the images of all parties.
 
-    def reveals_part_of_key(self, reads: str) -> bool:
-        """Returns True if the model has a patch embedding that was trained on ciphertext.
-
-        Args:
-            reads: The images that the model reads: "plain" or "ciphertext".
+        Returns:
+            The ids without repetition, in the order of the parties; empty if no id is known.
         """
-        encrypted = bool(self.config.encryption.steps)
-        return reads == "ciphertext" and encrypted and policies.exchanges_reader(self.config)
+        if client is not None and (own := self.key_ids.get(client_party(client))):
+            return [own]
+        return list(dict.fromkeys(self.key_ids.values())) or [self.key_id] * bool(self.key_id)
 
     @cached_property
     def holder(self) -> KeyHolder:

@@ -13,6 +13,7 @@ Letters in shapes: m outputs and n inputs of a layer, r rank.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from fl_vitlora.errors import UserError
 
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 NEGLIGIBLE = 1e-9  # in float64, singular values below this share of the largest are rounding
 
 
@@ -126,11 +128,17 @@ def adapter_of(public: nn.Module, tuned: nn.Module, changes: Changes) -> Any:
 def write_adapter(folder: Path, adapted: Any) -> None:
     """Writes adapter_config.json and adapter_model.safetensors.
 
+    The same model gives the same bytes.
+
     Args:
         folder: The folder, which must exist.
         adapted: The result of `adapter_of`.
     """
     adapted.save_pretrained(str(folder), safe_serialization=True)
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])  # peft writes a set in any order
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
 
 
 def open_adapter(public: nn.Module, folder: Path) -> nn.Module:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from fl_vitlora.checkpoints.logbook import ROUNDS
 from fl_vitlora.config import Config, resolve, to_mapping
 from fl_vitlora.config.confirmation import check_predictor
+from fl_vitlora.config.export_names import READS, Form, Reads
 from fl_vitlora.data.loose_images import find_images
-from fl_vitlora.errors import UserError
+from fl_vitlora.errors import UserError, unknown
 from fl_vitlora.experiment.trained_model import TrainedModel, open_model
-from fl_vitlora.library.exporting import READS, Form, export
+from fl_vitlora.library.exporting import export
 from fl_vitlora.library.predictions import Predictions, predict
 from fl_vitlora.reporting.report.writing import write_report
 from fl_vitlora.reporting.run_folder import find_run, located
@@ -29,7 +30,6 @@ from fl_vitlora.training.prediction import predictor_of
 if TYPE_CHECKING:
     from fl_vitlora.flower.strategies.aggregators import AnyStrategy
 
-Reads = Literal["plain", "ciphertext"]
 Pictures = Tensor | NDArray[np.uint8] | str | Path | Sequence[str | Path]
 MAY_NAME = ("encryption.key_file", "model.weights")  # files that may have moved since the run
 
@@ -99,7 +99,7 @@ class FinishedRun:
             UserError: If there is no such model, or if the key is needed but missing.
         """
         if reads not in READS:
-            raise UserError(f"reads {reads!r}: expected plain or ciphertext")
+            raise unknown("value of reads", reads, READS)
         trained = self._best if best else self._last
         return trained.for_plain(client) if reads == "plain" else trained.for_ciphertext(client)
 
@@ -186,7 +186,7 @@ class FinishedRun:
         trained = self._best if best else self._last
         place = Path(folder)
         export(trained, place, form=form, reads=reads, client=client, push_to_hub=push_to_hub)
-        return Path(folder)
+        return place
 
     def report(self, out: str | Path | None = None) -> Path:
         """Writes a report of the run: one HTML file with charts and tables, for any browser.

@@ -16,12 +16,13 @@ from typing import Any
 from fl_vitlora.config.units import readable_bytes
 from fl_vitlora.data.shards import is_shard
 from fl_vitlora.errors import UserError
+from fl_vitlora.finetuning.peft_export import ADAPTER, ADAPTER_CONFIG
 from fl_vitlora.models import hub_weights, onnx_file, timm_folder
 
 FLAG = "--push-to-hub"
 # The files that an export has. A key ring, a shard and every other file are refused.
-TEXTS = ("README.md", timm_folder.CONFIG, "adapter_config.json")
-TENSORS = (timm_folder.WEIGHTS, "adapter_model.safetensors")
+TEXTS = ("README.md", timm_folder.CONFIG, ADAPTER_CONFIG)
+TENSORS = (timm_folder.WEIGHTS, ADAPTER)
 OF_EXPORTS = (*TEXTS, *TENSORS, onnx_file.ONNX, onnx_file.WEIGHTS)
 OF_THE_HUB = ".gitattributes"  # the hub writes this file into every new repository
 
@@ -47,18 +48,20 @@ class Pushed:
         return f"pushed to the private repository {self.address} (commit {self.commit}): {files}"
 
 
-def find_place(name: str) -> str:
+def find_place(name: str, folder: Path | None = None) -> str:
     """Checks, before anything is exported, that an export can be uploaded.
 
     Args:
         name: The name of the repository, OWNER/NAME, or NAME for a repository of the user.
+        folder: The folder of the export. It may have an export whose upload has failed.
 
     Returns:
         The whole name of the repository, OWNER/NAME.
 
     Raises:
         UserError: If the name is not valid, there is no access token, the hub cannot be reached or
-            refuses the token, or the repository exists and is not empty and private.
+            refuses the token, or the repository exists and is neither empty nor a copy of the
+            folder, or is public.
     """
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -87,7 +90,7 @@ def find_place(name: str) -> str:
         user = api.whoami()["name"]
         whole = name if "/" in name else f"{user}/{name}"
         if api.repo_exists(whole):
-            _expect_unused(api, whole)
+            _expect_unused(api, whole, folder)
     return whole
 
 
@@ -105,26 +108,25 @@ def push(folder: Path, name: str) -> Pushed:
     from huggingface_hub import HfApi
 
     files = _expect_export(folder)
-    with _in_one_line(name, f"; the export is in {folder}"):
+    ending = f"; the export is in {folder}: to upload it, give the command again"
+    with _in_one_line(name, ending):
         api = HfApi()
         address = api.create_repo(name, private=True, exist_ok=True)
-        _expect_unused(api, name)
-        commit = api.upload_folder(
-            repo_id=name,
-            folder_path=folder,
-            allow_patterns=list(files),
-            commit_message="Model exported by fl_vitlora",
-        )
-        checked = api.verify_repo_checksums(name, local_dir=folder)
-        differing = [file["path"] for file in checked.mismatches]
-        differing += [*checked.extra_paths, *checked.missing_paths]
-        if differing := [file for file in differing if file != OF_THE_HUB]:
-            raise UserError(
-                f"{FLAG} {name}: after the upload, {differing[0]} on the hub differs from the file "
-                f"in {folder}; delete the repository {address}"
-            )
+        commit = _expect_unused(api, name, folder)
+        if not commit:
+            commit = api.upload_folder(
+                repo_id=name,
+                folder_path=folder,
+                allow_patterns=list(files),
+                commit_message="Model exported by fl_vitlora",
+            ).oid
+            if differing := _differing(api, name, folder):
+                raise UserError(
+                    f"{FLAG} {name}: after the upload, {differing[0]} on the hub differs from the "
+                    f"file in {folder}; first delete the repository {address}"
+                )
     sizes = {name: path.stat().st_size for name, path in files.items()}
-    return Pushed(address=str(address), commit=commit.oid[:8], files=sizes)
+    return Pushed(address=str(address), commit=commit[:8], files=sizes)
 
 
 def _expect_export(folder: Path) -> dict[str, Path]:
@@ -145,20 +147,41 @@ def _expect_export(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _expect_unused(api: Any, name: str) -> None:
-    """Checks that a repository is private and has no files.
+def _expect_unused(api: Any, name: str, folder: Path | None) -> str:
+    """Checks that a repository is private, and that it has no files, or those of the export.
+
+    Args:
+        api: The client of the hub.
+        name: The whole name of the repository.
+        folder: The folder of the export; None if there is none.
+
+    Returns:
+        The id of the last commit if the repository already has the files of the export, because
+        only the comparison after an earlier upload has failed; otherwise "".
 
     Raises:
-        UserError: If it is not.
+        UserError: If the repository is public or has other files.
     """
     found = api.model_info(name)
     held = [f.rfilename for f in found.siblings or () if f.rfilename != OF_THE_HUB]
-    if held or not found.private:
-        why = f"has files, such as {held[0]}" if held else "is public"
-        raise UserError(
-            f"{FLAG} {name}: the hub already has a repository of this name, which {why}; choose "
-            "another name"
-        )
+    if not held and found.private:
+        return ""
+    exported = folder is not None and folder.is_dir() and any(folder.iterdir())
+    if found.private and exported and not _differing(api, name, folder):
+        return str(found.sha)
+    why = f"has files, such as {held[0]}" if held else "is public"
+    raise UserError(
+        f"{FLAG} {name}: the hub already has a repository of this name, which {why}; choose "
+        "another name"
+    )
+
+
+def _differing(api: Any, name: str, folder: Path | None) -> list[str]:
+    """Returns the files of a repository and of a folder that are not the same in both."""
+    checked = api.verify_repo_checksums(name, local_dir=folder)
+    differing = [file["path"] for file in checked.mismatches]
+    differing += [*checked.extra_paths, *checked.missing_paths]
+    return [file for file in differing if file != OF_THE_HUB]
 
 
 @contextlib.contextmanager

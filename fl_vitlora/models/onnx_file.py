@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fl_vitlora.errors import UserError
 from fl_vitlora.models.backbone import Backbone
-from fl_vitlora.storage.files import PRIVATE, writing
+from fl_vitlora.storage.files import PRIVATE, private_folder_within, writing
 
 ONNX = "model.onnx"
 WEIGHTS = "model.onnx.data"  # the weights of a model that is too large for one file of ONNX
@@ -51,6 +51,8 @@ def write_onnx(path: Path, ours: Backbone, classes: int, texts: Mapping[str, str
     The input of the written model is float32 (B, C, H, W) with any B, and the output is float32
     (B, K).
 
+    The file appears under its name only when it is complete, and only the current user can read it.
+
     Args:
         path: The file. The weights of a model of more than 1.5 GB are in a file beside it.
         ours: The model, in evaluation mode and float32.
@@ -78,12 +80,13 @@ def write_onnx(path: Path, ours: Backbone, classes: int, texts: Mapping[str, str
         f"Images (batch, {channels}, {height}, {width}), scaled to [-1, 1]: {NORMALIZATION}."
     )
     model.graph.outputs[0].doc_string = f"Logits (batch, {classes}), in the order of the classes."
-    with writing(path):
-        program.save(path)
-        for file in (path, path.with_name(WEIGHTS)):
+    with private_folder_within(path.parent) as place, writing(path):
+        program.save(place / path.name)  # nobody else can read the file, not even half of it
+        _check(place / path.name, path)
+        for file in (place / WEIGHTS, place / path.name):
             if file.exists():
                 file.chmod(PRIVATE)
-    _check(path)
+                file.replace(path.with_name(file.name))
 
 
 def open_onnx(path: Path) -> nn.Module:
@@ -168,8 +171,12 @@ def _forget_this_machine(model: Any) -> None:
     model.metadata_props.clear()
 
 
-def _check(path: Path) -> None:
+def _check(path: Path, name: Path) -> None:
     """Checks a file of ONNX against the rules of the format, with the types of all tensors.
+
+    Args:
+        path: The file.
+        name: The name of the file in an error.
 
     Raises:
         UserError: If the file breaks a rule.
@@ -180,6 +187,6 @@ def _check(path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise UserError(
-            f"{path}: the model cannot be exported to ONNX, because the file is not valid: "
+            f"{name}: the model cannot be exported to ONNX, because the file is not valid: "
             f"{' '.join(str(error).split())[:300]}"
         ) from error

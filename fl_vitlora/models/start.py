@@ -31,6 +31,7 @@ from fl_vitlora.storage.files import make_folder
 START = "start"  # the key of the description in the metadata of the file
 NAMED = 16  # hexadecimal digits of the name of a file
 BIAS = "patch_embed.proj.bias"
+PLAIN = "plain images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,10 @@ class Start:
         run: The folder of the run, as the user named it.
         digest: The checksum of the run's `model.safetensors`.
         model: The name of the run's model.
-        reads: The images that the model reads, as a text.
+        reads: The images that the model reads, as a text: `PLAIN`, or a text about ciphertext.
+        holds_key: True if a key was put into the model, so that everybody who also has the public
+            model can compute the key.
+        reveals_part_of_key: True if the patch embedding was trained on ciphertext.
         class_names: The names of the classes, in the order of the head's outputs.
         tensors: The tensors of the plain model of timm, by name.
     """
@@ -50,6 +54,8 @@ class Start:
     digest: str
     model: str
     reads: str
+    holds_key: bool
+    reveals_part_of_key: bool
     class_names: tuple[str, ...]
     tensors: Mapping[str, Tensor]
 
@@ -69,6 +75,8 @@ class Start:
             "digest": self.digest,
             "model": self.model,
             "reads": self.reads,
+            "holds_key": self.holds_key,
+            "reveals_part_of_key": self.reveals_part_of_key,
             "class_names": list(self.class_names),
         }
         metadata = {START: json.dumps(described, ensure_ascii=False, sort_keys=True)}
@@ -137,6 +145,8 @@ def start_of(config: ModelConfig) -> Start | None:
         tensors, metadata = read_sealed(path)
         known = json.loads(metadata[START])
         names = tuple(known.pop("class_names"))
+        for name in ("holds_key", "reveals_part_of_key"):  # older files do not say it
+            known.setdefault(name, known["reads"] != PLAIN)
         return Start(**known, class_names=names, tensors=tensors)
     if config.init_from is not None:
         raise UserError(

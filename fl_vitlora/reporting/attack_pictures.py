@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fl_vitlora.attacks.results import Outcome
 from fl_vitlora.reporting.plots import write_plot
-from fl_vitlora.storage.files import make_private_folder
+from fl_vitlora.storage.files import PRIVATE, make_private_folder
 
 FOLDER = "attack_pictures"
 Pixels = NDArray[np.generic]
@@ -55,7 +55,7 @@ def draw_pictures(run: Path, outcome: Outcome) -> str | None:
             axes[row, column].set_axis_off()
     figure.suptitle(f"{outcome.attack}, {outcome.adversary}", fontsize="small")
     make_private_folder(run / FOLDER)
-    path = write_plot(figure, run / FOLDER, picture_name(outcome), "png")
+    path = write_plot(figure, run / FOLDER, picture_name(outcome), "png", PRIVATE)
     return path.relative_to(run).as_posix()
 
 

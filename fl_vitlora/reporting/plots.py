@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fl_vitlora.data.sources import Indices
-from fl_vitlora.storage.files import write_atomically
+from fl_vitlora.storage.files import PUBLIC, write_atomically
 
 MEGABYTE = 1e6
 MOST_NAMED_CLASSES = 20
@@ -217,9 +217,9 @@ def shorten(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def write_plot(figure: Figure, folder: Path, name: str, form: Form) -> Path:
+def write_plot(figure: Figure, folder: Path, name: str, form: Form, mode: int = PUBLIC) -> Path:
     """Writes a plot to a file, completely or not at all, and returns the file."""
     picture, path = io.BytesIO(), folder / f"{name}.{form}"
     figure.savefig(picture, format=form, dpi=150)
-    write_atomically(path, picture.getvalue())
+    write_atomically(path, picture.getvalue(), mode=mode)
     return path

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -157,6 +158,29 @@ def make_private_folder(folder: Path) -> None:
         folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
         if stat.S_IMODE(folder.stat().st_mode) != PRIVATE_FOLDER:
             folder.chmod(PRIVATE_FOLDER)
+
+
+@contextlib.contextmanager
+def private_folder_within(folder: Path) -> Iterator[Path]:
+    """Makes a folder for a `with` block that only the current user can use, and then removes it.
+
+    A library that makes files of any permissions can write into this folder. Files that are moved
+    from it into the folder above keep their content and their permissions.
+
+    Args:
+        folder: The folder in which the new folder is made.
+
+    Yields:
+        The new folder.
+
+    Raises:
+        WriteError: If the folder cannot be made.
+    """
+    with writing(folder):
+        made = tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp")
+        make_private_folder(Path(made.name))  # whatever the umask is
+    with made as place:
+        yield Path(place)
 
 
 def _open_new(path: Path, mode: int) -> BinaryIO:

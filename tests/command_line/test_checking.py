@@ -223,3 +223,24 @@ def test_a_strategy_of_the_project_is_valid_as_a_file(
 ) -> None:
     shutil.copy(ROOT / "strategies" / name, tmp_path)
     assert check(capsys, tmp_path / name)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("clients.json", '["north", "south"]', "valid list of client names; checked: the names of"),
+        ("clients.json", "[12, 0, 1]", "valid list of client names; checked: the names of 3 cl"),
+        ("classes.json", '["ant", "bee"]', "valid list of class names; checked: the names of 2 cl"),
+        ("mine.json", '["ant", "bee"]', "valid list of names; checked: 2 different names"),
+        ("clients.json", "{}", "cannot be read: expected a list of names"),
+        ("mine.json", "[1, 2]", "expected a list with the names of the classes"),
+    ],
+)
+def test_a_list_of_names_is_called_what_it_is(
+    name: str, text: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text(text)
+    code, out, err = check(capsys, tmp_path / name)
+    assert code == (0 if "valid" in told else 2)
+    (line,) = out or err
+    assert told in line

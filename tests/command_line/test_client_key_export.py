@@ -89,6 +89,19 @@ def test_an_older_secret_may_be_named(tmp_path: Path) -> None:
     assert open_client_key(export(tmp_path, config, "0", "--id", first)).name == first
 
 
+def test_an_unknown_secret_is_refused_with_those_of_the_ring(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ring = open_or_create_ring(tmp_path / "owner.key").rotated()
+    with pytest.raises(SystemExit) as ended:
+        export(tmp_path, load(None, ALIGNED), "1", "--id", "zzz")
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"unknown id of a secret of the key ring {tmp_path / 'owner.key'} 'zzz'" in line
+    assert all(key_id(secret) in line for secret in ring.secrets)
+    assert "--set" not in line
+
+
 def test_a_key_from_another_secret_than_that_of_the_shard_is_refused(tmp_path: Path) -> None:
     config = prepare(tmp_path, {**ALIGNED, "encryption.at_rest": "none"})
     open_ring(tmp_path / "owner.key").rotated()
@@ -102,6 +115,48 @@ def test_a_client_may_be_named_as_the_run_names_it(tmp_path: Path) -> None:
     (tmp_path / "clients.json").write_text('["north ward", "south ward"]')
     config = load(None, ALIGNED)
     assert open_client_key(export(tmp_path, config, "south ward")).party == "client 1"
+
+
+@pytest.mark.parametrize(
+    ("word", "client"),
+    [("3", 3), ("name:12", 0), ("number:12", 12), ("name:1", 2), ("number:1", 1), ("7", 7)],
+)
+def test_a_number_may_be_a_name(word: str, client: int, tmp_path: Path) -> None:
+    """The data set names its clients by numbers, so the client named 12 is client 0."""
+    open_or_create_ring(tmp_path / "owner.key")
+    (tmp_path / "clients.json").write_text("[12, 0, 1, 3]")
+    config = load(None, {**ALIGNED, "clients": 20})
+    assert open_client_key(export(tmp_path, config, word)).party == f"client {client}"
+
+
+@pytest.mark.parametrize(
+    ("names", "word", "told"),
+    [
+        (
+            "[12, 0, 1, 5]",
+            "12",
+            "client 12: this is a number, and also the name of client 0; write number:12 or "
+            "name:12",
+        ),
+        ("[12, 0, 1, 5]", "1", "the name of client 2; write number:1 or name:1"),
+        ("[12, 0, 1, 5]", "name:7", "unknown client '7'"),
+        ("[12, 0, 1, 5]", "number:x", "expected a number behind number:, from 0"),
+        ('[7, "7"]', "name:7", "the name of the clients 0, 1; write number:0"),
+        ("{}", "1", "clients.json cannot be read: expected a list of names"),
+        ("[[1]]", "1", "clients.json cannot be read: expected a list of names"),
+    ],
+)
+def test_a_client_that_may_be_meant_in_two_ways_is_refused(
+    names: str, word: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_or_create_ring(tmp_path / "owner.key")
+    (tmp_path / "clients.json").write_text(names)
+    with pytest.raises(SystemExit) as ended:
+        export(tmp_path, load(None, {**ALIGNED, "clients": 20}), word)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert list(tmp_path.glob("*.own")) == []
 
 
 @pytest.mark.parametrize(

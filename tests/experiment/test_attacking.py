@@ -90,7 +90,7 @@ def test_an_audit_draws_what_it_recovers_if_somebody_asks(recorded: Path):
     assert found["label_counts", "server"]["picture"] is None
     drawn = found["second_order", "worker"]["picture"]
     assert drawn == "attack_pictures/second_order-worker.png"
-    assert (recorded / drawn).is_file()
+    assert stat.S_IMODE((recorded / drawn).stat().st_mode) == 0o600
     assert outcomes(recorded, ("second_order",))["second_order", "worker"]["picture"] is None
 
 

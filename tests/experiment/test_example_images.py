@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from fl_vitlora.command_line import tools
 from fl_vitlora.config import DataConfig, load, to_yaml
+from fl_vitlora.data.owner import write_encrypted_shards
+from fl_vitlora.data.shard_pieces import AT_ONCE
 from fl_vitlora.data.shards import NO_KEYS, client_shard
 from fl_vitlora.data.sources import load as load_images
+from fl_vitlora.encryption.storage_keys import StorageKey, StorageKeys
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import example_images
 from fl_vitlora.experiment.deployment import prepare_server
@@ -45,6 +50,33 @@ def test_a_class_is_shown_again_only_if_there_are_too_few_classes(tmp_path: Path
     assert len(plain) == len(images)
     first = labels[: len(set(labels))]
     assert first == sorted(set(labels))
+
+
+@pytest.mark.parametrize("storage", [None, StorageKey(name="a", root=digit_shards.SECRET)])
+def test_classes_of_a_large_shard_are_found_in_every_piece_of_it(
+    storage: StorageKey | None, tmp_path: Path
+) -> None:
+    """A shard that is sorted by class, of images of which only ten are in memory together."""
+    digits, side = load_images(DataConfig())[0], 1024
+    assert AT_ONCE // (3 * side**2) == 10
+    places = [np.flatnonzero(digits.labels == label) for label in range(3)]
+    positions = np.concatenate([places[0][:10], places[1][:1], places[2][:1]])
+    holder = digit_shards.holder_of(size=(side, side), scope="image")
+    write_encrypted_shards(
+        tmp_path,
+        train=digits,
+        test=digits,
+        parts=[positions],
+        test_parts=[positions[:1]],
+        validation=[],
+        holder=holder,
+        metadata={},
+        storage=storage,
+    )
+    keys = NO_KEYS if storage is None else StorageKeys(roots={storage.name: storage.root})
+    plain, _, labels = examples_of(tmp_path / client_shard(0), holder, keys, 3)
+    assert labels == [0, 1, 2]
+    assert torch.equal(plain, digits.read(positions[[0, 10, 11]], side, side))
 
 
 @pytest.mark.parametrize(

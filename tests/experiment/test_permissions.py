@@ -19,7 +19,13 @@ from fl_vitlora.encryption.patch_reader import PatchReader
 from fl_vitlora.models.reading import write_reader
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.state import State
-from fl_vitlora.storage.files import make_folder, write_atomically, write_parts
+from fl_vitlora.storage.files import (
+    WriteError,
+    make_folder,
+    private_folder_within,
+    write_atomically,
+    write_parts,
+)
 
 MODEL: State = {"weight": torch.ones(2, 3)}
 SHARD = Shard(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]))
@@ -101,3 +107,15 @@ def test_what_is_public_follows_the_umask_but_stays_the_owners(tmp_path: Path, u
         assert mode(path) == 0o600 | (0o666 & ~umask)
     for path in (tmp_path / "one", tmp_path / "one" / "two"):
         assert mode(path) == 0o700 | (0o777 & ~umask)
+
+
+def test_a_folder_for_files_of_any_permissions_is_private_and_goes_away(
+    tmp_path: Path, umask: int
+) -> None:
+    with private_folder_within(tmp_path) as place:
+        assert mode(place) == 0o700, oct(umask)
+        (place / "file").write_bytes(b"")
+        (place / "file").replace(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(WriteError, match="nowhere cannot be written"):
+        private_folder_within(tmp_path / "nowhere").__enter__()

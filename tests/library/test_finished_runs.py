@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fl_vitlora.command_line import tools
+from fl_vitlora.config.export_names import Form, Reads
 from fl_vitlora.errors import UserError
 from fl_vitlora.experiment.trained_model import TrainedModel
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.simulation.engine import Engine
-from fl_vitlora.library.exporting import Form
-from fl_vitlora.library.finished import FinishedRun, Reads, load_run
+from fl_vitlora.library.finished import FinishedRun, load_run
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import normalize
 from tests.whole_runs import execute, owned
@@ -196,6 +196,7 @@ def test_peft_opens_the_export(
             assert "pos_embed" in str(error)
             assert reads == "ciphertext" or name not in WITHOUT_KEY
             continue
+        assert (folder / "adapter_model.safetensors").stat().st_mode & 0o777 == 0o600
         peft = loaded(folder)
         if name == "one key":
             assert json.loads((folder / "adapter_config.json").read_text())["r"] == 2 * 4
@@ -375,9 +376,14 @@ def test_a_wrong_export_is_an_error(
         assert not list((tmp_path / form).iterdir())
 
 
-def test_a_model_that_reads_anything_else_is_refused(default: FinishedRun) -> None:
-    with pytest.raises(UserError, match="reads 'Plain': expected plain or ciphertext"):
+def test_a_model_that_reads_anything_else_is_refused(default: FinishedRun, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown value of reads 'Plain'; did you mean 'plain'"):
         default.model("Plain")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="unknown value of reads 'Plain'; did you mean 'plain'"):
+        default.export(tmp_path / "x", reads="Plain")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="unknown form of an export 'onyx'; did you mean 'onnx'"):
+        default.export(tmp_path / "x", "onyx")  # type: ignore[arg-type]
+    assert not (tmp_path / "x").exists()
 
 
 def test_pixels_of_another_shape_are_refused(default: FinishedRun) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from fl_vitlora.command_line import tools
+from fl_vitlora.config.export_names import Reads
 from fl_vitlora.errors import UserError
 from fl_vitlora.flower.simulation.engine import Engine
-from fl_vitlora.library.finished import FinishedRun, Reads, load_run
+from fl_vitlora.library.finished import FinishedRun, load_run
 from fl_vitlora.models.backbone import normalize
 from tests.whole_runs import execute, owned
 
@@ -128,3 +130,25 @@ def test_the_lines_of_its_card_predict_what_the_run_predicts(
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
             exec(lines.replace("IMAGE", str(tmp_path / "image.png")), {})
         assert tuple(capsys.readouterr().out.split()) == default.predict(plain).classes
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+def test_the_lines_of_its_card_treat_a_file_as_the_run_does(
+    fit: Any, default: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = replace(default.config.data, fit=fit, background=(9, 80, 200))
+    run = replace(default, config=replace(default.config, data=data))
+    lines = run.export(tmp_path / "x", "onnx").joinpath("README.md").read_text()
+    lines = lines.partition("```python\n")[2].partition("```")[0]
+    lines = lines.replace("THIS_FOLDER", str(tmp_path / "x"))
+    rows, columns = np.mgrid[:20, :40]
+    bands = [rows * 12, columns * 6, (rows + columns) * 4, 255 - columns * 6]
+    path = tmp_path / "image.png"
+    Image.fromarray(np.stack(bands, axis=-1).astype(np.uint8), "RGBA").save(path)
+    capsys.readouterr()
+    scope: dict[str, Any] = {}
+    exec(lines.replace("IMAGE", str(path)), scope)
+    found = run.predict(path)
+    assert tuple(capsys.readouterr().out.split()) == found.classes
+    shares = torch.from_numpy(scope["logits"]).double().softmax(dim=1)
+    assert torch.allclose(torch.as_tensor(found.probabilities).double(), shares, atol=1e-4)

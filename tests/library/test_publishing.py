@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
 from fl_vitlora.command_line import tools
+from fl_vitlora.config.export_names import Form, Reads
 from fl_vitlora.errors import UserError
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.library.finished import FinishedRun, load_run
@@ -128,12 +129,41 @@ def test_what_the_hub_stores_is_compared(hub: Hub, export: Path) -> None:
 
 def test_an_upload_that_fails_leaves_the_export_and_can_be_repeated(hub: Hub, export: Path) -> None:
     before, hub.fails = content_of(export), "commit"
-    with pytest.raises(UserError, match=f"refused with the code 500 .*; the export is in {export}"):
+    again = f"; the export is in {export}: to upload it, give the command again"
+    with pytest.raises(UserError, match=f"refused with the code 500 .*{again}"):
         push(export, find_place("model"))
     assert content_of(export) == before
     hub.fails = ""
     push(export, find_place("model"))
     assert stored(hub, f"{USER}/model") == before
+
+
+def test_an_upload_whose_comparison_failed_is_compared_again(hub: Hub, export: Path) -> None:
+    hub.fails = "tree"
+    with pytest.raises(UserError, match=r"refused with the code 500 .*give the command again"):
+        push(export, find_place("model"))
+    hub.fails = ""
+    with pytest.raises(UserError, match=r"has files, such as README\.md; choose another name"):
+        find_place("model")
+    hub.requests.clear()
+    assert push(export, find_place("model", export)).commit == "c" * 8
+    assert not [request for request in hub.requests if "commit" in request]
+    (export / "README.md").write_text(f"{CARD}Another text.\n")
+    with pytest.raises(UserError, match="which has files"):
+        find_place("model", export)
+    hub.repositories[f"{USER}/model"].private = False
+    (export / "README.md").write_text(CARD)
+    with pytest.raises(UserError, match="which has files"):
+        find_place("model", export)
+
+
+def test_a_damaged_upload_is_deleted_before_the_command_is_given_again(
+    hub: Hub, export: Path
+) -> None:
+    hub.damage = lambda name, content: content[:-1]
+    first = f"first delete the repository {hub.address}/{USER}/model; the export is in {export}"
+    with pytest.raises(UserError, match=first):
+        push(export, find_place("model", export))
 
 
 def taken(hub: Hub, patch: pytest.MonkeyPatch) -> None:
@@ -213,6 +243,33 @@ def test_the_program_exports_and_uploads(run: FinishedRun, tmp_path: Path) -> No
         first, last = done.stdout.splitlines()
         assert first.startswith(f"pushed to the private repository {hub.address}/{USER}/model")
         assert last == f"exported to {tmp_path / 'x'}; its README.md says how to load it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["timm", "peft", "onnx"])
+def test_a_command_whose_upload_failed_is_given_again(
+    form: Form, run: FinishedRun, hub: Hub, tmp_path: Path
+) -> None:
+    if form != "timm":
+        pytest.importorskip("onnx" if form == "onnx" else form)
+    reads: Reads = "ciphertext" if form == "peft" else "plain"  # peft has no position embedding
+    folder, hub.fails = tmp_path / "x", "commit"
+    with pytest.raises(UserError, match="to upload it, give the command again"):
+        run.export(folder, form, reads=reads, push_to_hub="model")
+    hub.fails, before = "", content_of(folder)
+    with pytest.raises(UserError, match="is in use"):
+        run.export(folder, form, reads=reads)
+    run.export(folder, form, reads=reads, push_to_hub="model")
+    assert stored(hub, f"{USER}/model") == before == content_of(folder)
+    run.export(folder, form, reads=reads, push_to_hub="model")  # the hub has it already
+    (folder / "README.md").write_text("Another text.")
+    with pytest.raises(UserError, match="is in use, and its files are not those of this export"):
+        run.export(folder, form, reads=reads, push_to_hub="other")
+    (folder / "README.md").write_bytes(before["README.md"])
+    (folder / "own.key").touch()
+    with pytest.raises(UserError, match="is in use, and its files are not those of this export"):
+        run.export(folder, form, reads=reads, push_to_hub="other")
+    assert f"{USER}/other" not in hub.repositories
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import fl_vitlora as fv
 import simulate
 from fl_vitlora.config import DataConfig
 from fl_vitlora.data.sources import load as load_images
+from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.held_keys import holds_key, reveals_part_of_key
 from fl_vitlora.models.start import start_of
 from fl_vitlora.storage.checksummed import read_sealed
 from tests.whole_runs import SMALL
@@ -54,6 +57,44 @@ def test_a_whole_run_goes_on_with_other_classes(keyed: fv.FinishedRun, tmp_path:
     assert not torch.allclose(head[1], state["head.weight"][3], atol=1e-3)
     exported = run.export(tmp_path / "exported")
     assert (exported / "model.safetensors").is_file()
+
+
+def chain(folder: Path, number: int, **first: Any) -> list[fv.FinishedRun]:
+    """Runs experiments with one key, each from the model of the one before; only the first adapts.
+
+    The first has other settings on demand, and no run after it trains a patch embedding.
+    """
+    key = {"encryption.key_file": str(folder / "owner.key")}
+    runs: list[fv.FinishedRun] = []
+    for place in range(number):
+        own = first if not runs else {"finetuning.method": "lora"}
+        given = {**SMALL, **own, **key, "rounds": 1, "out": str(folder / f"run{place}")}
+        runs.append(fv.run(given, init_from=runs[-1] if runs else None))
+    return runs
+
+
+def pushed(run: fv.FinishedRun, folder: Path) -> str:
+    """Returns why a model for ciphertext cannot be uploaded; here there is no hub to reach."""
+    with pytest.raises(UserError) as error:
+        run.export(folder / "x", reads="ciphertext", push_to_hub="model")
+    assert not (folder / "x").exists()
+    return str(error.value)
+
+
+def test_a_model_with_the_key_of_an_earlier_run_is_not_uploaded(tmp_path: Path) -> None:
+    runs = chain(tmp_path, 3, **{"encryption.adapt": True, "finetuning.method": "lora"})
+    for run in runs:
+        assert "this model for ciphertext holds the key" in pushed(run, tmp_path)
+    for run in runs[1:]:
+        start = start_of(run.config.model)
+        assert start is not None and start.reads.startswith("ciphertext")
+        assert start.holds_key and not start.reveals_part_of_key
+
+
+def test_a_patch_embedding_of_an_earlier_run_is_told(tmp_path: Path) -> None:
+    told = chain(tmp_path / "a", 2, **{"finetuning.method": "lora+patch_embed"})[-1].config
+    assert reveals_part_of_key(told, "ciphertext") and not reveals_part_of_key(told, "plain")
+    assert not holds_key(told, "ciphertext")
 
 
 def test_a_comparison_starts_each_run_and_keeps_what_is_finished(

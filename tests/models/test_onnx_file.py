@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import resource
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +19,7 @@ from torch import Tensor, nn
 from fl_vitlora.errors import UserError
 from fl_vitlora.models.backbone import normalize
 from fl_vitlora.models.onnx_file import open_onnx, write_onnx
+from fl_vitlora.storage.files import WriteError
 from tests.conftest import random_vit
 
 onnx = pytest.importorskip("onnx", reason="needs pip install -e '.[onnx]'")
@@ -50,6 +56,47 @@ def test_the_file_says_what_it_reads_and_is_private(written: Path) -> None:
         "class_names": '["é", "b"]'
     }
     assert written.stat().st_mode & 0o777 == 0o600
+
+
+@contextlib.contextmanager
+def opened_for_writing() -> Iterator[dict[Path, int]]:
+    """Inside a `with` block, notes which files of ONNX are written, in folders of which mode."""
+    found, listening = dict[Path, int](), True
+
+    def hear(event: str, given: tuple[Any, ...]) -> None:
+        writes = listening and event == "open" and "w" in str(given[1])
+        if writes and str(given[0]).endswith(".onnx"):
+            found[Path(given[0])] = Path(given[0]).parent.stat().st_mode & 0o777
+
+    sys.addaudithook(hear)  # such a function cannot be removed again
+    try:
+        yield found
+    finally:
+        listening = False
+
+
+def test_nobody_else_can_read_the_file_while_it_is_written(tmp_path: Path) -> None:
+    folder, before = tmp_path / "public", os.umask(0)
+    try:
+        folder.mkdir()
+        with opened_for_writing() as found:
+            write_onnx(folder / "model.onnx", random_vit(), 10, {})
+    finally:
+        os.umask(before)
+    assert set(found.values()) == {0o700}
+    assert [path.name for path in folder.iterdir()] == ["model.onnx"]
+    assert (folder / "model.onnx").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    try:
+        with pytest.raises(WriteError, match=r"model\.onnx cannot be written: File too large"):
+            write_onnx(tmp_path / "model.onnx", random_vit(), 10, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_file_says_nothing_about_the_machine_that_made_it(written: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import normalize
 from fl_vitlora.models.own_model import store_model
 from fl_vitlora.models.start import Start, start_of
+from fl_vitlora.storage.checksummed import read_sealed, write_sealed
 from tests.conftest import random_vit
 
 NAMES = ("ant", "bee", "cat")
@@ -29,6 +32,8 @@ def start(model: Any, names: tuple[str, ...] = NAMES) -> Start:
         digest="abc",
         model="vit_letters_16",
         reads="plain images",
+        holds_key=False,
+        reveals_part_of_key=False,
         class_names=names,
         tensors={name: tensor.contiguous() for name, tensor in model.state_dict().items()},
     )
@@ -51,6 +56,20 @@ def test_the_model_is_loaded_bit_for_bit(tmp_path: Path, images: Tensor) -> None
         "of 3 classes by their names",
     )
     assert start(old.model).write(tmp_path) == path
+
+
+@pytest.mark.parametrize("reads", ["plain images", "ciphertext under the key abc"])
+def test_a_file_of_before_counts_as_one_with_a_key_if_it_reads_ciphertext(
+    reads: str, tmp_path: Path
+) -> None:
+    path = replace(start(random_vit(classes=3).model), reads=reads).write(tmp_path)
+    tensors, metadata = read_sealed(path)
+    described = json.loads(metadata["start"])
+    del described["holds_key"], described["reveals_part_of_key"]
+    write_sealed(path, tensors, {"start": json.dumps(described)})
+    found = start_of(ModelConfig(weights=str(path)))
+    assert found is not None
+    assert found.holds_key == found.reveals_part_of_key == (reads != "plain images")
 
 
 def test_rows_of_the_head_are_matched_by_name(tmp_path: Path, images: Tensor) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -110,7 +112,9 @@ def test_a_question_about_a_lock_leaves_it_to_the_program_that_wants_it(tmp_path
 def test_a_line_counts_when_it_is_complete(growing: Path) -> None:
     first, second = (json.dumps(line) for line in LINES)
     with Hold(growing / "config.yaml"), served(growing) as server:
-        assert figures(content(server.url))["rounds"] == "0 of 2"
+        found = content(server.url)
+        assert figures(found)["rounds"] == "0 of 2"
+        assert found["charts"][0]["told"] == "No round has measured the accuracy."
         append(growing, first + "\n" + second[:40])
         found = content(server.url)
         assert (figures(found)["rounds"], found["error"]) == ("1 of 2", "")
@@ -129,6 +133,32 @@ def test_a_damaged_line_is_named_and_the_page_goes_on(growing: Path) -> None:
         assert content(server.url)["error"] == ""
     with pytest.raises(UserError, match="line 2: expected the line of a round"):
         complete_lines(b'{"round": 1}\n[]\n', Path("rounds.jsonl"))
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan"), 1e308])
+@pytest.mark.parametrize("name", ["seconds", "accuracy", "loss", "uplink_bytes"])
+def test_a_number_that_no_run_writes_is_no_error_of_the_program(
+    name: str, number: float, growing: Path
+) -> None:
+    """The page shows the number, or says that the file does not have the expected form."""
+    append(growing, json.dumps({**LINES[0], name: number}) + "\n")
+    with Hold(growing / "config.yaml"), served(growing) as server:
+        found = content(server.url)
+    assert found["figures"] or "do not have the form" in found["error"]
+
+
+def test_a_browser_that_goes_away_leaves_no_word_in_the_terminal(
+    growing: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served(growing) as server:
+        with server._lock, socket.create_connection((ADDRESS, server.server_address[1])) as browser:
+            path = urlsplit(server.url).path
+            browser.sendall(f"GET {path}state HTTP/1.1\r\nHost: {ADDRESS}\r\n\r\n".encode())
+            at_once = struct.pack("ii", 1, 0)  # the connection is reset, as by a closed tab
+            browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        assert content(server.url)["error"] == ""  # the first request has been accepted
+        wait_until(lambda: not [t for t in threading.enumerate() if "request" in t.name])
+    assert capsys.readouterr() == ("", "")
 
 
 def test_failures_and_warnings_are_shown(growing: Path) -> None:

@@ -230,10 +230,34 @@ def test_pictures_of_attacks_are_in_the_report_if_the_last_audit_drew_them(copy:
         for picture in ("attack_pictures/span-server.png", "attack_pictures/link.png", None)
     ]
     (copy / "attacks.json").write_text(json.dumps({"images": 8, "rule": RULE, "attacks": told}))
-    parsed = Parsed(write_report(copy))
+    page = write_report(copy)
+    parsed = Parsed(page)
     assert [address for kind, address in parsed.addresses if kind == "img src"] == [
         address_of(folder / "span-server.png")
     ]
+    assert page.stat().st_mode & 0o777 == 0o600
+    assert "give this page only to people who may see them" in parsed.text
+
+
+@pytest.mark.parametrize("picture", ["plain_examples.png", "attack_pictures", "a link", "none"])
+def test_a_page_is_private_exactly_if_it_shows_plain_images(picture: str, copy: Path):
+    """A picture that the page leaves out does not make the page private."""
+    plots, others = copy / "plots", copy / "attack_pictures"
+    others.mkdir()
+    (others / "span-server.png").write_bytes(b"\x89PNG")
+    if picture == "attack_pictures":
+        told = described(Outcome(attack="span", adversary="server", reason="nothing"))
+        told["picture"] = "attack_pictures/span-server.png"
+        audit = {"images": 8, "rule": RULE, "attacks": [told]}
+        (copy / ATTACKS).write_text(json.dumps(audit))
+    elif picture == "a link":
+        (plots / "plain_examples.png").symlink_to(others / "span-server.png")
+    elif picture != "none":
+        (plots / picture).write_bytes(b"\x89PNG")
+    (copy / "another file").touch()
+    usual = (copy / "another file").stat().st_mode & 0o777
+    expected = usual if picture in ("a link", "none") else 0o600
+    assert write_report(copy).stat().st_mode & 0o777 == expected
 
 
 @pytest.mark.parametrize("package", ["plotly", "jinja2"])
@@ -254,6 +278,7 @@ def test_a_missing_package_is_named_with_its_extra(
         (lambda run: (run / "result.json").write_text("{"), "result.json cannot be read"),
         (lambda run: (run / "rounds.jsonl").write_text("[]\n"), "rounds.jsonl cannot be read"),
         (lambda run: change(run, communication=3), "do not have the form"),
+        (lambda run: change(run, seconds={"total": float("inf")}), "do not have the form"),
         (
             lambda run: (run / "plots" / LABELS).write_text("client,class,images\n9,0,1\n"),
             "label_distribution.csv cannot be read",

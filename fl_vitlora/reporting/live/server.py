@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +74,11 @@ class LiveServer(ThreadingHTTPServer):
     def url(self) -> str:
         """Returns the address of the page."""
         return f"http://{ADDRESS}:{self.server_address[1]}/{self.word}/"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Says nothing about a browser that has closed its tab: the terminal belongs to the run."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
     def content(self) -> bytes:
         """Returns what the page shows at this moment, as JSON."""

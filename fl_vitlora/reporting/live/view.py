@@ -68,7 +68,7 @@ def content_of(folder: Path, files: Files, *, expected: bool = False) -> Content
         return run_content(read_state(folder, files))
     except UserError as error:
         return _page(name, "unknown", "", error=str(error))
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         told = f"its files do not have the form that this version reads ({error!r})"
         return _page(name, "unknown", "", error=f"{folder}: {told}")
 

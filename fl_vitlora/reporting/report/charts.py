@@ -80,8 +80,10 @@ def rounds_figure(traces: Sequence[Any], rounds: int, y: str, **layout: Any) -> 
 def accuracy_chart(lines: Sequence[Line]) -> Chart:
     """Returns the accuracy over the rounds; a round without evaluation has no point."""
     known = [line for line in lines if line["accuracy"] is not None]
-    last = f"{100 * known[-1]['accuracy']:.2f} %" if known else "unknown"
-    images = known[-1].get("measured_on", "test") if known else "test"
+    told, images = "No round has measured the accuracy.", "test"
+    if known:
+        images, last = known[-1].get("measured_on", "test"), 100 * known[-1]["accuracy"]
+        told = f"The {images} accuracy over {len(lines)} rounds; it ends at {last:.2f} %."
     trace = go.Scatter(
         x=[line["round"] for line in known],
         y=[100 * line["accuracy"] for line in known],
@@ -91,7 +93,7 @@ def accuracy_chart(lines: Sequence[Line]) -> Chart:
     return Chart(
         name="accuracy",
         title="Accuracy after each round",
-        told=f"The {images} accuracy over {len(lines)} rounds; it ends at {last}.",
+        told=told,
         figure=rounds_figure([trace], len(lines), f"{images} accuracy (%)"),
     )
 

@@ -75,6 +75,11 @@ class RunFiles:
         return list(self.result["class_names"])
 
     @property
+    def shows_plain(self) -> bool:
+        """Returns True if a picture shows plain images of the owners."""
+        return CAPTIONS[EXAMPLES] in self.pictures or bool(self.attack_pictures)
+
+    @property
     def name(self) -> str:
         """Returns the name of the run folder."""
         return self.folder.resolve().name

@@ -7,7 +7,7 @@ from pathlib import Path
 from fl_vitlora.errors import UserError
 from fl_vitlora.reporting.grid_folder import GRID
 from fl_vitlora.reporting.report.page import expect_packages, render
-from fl_vitlora.reporting.run_folder import CONFIG, EXAMPLES, PLOTS
+from fl_vitlora.reporting.run_folder import CONFIG
 from fl_vitlora.storage.files import PRIVATE, PUBLIC, WriteError, write_atomically
 
 REPORT = "report.html"
@@ -15,6 +15,8 @@ REPORT = "report.html"
 
 def write_report(folder: Path, out: Path | None = None) -> Path:
     """Writes a report, from the files of a folder alone.
+
+    If the page shows plain images of the owners, only the current user can read it.
 
     Args:
         folder: The folder of a finished run or of a comparison.
@@ -29,8 +31,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     """
     expect_packages()
     place = out or folder / REPORT
-    text = _page_of(folder)
-    shows_plain = (folder / PLOTS / EXAMPLES).exists()  # then only the current user can read it
+    text, shows_plain = _page_of(folder)
     try:
         write_atomically(place, text, mode=PRIVATE if shows_plain else PUBLIC)
     except (WriteError, OSError) as error:
@@ -38,7 +39,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     return place
 
 
-def _page_of(folder: Path) -> str:
+def _page_of(folder: Path) -> tuple[str, bool]:
+    """Returns the page, and True if the page shows plain images."""
     from fl_vitlora.reporting.report import grid_page, run_page  # import plotly
     from fl_vitlora.reporting.report.run_files import read_run
 
@@ -50,11 +52,12 @@ def _page_of(folder: Path) -> str:
         )
     try:
         if is_grid:
-            return render("grid.html.j2", grid_page.context_of(folder))
-        return render("run.html.j2", run_page.context_of(read_run(folder)))
+            return render("grid.html.j2", grid_page.context_of(folder)), False
+        files = read_run(folder)
+        return render("run.html.j2", run_page.context_of(files)), files.shows_plain
     except UserError:
         raise
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"{folder}: its files do not have the form that this version reads "
             f"({type(error).__name__}: {error})"
