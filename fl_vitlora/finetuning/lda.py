@@ -252,7 +252,6 @@ def _expect_means(moments: Tensor, means: Tensor) -> None:
     if abs(shares - 1) > ROUNDING or abs(float(moments[-1]) - 1) > ROUNDING:
         raise UserError(
             f"method lda: the statistics of round 1 are not means over images, because the shares "
-            f"of the classes add up to {shares:.3g}, not 1; send them without a lossy codec "
-            "(compression.uplink.other=float32) and without noise, with a strategy that averages "
-            "updates, for example --strategy fedavg, or remove lda"
+            f"of the classes add up to {shares:.3g}, not 1; remove noise and lossy codecs "
+            "(compression.uplink.other=float32), take --strategy fedavg, or remove lda"
         )
