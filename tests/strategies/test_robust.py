@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fl_vitlora.robust import geometric_median, krum
 from fl_vitlora.strategy import Update
+from tests.counting_operations import Operations
 from tests.strategies.problems import (
     Vector,
     as_state,
@@ -244,19 +244,6 @@ def test_the_order_of_the_names_in_a_delta_changes_no_bit_of_the_geometric_media
     assert all(torch.equal(found[n], again[n]) for n in found)
 
 
-class Counting(TorchDispatchMode):
-    """Counts the operations on tensors inside a `with` block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        self.operations += 1
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize(
     "compute", [lambda u: krum(u, 2, 1), lambda u: geometric_median(u, 1e-6, 10)]
 )
@@ -264,7 +251,7 @@ def test_distances_take_a_few_operations_for_each_client_and_not_for_each_pair_a
     compute: Callable[[list[Update]], object],
 ):
     clients, tensors, iterations = 20, 50, 10
-    with Counting() as counted:
+    with Operations() as operations:
         compute(many_tensors(clients, tensors))
     making_and_flattening = clients * tensors * 4
-    assert counted.operations < making_and_flattening + clients * iterations * 8
+    assert operations.counted.total() < making_and_flattening + clients * iterations * 8
