@@ -34,6 +34,7 @@ from fl_vitlora.flower.simulation.workers import Workers, choose_workers
 from fl_vitlora.flower.strategies import identity
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half
 from fl_vitlora.population.sampling import cohort_size, trained_together
+from fl_vitlora.reporting.run_folder import PRODUCTS
 
 
 def run(
@@ -212,6 +213,7 @@ def _serve(
     watch.announce("starting workers")
     ray.wait()
     stage.folder.add_environment(workers=workers.count, device=workers.device)
+    stage.folder.add_environment(**{PRODUCTS: products.used()})
     states = ClientStates(stage.checkpoint.clients if stage.checkpoint else {})
     patches = stage.server.backbone.patches if workers.device == "cpu" else 0
     server = _server_side(experiment, stage, states, observers)
