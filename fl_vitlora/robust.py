@@ -10,14 +10,15 @@ may send arbitrary updates.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from fl_vitlora.state import State, mean, scale, zip_map
+from fl_vitlora.state import State, count, mean, zip_map
 from fl_vitlora.strategy import Update, shares
+
+COLUMNS = 2**10  # differences of only this number of columns of a matrix are in memory at a time
 
 
 def coordinatewise(updates: Sequence[Update], reduce: Callable[[Tensor], Tensor]) -> State:
@@ -58,6 +59,7 @@ def krum(updates: Sequence[Update], f: int, chosen: int) -> list[Update]:
 
     Δₖ is the delta of client k. The score is meaningful only if K ≥ 2f + 3. With fewer clients, f
     is lowered until K ≥ 2f + 3. Among equal scores the client with the lower number comes first.
+    The function needs 8·K·S bytes of memory for S numbers in a delta.
 
     Args:
         updates: The updates of K clients.
@@ -72,7 +74,8 @@ def krum(updates: Sequence[Update], f: int, chosen: int) -> list[Update]:
     """
     tolerated = min(f, max(0, (len(updates) - 3) // 2))
     neighbours = max(1, len(updates) - tolerated - 2)
-    squares = _squared_distances(updates)
+    flat = _flattened(updates)
+    squares: list[list[float]] = [_squares(flat, row).tolist() for row in flat]
     scores = [sum(sorted(row[:k] + row[k + 1 :])[:neighbours]) for k, row in enumerate(squares)]
     ranked = sorted(zip(scores, updates, strict=True), key=lambda pair: (pair[0], pair[1].client))
     return [update for _, update in ranked[:chosen]]
@@ -94,14 +97,6 @@ def too_few_for_krum(clients: int, f: int) -> str:
     )
 
 
-def _squared_distances(updates: Sequence[Update]) -> list[list[float]]:
-    """Computes ‖Δⱼ - Δₖ‖² for each pair of clients, (K, K)."""
-    squares = [[0.0] * len(updates) for _ in updates]
-    for j, k in itertools.combinations(range(len(updates)), 2):
-        squares[j][k] = squares[k][j] = _squared_distance(updates[j].delta, updates[k].delta)
-    return squares
-
-
 def geometric_median(
     updates: Sequence[Update], smoothing: float, iterations: int, *, by_images: bool = False
 ) -> State:
@@ -111,7 +106,8 @@ def geometric_median(
 
     Δₖ is the delta of client k, and pₖ = 1/K is its weight, so that a client gains nothing by
     reporting more images. The iteration starts at z = 0, where the model does not change. Therefore
-    a delta that is far away has little weight even in the first step.
+    a delta that is far away has little weight even in the first step. The point z is computed in
+    float64. The function needs 8·K·S bytes of memory for S numbers in a delta.
 
     Args:
         updates: The updates of K clients.
@@ -125,20 +121,55 @@ def geometric_median(
 
     Source: Pillutla et al., Robust aggregation for federated learning, arXiv 1912.13445.
     """
-    deltas = [{n: _at_least_float32(d) for n, d in update.delta.items()} for update in updates]
+    flat = _flattened(updates)
     weights = shares(updates) if by_images else [1 / len(updates)] * len(updates)
-    centre = scale(deltas[0], 0.0)
+    centre = torch.zeros_like(flat[0])
     for _ in range(iterations):
-        distances = [_squared_distance(centre, delta) ** 0.5 for delta in deltas]
+        distances = _squares(flat, centre).sqrt().tolist()
         pairs = zip(weights, distances, strict=True)
-        centre = mean(deltas, [share / max(smoothing, distance) for share, distance in pairs])
-    return centre
+        betas = [share / max(smoothing, distance) for share, distance in pairs]
+        centre = mean([{"": row} for row in flat], betas)[""]
+    return _restored(centre, updates[0].delta)
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+def _flattened(updates: Sequence[Update]) -> Tensor:
+    """Returns the deltas of K clients as the rows of one matrix (K, S) of float64.
+
+    The columns have the order of the sorted names of the tensors. Therefore the order of the names
+    in a dictionary does not change how sums are rounded.
+
+    Raises:
+        ValueError: If the deltas do not all have the same names.
+    """
+    first = zip_map(lambda tensor, *_: tensor, *(update.delta for update in updates))
+    names = sorted(first)
+    device = first[names[0]].device
+    flat = torch.empty(len(updates), count(first), dtype=torch.float64, device=device)
+    for row, update in zip(flat, updates, strict=True):
+        torch.cat([update.delta[name].flatten() for name in names], out=row)
+    return flat
 
 
-def _squared_distance(a: State, b: State) -> float:
-    """Computes ‖a - b‖² over all tensors together, in float64."""
-    return sum(float((x.double() - b[n].double()).square().sum()) for n, x in a.items())
+def _squares(flat: Tensor, point: Tensor) -> Tensor:
+    """Computes ‖Δₖ - z‖² for each row Δₖ of a matrix (K, S), from differences, (K,).
+
+    The formula ‖Δₖ‖² - 2·Δₖ·z + ‖z‖² is faster, but its terms cancel if Δₖ is near z.
+
+    Args:
+        flat: The rows Δₖ, (K, S).
+        point: The point z, (S,).
+    """
+    blocks = zip(torch.split(flat, COLUMNS, dim=1), torch.split(point, COLUMNS), strict=True)
+    sums = [(rows - part).square_().sum(dim=1) for rows, part in blocks]
+    return torch.stack(sums).sum(dim=0)
+
+
+def _restored(row: Tensor, like: State) -> State:
+    """Returns the tensors in a row of `_flattened`, with the names, order and shapes of `like`."""
+    names = sorted(like)
+    sizes = [like[name].numel() for name in names]
+    parts = dict(zip(names, torch.split(row, sizes), strict=True))
+    return {
+        name: parts[name].reshape(tensor.shape).to(torch.promote_types(tensor.dtype, torch.float32))
+        for name, tensor in like.items()
+    }

@@ -22,13 +22,13 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from fl_vitlora.checkpoints.journal import Journal, Mark
-from fl_vitlora.communication.ledger import Entry, Ledger
+from fl_vitlora.communication.ledger import Entry, Ledger, Prefix
 from fl_vitlora.storage.checksummed import DamagedFileError, read_sealed, write_sealed
 from fl_vitlora.storage.files import PRIVATE, make_private_folder
 from fl_vitlora.storage.trees import Tree, build, flatten
@@ -161,7 +161,7 @@ class Logbook:
         self,
         server_round: int,
         server: Tree,
-        messages: Sequence[Entry],
+        messages: Prefix,
         clients: Mapping[int, object],
         tree_of: Callable[[Any], Tree],
     ) -> None:
@@ -184,7 +184,7 @@ class Logbook:
         if filled := {client: tree for client, tree in trees.items() if tree}:
             _write(_clients_file(self._folder, server_round), server_round, filled)
         self._places |= dict.fromkeys(filled, server_round)
-        self._ledger.append(*(dataclasses.astuple(entry) for entry in messages[self._noted :]))
+        self._ledger.append(*map(dataclasses.astuple, messages.after(self._noted)))
         state = {
             "server": server,
             "places": self._places,
@@ -194,7 +194,7 @@ class Logbook:
         _write(_server_file(self._folder, server_round), server_round, state)
         self._kept[server_round] = {*self._places.values()}
         self._written.update(changed)
-        self._noted = len(messages)
+        self._noted = messages.length
         self._tidy()
 
     def close(self) -> None:

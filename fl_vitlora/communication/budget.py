@@ -43,10 +43,6 @@ def cost_of_evaluation(ledger: Ledger, clients: int) -> int:
         ledger: The ledger of the run so far.
         clients: The number of all clients.
     """
-    evaluations: dict[int, int] = {}
-    largest = {"uplink": 0, "downlink": 0}
-    for entry in ledger:
-        largest[entry.direction] = max(largest[entry.direction], entry.total)
-        if entry.purpose == "evaluation":
-            evaluations[entry.round] = evaluations.get(entry.round, 0) + entry.total
-    return max(evaluations.values(), default=clients * sum(largest.values()))
+    evaluations = ledger.by_round("evaluation").values()
+    largest = ledger.largest("uplink") + ledger.largest("downlink")
+    return max(evaluations, default=clients * largest)

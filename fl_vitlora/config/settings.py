@@ -10,6 +10,7 @@ its value, the expected values and the most similar setting. The settings of an 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -102,7 +103,7 @@ def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
     """
     if not isinstance(tree, Mapping):
         raise UserError(f"{path or 'the configuration'}: expected a mapping, got {shown(tree)}")
-    hints = typing.get_type_hints(kind)
+    hints = _hints_of(typing.cast(Any, kind))
     fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values = {}
     for key, value in tree.items():
@@ -114,6 +115,16 @@ def from_mapping(kind: type[T], tree: Any, path: str = "") -> T:
         dotted = f"{path}.{name}" if path else name
         raise UserError(f"{dotted} needs a value: --set {dotted}=VALUE")
     return kind(**values)
+
+
+@functools.lru_cache(maxsize=256)
+def _hints_of(kind: type) -> Mapping[str, Any]:
+    """Returns the annotations of a dataclass by field; Python evaluates their texts, which is slow.
+
+    Raises:
+        NameError: If an annotation has an unknown name.
+    """
+    return typing.get_type_hints(kind)
 
 
 def check_defaults(kind: type[Any], path: str) -> None:

@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,12 @@ from fl_vitlora.encryption.at_rest import seal_pieces, sealed_under, unseal, uns
 from fl_vitlora.encryption.holder import TEST, Part, client_party
 from fl_vitlora.encryption.storage_keys import StorageKey, StorageKeys
 from fl_vitlora.errors import UserError
-from fl_vitlora.storage.checksummed import read_sealed, read_sealed_metadata, write_sealed_pieces
+from fl_vitlora.storage.checksummed import (
+    digest_of,
+    read_sealed,
+    read_sealed_metadata,
+    write_sealed_pieces,
+)
 from fl_vitlora.storage.files import PRIVATE, write_parts
 
 TEST_SHARD = "test.safetensors"
@@ -41,7 +47,7 @@ NO_KEYS = StorageKeys()
 
 @dataclass(frozen=True)
 class Shard:
-    """Images as the model receives them, with their labels.
+    """Images as the model receives them, with their labels. The tensors of a shard never change.
 
     Attributes:
         images: The images, uint8 (n, C, H, W); if the run encrypts images, this is ciphertext.
@@ -56,6 +62,11 @@ class Shard:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def digest(self) -> str:
+        """Returns the digest of the images, 64 hexadecimal digits, which is computed only once."""
+        return digest_of({"images": self.images}, {})
 
     def take(self, chosen: Tensor) -> Shard:
         """Returns the shard of the images at the given positions, (m,)."""

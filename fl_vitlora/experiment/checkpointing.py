@@ -62,7 +62,7 @@ class Checkpointing:
         """
         if not self.states.followed or not self._is_due(server_round):
             return write_nothing
-        clients, entries = self.states.now(), list(self.record.ledger)
+        clients, entries = self.states.now(), self.record.ledger.prefix()
         server = {
             "circumstances": dataclasses.asdict(self.provenance),
             "changes": list(self.record.changes),

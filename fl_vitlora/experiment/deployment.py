@@ -61,7 +61,7 @@ from fl_vitlora.experiment.server_run import Run
 from fl_vitlora.experiment.watching import Watch
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.client.app import make_client_app
-from fl_vitlora.flower.client.workspace import ClientSettings, client_of
+from fl_vitlora.flower.client.workspace import ClientSettings, SettingsOf, client_of
 from fl_vitlora.flower.simulation.workers import choose_workers
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half
 from fl_vitlora.models.reading import READER_FILE, open_reader
@@ -96,7 +96,35 @@ def make_node_app(load_strategy: LoadStrategy) -> ClientApp:
         load_strategy: A function that makes the strategy that the node's own configuration names,
             so that the strategy's code never comes from the network.
     """
-    return make_client_app(lambda context: node_settings(context, load_strategy))
+    return make_client_app(OncePerRun(lambda context: node_settings(context, load_strategy)))
+
+
+class OncePerRun:
+    """Reads the settings of a node once in each run, as far as the process of the node lives on.
+
+    The app asks for the settings up to three times for each message. A change of the operator's
+    files is seen in the next run, or in the next process: some versions of Flower start a process
+    for each message.
+
+    Args:
+        read: A function that reads the settings of a node. If `read` raises an error, the settings
+            are read again for the next message.
+    """
+
+    def __init__(self, read: SettingsOf) -> None:
+        self._read = read
+        self._kept: dict[object, ClientSettings] = {}
+
+    def __call__(self, context: Context) -> ClientSettings:
+        """Returns the settings of the run to which a message belongs.
+
+        Args:
+            context: Flower's context of the node.
+        """
+        key = context.run_id, tuple(sorted(context.node_config.items()))
+        if key not in self._kept:
+            self._kept = {key: self._read(context)}  # an earlier run does not come again
+        return self._kept[key]
 
 
 def node_settings(context: Context, load_strategy: LoadStrategy) -> ClientSettings:

@@ -136,7 +136,12 @@ def prepare_images(config: Config, given: Given | None = None) -> OwnedImages:
 
 
 def prepare_model(
-    config: Config, classes: int | Sequence[str], device: str, adapter: str = "lora"
+    config: Config,
+    classes: int | Sequence[str],
+    device: str,
+    adapter: str = "lora",
+    *,
+    library: str = "",
 ) -> Backbone:
     """Builds the model with the fine-tuning method; checks that all trained tensors get gradients.
 
@@ -145,6 +150,7 @@ def prepare_model(
         classes: The names of the classes, or their number (see `backbone.build`).
         device: The device of the model.
         adapter: The kind of low-rank matrices that the strategy needs: "lora" or "lora_xs".
+        library: The library with which a resumed run began; other names mean the faster library.
 
     Raises:
         UserError: If the model cannot be built, if the method cannot be attached to the model, or
@@ -154,7 +160,10 @@ def prepare_model(
     method = shelf.method_of(config.finetuning, adapter)
     methods.attach(built.model, method, config.seed)
     methods.check_gradients(built.model, built.image_shape)
-    products.use(choose_library(built.model, device, config.training.batch_size * built.patches))
+    if library not in products.LIBRARIES:
+        rows = config.training.batch_size * built.patches
+        library = choose_library(built.model, device, rows)
+    products.use(library)
     built.model.to(device)
     return replace(built, notes=(*built.notes, *method.notes))
 

@@ -65,8 +65,7 @@ def _images_of(report: RoundReport, measured: Measured, view: str) -> Line:
 
 def _transfer(server_round: int, ledger: Ledger, link: Link) -> float:
     """Returns the time in seconds that the messages of a round take on the network link."""
-    passed = (entry for entry in ledger if entry.round == server_round)
-    return transfer_seconds(passed, link)[server_round]
+    return transfer_seconds(ledger.of_round(server_round), link)[server_round]
 
 
 def best_of(lines: Sequence[Line]) -> Line | None:

@@ -12,6 +12,7 @@ from fl_vitlora.config import Config
 from fl_vitlora.data.given import Given
 from fl_vitlora.data.given_shards import GivenShards
 from fl_vitlora.encryption.identities import Identities, open_or_create_identities
+from fl_vitlora.errors import UserError
 from fl_vitlora.experiment import elsewhere, validation
 from fl_vitlora.experiment.client_settings import SameForAll, client_settings
 from fl_vitlora.experiment.finished_run import Outcome
@@ -33,6 +34,7 @@ from fl_vitlora.flower.simulation.workers import Workers, choose_workers
 from fl_vitlora.flower.strategies import identity
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half
 from fl_vitlora.population.sampling import cohort_size, trained_together
+from fl_vitlora.reporting.run_folder import PRODUCTS
 
 
 def run(
@@ -198,15 +200,20 @@ def _serve(
 
     Returns:
         A pair: the server's side of the run, and the result of the server loop.
+
+    Raises:
+        UserError: If a checkpoint cannot be resumed with the installed version of Flower.
     """
     config, watch = experiment.config, experiment.watch
     shards = stage.folder.shards
     workers = workers_in_memory(ray.workers, config, stage.server.backbone, shards, ray)
     if recorded := what_is_recorded(config, stage.server.initial):
         watch.note(recorded)
+    _check_delivery(stage, watch)
     watch.announce("starting workers")
     ray.wait()
     stage.folder.add_environment(workers=workers.count, device=workers.device)
+    stage.folder.add_environment(**{PRODUCTS: products.used()})
     states = ClientStates(stage.checkpoint.clients if stage.checkpoint else {})
     patches = stage.server.backbone.patches if workers.device == "cpu" else 0
     server = _server_side(experiment, stage, states, observers)
@@ -222,6 +229,23 @@ def _serve(
         verbose=watch.verbose,
     )
     return server, outcome
+
+
+def _check_delivery(stage: Stage, watch: Watch) -> None:
+    """Warns the user if the installed version of Flower does not allow checkpoints.
+
+    Raises:
+        UserError: If the run would continue from a checkpoint, whose clients' states would be lost.
+    """
+    from fl_vitlora.flower.simulation.delivery import why_not_followed
+
+    why = why_not_followed()
+    if why and stage.checkpoint is not None:
+        raise UserError(
+            f"{stage.folder.path}: {why}; install the version of Flower with which the run began"
+        )
+    if why:
+        watch.note(f"warning: {why}")
 
 
 def _server_side(

@@ -37,11 +37,12 @@ from fl_vitlora.experiment.run_shards import holds_shards, shards_of
 from fl_vitlora.experiment.server_model import Server, make_server
 from fl_vitlora.experiment.shard_reuse import take_or_write_shards
 from fl_vitlora.experiment.watching import Watch
+from fl_vitlora.finetuning import products
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import READER_FILE, write_reader
 from fl_vitlora.population.sampling import cohort_size
-from fl_vitlora.reporting.run_folder import DATA, RunFolder
+from fl_vitlora.reporting.run_folder import DATA, PRODUCTS, RunFolder, fact_of
 from fl_vitlora.storage.files import sync_files
 from fl_vitlora.training.cohort import why_alone
 
@@ -317,7 +318,10 @@ def prepare_server(
     """
     config, watch = experiment.config, experiment.watch
     adapter = client_half(experiment.strategy).adapter
-    backbone = prepare_model(config, class_names, device, adapter)
+    library = fact_of(Path(config.out), PRODUCTS) if config.out else ""  # of a resumed run
+    backbone = prepare_model(config, class_names, device, adapter, library=library)
+    if library and library != products.used():
+        watch.note(f"warning: the run began with {library}, and {products.VARIABLE} changes this")
     for note in (*backbone.notes, *note_on_size(config, backbone), *_alone(config, backbone)):
         watch.note(note)
     if config.data.shards is not None and config.encryption.steps:

@@ -11,7 +11,7 @@ client remembers nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -76,6 +76,24 @@ class ClientRecord:
     offered: Versions | None = None
 
 
+class Comparisons:
+    """Compares tensors, and compares each pair of tensors only once.
+
+    Many clients remember the same tensors, which are then the same objects. An instance must only
+    live as long as all tensors that it compares, because it knows them by their addresses.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], bool] = {}
+
+    def __call__(self, one: Tensor, other: Tensor) -> bool:
+        """Returns True if two tensors have the same shape and values."""
+        pair = id(one), id(other)
+        if pair not in self._known:
+            self._known[pair] = torch.equal(one, other)
+        return self._known[pair]
+
+
 class ClientRecords:
     """The data that the server keeps about all clients.
 
@@ -138,7 +156,13 @@ class ClientRecords:
         return images if first is None else first
 
     def cached(
-        self, client: int, model: State, plan: ClientPlan, measured: tuple[str, ...] = ()
+        self,
+        client: int,
+        model: State,
+        plan: ClientPlan,
+        measured: tuple[str, ...] = (),
+        *,
+        equal: Callable[[Tensor, Tensor], bool] = torch.equal,
     ) -> frozenset[str]:
         """Returns the names of the tensors that the client already has, so they need not be sent.
 
@@ -147,14 +171,15 @@ class ClientRecords:
             model: The tensors that the client needs for the round.
             plan: The strategy's plan of the round, which names the frozen tensors.
             measured: Endings of the names of tensors that clients measure.
+            equal: The function that compares two tensors.
         """
         untrained = (*plan.frozen, *plan.restarted, *measured)
         remembered = self.of(client).memory.tensors
 
         def is_known(name: str, tensor: Tensor) -> bool:
             if name in remembered:
-                return torch.equal(remembered[name], tensor)
-            return name.endswith(untrained) and torch.equal(self._initial[name], tensor)
+                return equal(remembered[name], tensor)
+            return name.endswith(untrained) and equal(self._initial[name], tensor)
 
         return frozenset(name for name, tensor in model.items() if is_known(name, tensor))
 

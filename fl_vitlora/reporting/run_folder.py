@@ -32,6 +32,7 @@ from fl_vitlora.storage.files import (
 )
 
 CONFIG, RESULT, ENVIRONMENT = "config.yaml", "result.json", "environment.json"
+PRODUCTS = "products"  # the library for matrix products, in the file `environment.json`
 CLASSES = "classes.json"
 CLIENTS = "clients.json"
 SHARDS = "shards"
@@ -243,11 +244,17 @@ def begun_in(run: Path) -> Path:
 
     If that directory is unknown, the current directory is returned.
     """
+    stored = fact_of(run, "directory")
+    return Path(stored) if Path(stored).is_absolute() else Path.cwd()
+
+
+def fact_of(run: Path, name: str) -> str:
+    """Returns a text in a run's `environment.json`; an empty text if the text cannot be read."""
     try:
-        stored = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["directory"]
+        stored = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))[name]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return Path.cwd()
-    return Path(stored) if isinstance(stored, str) and Path(stored).is_absolute() else Path.cwd()
+        return ""
+    return stored if isinstance(stored, str) else ""
 
 
 def find_from(name: str, start: Path) -> str:

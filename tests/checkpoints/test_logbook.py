@@ -45,7 +45,7 @@ class Played:
         self.ledger.record(entry(number, 1))
         self.clients[1] = Remembers(10 * number)
         state = {"weights": torch.full((3,), float(number)), "known": {2: [1, 2]}}
-        self.book.write(number, state, list(self.ledger), dict(self.clients), tree_of)
+        self.book.write(number, state, self.ledger.prefix(), dict(self.clients), tree_of)
 
     @property
     def files(self) -> set[str]:
@@ -97,7 +97,8 @@ def test_the_state_before_is_taken_up_where_the_newest_is_damaged(
     assert (checkpoint.round, checkpoint.clients[1]) == (2, {"value": 20})
     assert checkpoint.lines == [{"round": 1}, {"round": 2}]
     book.note_round({"round": 3})
-    book.write(3, {}, [*checkpoint.ledger, entry(3, 1)], {}, tree_of)
+    checkpoint.ledger.record(entry(3, 1))
+    book.write(3, {}, checkpoint.ledger.prefix(), {}, tree_of)
     again = Logbook.take_up(played.place)
     assert again is not None
     assert (again[1].round, len(again[1].ledger)) == (3, 3)
@@ -116,7 +117,7 @@ def test_the_two_newest_are_kept_after_going_on_too(played: Played) -> None:
     found = Logbook.take_up(played.place)
     assert found is not None
     assert {"round-000002.safetensors", "round-000003.safetensors"} <= played.files
-    found[0].write(4, {}, [*found[1].ledger], {}, tree_of)
+    found[0].write(4, {}, found[1].ledger.prefix(), {}, tree_of)
     rounds = {name for name in played.files if name.startswith("round")}
     assert rounds == {"round-000003.safetensors", "round-000004.safetensors"}
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fl_vitlora.communication.budget import affords, cost_of_evaluation
 from fl_vitlora.communication.ledger import Direction, Entry, Ledger
 
 GROUPS = ("head", "lora_A", "masked")
@@ -116,3 +118,58 @@ def test_evaluation_counts_to_its_round_and_stands_after_training_in_the_table()
         "1,evaluation,0,downlink,100,4,104,100",
         "2,training,0,downlink,100,10,110,100",
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched(Entry):
+    """An entry that notes its round whenever one of its attributes is read."""
+
+    reads: ClassVar[list[int]] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        Watched.reads.append(object.__getattribute__(self, "round"))
+        return super().__getattribute__(name)
+
+
+def test_what_is_asked_about_a_round_reads_no_entry_of_another_round():
+    ledger = Ledger(Watched(**asdict(entry(number, "uplink", 9, 1))) for number in range(9))
+    Watched.reads.clear()
+    assert (ledger.total("uplink", 5), ledger.by_group(5)) == (10, {"head": 9})
+    assert set(Watched.reads) == {5}
+    assert sum(one.total for one in ledger.of_round(5)) == 10
+    assert set(Watched.reads) == {5}
+
+
+def test_whether_a_budget_suffices_reads_no_entry():
+    ledger = Ledger(Watched(**asdict(entry(number, "uplink", 9, 1))) for number in range(9))
+    Watched.reads.clear()
+    assert affords(1000, ledger, 9, reserve=cost_of_evaluation(ledger, 3))
+    assert (ledger.total(), ledger.total("downlink")) == (90, 0)
+    assert not Watched.reads
+
+
+@given(ENTRIES)
+def test_kept_sums_are_the_sums_over_all_entries(entries: list[Entry]):
+    ledger = Ledger([entry(7, "uplink", 5, 5)])
+    ledger.replace(Ledger(entries))
+    assert ledger.total("uplink") == sum(e.total for e in entries if e.direction == "uplink")
+    assert list(ledger.by_group()) == list(dict.fromkeys(g for e in entries for g in e.groups))
+    assert list(ledger.by_round()) == list(dict.fromkeys(e.round for e in entries))
+    assert ledger.largest("downlink") == max(
+        (e.total for e in entries if e.direction == "downlink"), default=0
+    )
+    measured = [e for e in entries if e.purpose == "evaluation"]
+    assert ledger.by_round("evaluation") == Ledger(measured).by_round()
+    assert [e for number in range(4) for e in ledger.of_round(number)] == sorted(
+        entries, key=lambda e: e.round
+    )
+
+
+def test_a_prefix_does_not_grow_with_its_ledger():
+    ledger = small()
+    prefix = ledger.prefix()
+    first = list(ledger)
+    ledger.record(entry(3, "uplink", 1, 1))
+    assert (prefix.length, list(prefix.after(0)), list(prefix.after(3))) == (5, first, first[3:])
+    ledger.replace(Ledger())
+    assert list(prefix.after(0)) == first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fl_vitlora.config import (
     to_mapping,
     to_yaml,
 )
-from fl_vitlora.config.settings import explanations
+from fl_vitlora.config.settings import explanations, from_mapping
 from fl_vitlora.config.yaml_text import parse_override, read_yaml
 from fl_vitlora.errors import UserError
 
@@ -328,3 +329,24 @@ def test_a_long_value_is_told_in_short() -> None:
 def test_a_text_that_can_name_no_file_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="out: expected "):
         load(None, {"out": name})
+
+
+evaluated: list[str] = []
+
+
+def number() -> type[int]:
+    evaluated.append("number")
+    return int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """Settings whose annotation counts how often it is evaluated."""
+
+    value: number() = 1  # type: ignore[valid-type]
+
+
+def test_the_annotations_of_a_class_are_evaluated_once():
+    for value in (2, 3):
+        assert from_mapping(Counted, {"value": value}).value == value
+    assert evaluated == ["number"]

@@ -27,6 +27,7 @@ from fl_vitlora.encryption.holder import Part
 from fl_vitlora.encryption.storage_keys import StorageKey, StorageKeys, of_secret
 from fl_vitlora.errors import UserError
 from fl_vitlora.storage.checksummed import write_sealed
+from tests.counting_operations import Operations
 
 LABELS = torch.tensor([3, 1, 4, 1, 5])
 KEY = of_secret(bytes(32))
@@ -238,3 +239,15 @@ def test_as_many_shards_stay_open_as_memory_allows(images: Tensor):
     for name in ("9", "8", "9", "8"):
         everything(name)
     assert opened[5:] == ["9", "8"]
+
+
+def test_the_images_of_a_shard_are_hashed_once():
+    images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).reshape(2, 3, 4, 4)
+    shard = Shard(images=images, labels=torch.zeros(2, dtype=torch.int64))
+    first = shard.digest
+    with Operations() as operations:
+        assert shard.digest == first
+    assert operations.counted.total() == 0
+    other = Shard(images=images + 1, labels=shard.labels)
+    assert other.digest != first
+    assert shard.take(torch.tensor([1])).digest != first

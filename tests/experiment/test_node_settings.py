@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.task_identity import TaskIdentity
 
 import strategies
 from fl_vitlora.config import Config, DataConfig, load, to_yaml
@@ -17,10 +19,12 @@ from fl_vitlora.data import sources
 from fl_vitlora.data.owner import key_holder, write_encrypted_shards
 from fl_vitlora.encryption.keys import open_or_create_ring
 from fl_vitlora.errors import UserError
-from fl_vitlora.experiment.deployment import _classes, node_settings
+from fl_vitlora.experiment.deployment import _classes, make_node_app, node_settings
 from fl_vitlora.experiment.owner_keys import hand_out_keys
 from fl_vitlora.experiment.preparation import prepare_storage
 from fl_vitlora.flower.client.workspace import ClientSettings, workspace
+from fl_vitlora.flower.wire import messages
+from fl_vitlora.flower.wire.folding import fold, unfold
 
 DIGITS = tuple(str(digit) for digit in range(10))
 
@@ -51,14 +55,18 @@ def handed_out(tmp_path: Path) -> Path:
 
 def settings_of(node: Path, **given: Any) -> ClientSettings:
     """Reads the settings of a node that its operator gave these values."""
+    return node_settings(context_of(node, **given), load_strategy)
+
+
+def context_of(node: Path, run: int = 1, **given: Any) -> Context:
+    """The context of a node that its operator gave these values."""
     values: dict[str, bool | float | int | str] = {
         "partition-id": 0,
         "config": str(node / "config.yaml"),
         "shards": str(node / "shards"),
     }
     values.update({name.replace("_", "-"): str(value) for name, value in given.items()})
-    context = Context(1, 1, values, RecordDict(), {})
-    return node_settings(context, load_strategy)
+    return Context(run, 1, values, RecordDict(), {})
 
 
 def load_strategy(config: Config, confirmed: Collection[str] = ()) -> Any:
@@ -136,3 +144,40 @@ def test_a_server_takes_a_list_of_classes_or_a_file_with_one(tmp_path: Path) -> 
     (tmp_path / "classes.json").write_text('["cat", "dog"]\n')
     for given in ('["cat", "dog"]', str(tmp_path / "classes.json")):
         assert _classes({"classes": given}, tmp_path / "nowhere", None) == ("cat", "dog")
+
+
+def greeted(app: ClientApp, context: Context) -> list[Any]:
+    """The names of the classes in the answer of a node to the server's first message."""
+    message = Message(fold(RecordDict(), {}, {}), dst_node_id=1, message_type=MessageType.QUERY)
+    names = unfold(app(message, context).content).content.config_records[messages.CONFIG]
+    found = names[messages.CLASSES]
+    assert isinstance(found, list)
+    return found
+
+
+def test_a_node_reads_its_files_once_in_each_run(
+    handed_out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    read: list[Config] = []
+
+    def load_once(config: Config, confirmed: Collection[str] = ()) -> Any:
+        read.append(config)
+        return strategies.load_for(config, confirmed)
+
+    app, names = make_node_app(load_once), handed_out / "classes.json"
+    given: dict[str, Any] = {
+        "storage_key": handed_out / "keys" / "client-00000.key",
+        "classes": names,
+    }
+    with pytest.raises(UserError, match="cannot be read"):
+        greeted(app, context_of(handed_out, **given))
+    names.write_text(json.dumps(DIGITS))
+    read.clear()
+    assert greeted(app, context_of(handed_out, **given)) == [*DIGITS]
+    names.write_text(json.dumps(DIGITS[::-1]))
+    assert greeted(app, context_of(handed_out, **given)) == [*DIGITS]
+    assert len(read) == 1
+    assert greeted(app, context_of(handed_out, run=2, **given)) == [*DIGITS[::-1]]
+    assert len(read) == 2

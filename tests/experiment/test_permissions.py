@@ -12,6 +12,7 @@ import torch
 
 from fl_vitlora.checkpoints.journal import Journal
 from fl_vitlora.checkpoints.logbook import Logbook
+from fl_vitlora.communication.ledger import Ledger
 from fl_vitlora.config import load
 from fl_vitlora.data.shards import Shard, write_shard
 from fl_vitlora.encryption.keys import open_or_create_ring
@@ -53,7 +54,7 @@ def write_everything(run: Path) -> dict[str, int]:
     for name in ("client-00000.safetensors", "test.safetensors"):
         write_shard(folder.shards / name, SHARD, {"party": "test"}, durable=False)
     logbook = Logbook.begin(run)
-    logbook.write(1, {"model": MODEL}, [], {0: MODEL}, lambda state: state)
+    logbook.write(1, {"model": MODEL}, Ledger().prefix(), {0: MODEL}, lambda state: state)
     open_or_create_ring(run / "keys" / "owner.key").rotated()
     private = [folder.shards, run / "checkpoint", run / "keys"]
     files = [*run.glob("*.safetensors"), *(path for place in private for path in place.iterdir())]

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from fl_vitlora.robust import geometric_median, krum
 from fl_vitlora.strategy import Update
+from tests.counting_operations import Operations
 from tests.strategies.problems import (
     Vector,
     as_state,
@@ -215,3 +217,41 @@ def test_six_of_twenty_who_send_anything_do_not_carry_the_mean_away(
     assert distance(as_vector(new), [1.0] * 7) < 0.5
     ruined, _ = load("fedavg").aggregate(model, updates, {})
     assert distance(as_vector(ruined), [1.0] * 7) > 10
+
+
+def many_tensors(clients: int, tensors: int) -> list[Update]:
+    chance = torch.Generator().manual_seed(0)
+    return [
+        Update(
+            client=client,
+            samples=10,
+            loss=0.0,
+            delta={
+                f"{n:02}": torch.randn(3, n % 4, generator=chance, dtype=torch.float64)
+                for n in range(tensors)
+            },
+        )
+        for client in range(clients)
+    ]
+
+
+def test_the_order_of_the_names_in_a_delta_changes_no_bit_of_the_geometric_median():
+    updates = many_tensors(7, 12)
+    turned = [replace(u, delta=dict(reversed(u.delta.items()))) for u in updates]
+    found, again = (geometric_median(some, 1e-6, 10) for some in (updates, turned))
+    assert list(found) == list(updates[0].delta)
+    assert list(again) == list(turned[0].delta)
+    assert all(torch.equal(found[n], again[n]) for n in found)
+
+
+@pytest.mark.parametrize(
+    "compute", [lambda u: krum(u, 2, 1), lambda u: geometric_median(u, 1e-6, 10)]
+)
+def test_distances_take_a_few_operations_for_each_client_and_not_for_each_pair_and_tensor(
+    compute: Callable[[list[Update]], object],
+):
+    clients, tensors, iterations = 20, 50, 10
+    with Operations() as operations:
+        compute(many_tensors(clients, tensors))
+    making_and_flattening = clients * tensors * 4
+    assert operations.counted.total() < making_and_flattening + clients * iterations * 8

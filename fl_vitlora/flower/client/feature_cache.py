@@ -125,7 +125,7 @@ class FeatureCache:
         read = {n: p for n, p in model.named_parameters() if n in READER}
         way = (self._device.type, self._precision, products.used(), torch.__version__)
         told = {"body": self._body, "part": repr(self._frozen.part), "way": repr(way)}
-        return digest_of({**read, "images": shard.images}, told)
+        return digest_of(read, told | {"images": shard.digest})
 
     def _path(self, name: str) -> Path:
         return self._shards / FEATURES / name

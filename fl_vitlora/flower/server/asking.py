@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
-from flwr.app import MessageType, RecordDict
+from flwr.app import ConfigRecord, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 
 from fl_vitlora.communication.ledger import Purpose
 from fl_vitlora.communication.packing import Layout
 from fl_vitlora.config import Config
-from fl_vitlora.federation.client_records import ClientRecords
+from fl_vitlora.federation.client_records import ClientRecords, Comparisons
 from fl_vitlora.federation.instruction import Instruction
 from fl_vitlora.flower.server.composing import compose
 from fl_vitlora.flower.server.posting import Post, Reply, Request
@@ -90,6 +90,12 @@ class Question(Generic[T]):
     purpose: Purpose = "training"
     roster: Roster | None = None
     signatures: Signatures = field(default_factory=dict)
+
+    def signed_roster(self) -> ConfigRecord | None:
+        """Returns the record of the roster, which all messages share; None without a roster."""
+        if self.roster is None:
+            return None
+        return vouching.write_signed(self.roster, self.signatures)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,21 +225,29 @@ class Asker:
 
     def _sealed(self, question: Question[T], instructions: Sequence[Instruction]) -> list[Sealed]:
         """Returns the encoded messages to clients."""
-        writer, addressed = Writer(self.layout), []
+        writer, addressed, equal = Writer(self.layout), [], Comparisons()
+        roster, names = question.signed_roster(), self.end.cached_names
         for asked in instructions:
             memory = self.records.of(asked.client).memory
-            message = compose(asked, memory, self._cached(asked))
+            message = compose(asked, memory, self._cached(asked, names, equal))
             content = writer.write(message, rank_of(self.config, asked.client))
-            if question.roster is not None:
-                signed = vouching.write_signed(question.roster, question.signatures)
-                content[masking.RECORD] = signed
+            if roster is not None:
+                content[masking.RECORD] = roster
             addressed.append(Addressed(client=asked.client, content=content))
         return self.end.seal(question.round, addressed)
 
-    def _cached(self, asked: Instruction) -> frozenset[str]:
-        """Returns the names of the tensors that need not be sent because the client has them."""
-        model = {name: t for name, t in asked.model.tensors.items() if self.end.caches(name)}
-        return self.records.cached(asked.client, model, asked.plan, asked.measured)
+    def _cached(
+        self, asked: Instruction, names: frozenset[str], equal: Comparisons
+    ) -> frozenset[str]:
+        """Returns the names of the tensors that need not be sent because the client has them.
+
+        Args:
+            asked: The instruction to the client.
+            names: The names of the tensors that may be left out of messages.
+            equal: The function that compares two tensors.
+        """
+        model = {name: t for name, t in asked.model.tensors.items() if name in names}
+        return self.records.cached(asked.client, model, asked.plan, asked.measured, equal=equal)
 
 
 class _RefusedReplyError(Exception):

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, RecordDict
 
 from fl_vitlora.communication.compression import code, decode
 from fl_vitlora.communication.lanes import EXACT, Lanes
@@ -33,6 +33,8 @@ from fl_vitlora.state import State, clip_norm, scale
 from fl_vitlora.storage.trees import Tree
 from fl_vitlora.strategy import Update
 
+Place = tuple[str, int | None]  # the record and the rank of a stream
+Changes = tuple[int, tuple[Part, ...]]  # see `Stream.since`
 STREAMED = (messages.ARRAYS, messages.BROADCAST)  # all other records are sent without a stream
 
 
@@ -72,11 +74,15 @@ class _Shared:
         layouts: One instance of `MessageLayouts` for all messages with equal layouts.
         coded: The coded tensors of records that several messages share, by record and layout.
         folded: The buffers that `fold` wrote, by their contents.
+        advanced: The record of tensors towards which each stream was last advanced.
+        changes: The results of `Stream.since`, by stream, its version and the client's version.
     """
 
     layouts: dict[MessageLayouts, MessageLayouts] = field(default_factory=dict)
     coded: dict[tuple[int, Layout], tuple[Part, ...]] = field(default_factory=dict)
     folded: dict[object, bytes] = field(default_factory=dict)
+    advanced: dict[Place, ArrayRecord] = field(default_factory=dict)
+    changes: dict[tuple[Place, int, int], Changes] = field(default_factory=dict)
 
 
 class ServerEnd:
@@ -92,7 +98,7 @@ class ServerEnd:
         self._initial = initial
         self._layout = Layout.of(initial)
         self._config = config
-        self._streams: dict[tuple[str, int | None], Stream] = {}
+        self._streams: dict[Place, Stream] = {}
         self._records = records
 
     @property
@@ -100,14 +106,17 @@ class ServerEnd:
         """Returns the codec and the sending interval of each group of tensors in instructions."""
         return lanes_of(self._config.compression.downlink)
 
-    def caches(self, name: str) -> bool:
-        """Returns True if a tensor may be left out of messages to clients that already have it.
+    @cached_property
+    def cached_names(self) -> frozenset[str]:
+        """Returns the tensors that may be left out of messages to clients that already have them.
 
         With lossy downlink codecs no tensor is left out: the server sends streams, which contain
         only changes anyway. A tensor of a group that clients send only in some rounds is not left
         out either: the client's tensor may then differ from the tensor that the server assumes.
         """
-        return self.lanes.exact and lanes_of(self._config.compression.uplink).of(name).every == 1
+        uplink = lanes_of(self._config.compression.uplink)
+        names = self._layout.names if self.lanes.exact else ()
+        return frozenset(name for name in names if uplink.of(name).every == 1)
 
     def seal(self, server_round: int, addressed: Sequence[Addressed]) -> list[Sealed]:
         """Encodes the messages to clients.
@@ -132,10 +141,13 @@ class ServerEnd:
             layout = layouts.of_record(record)
             tensors = state_in(arrays, partial(layouts.of_record, record))
             if record in STREAMED and not self.lanes.exact:
-                stream = self._advance(server_round, record, layouts.rank, tensors)
+                place = record, layouts.rank
+                if shared.advanced.get(place) is not arrays:  # these are the tensors of a new group
+                    shared.advanced[place] = arrays
+                    self._advance(server_round, place, tensors)
                 _, known = followed.get(record, (0, 0))
-                base, parts[record] = stream.since(known)
-                versions[record] = (base, stream.version)
+                base, parts[record] = self._since(place, known, shared)
+                versions[record] = (base, self._streams[place].version)
                 continue
             key = (id(arrays), layout)
             if key not in shared.coded:
@@ -151,18 +163,25 @@ class ServerEnd:
         layouts = MessageLayouts.of(config, self._layout, rank_of(self._config, one.client))
         return shared.layouts.setdefault(layouts, layouts)
 
-    def _advance(self, server_round: int, record: str, rank: int | None, target: State) -> Stream:
+    def _advance(self, server_round: int, place: Place, target: State) -> None:
         """Adds the change towards `target` to the stream that all clients of one rank share."""
-        stream = self._streams.get((record, rank)) or Stream.of(self._first(record, rank))
+        record, rank = place
+        stream = self._streams.get(place) or Stream.of(self._first(record, rank))
         config = self._config
-        stream = stream.advance(
+        self._streams[place] = stream.advance(
             target,
             self.lanes,
             self.lanes.open(target, server_round, config.rounds),
             chance(config.seed, "downlink", record, rank or 0, stream.version),
         )
-        self._streams[record, rank] = stream
-        return stream
+
+    def _since(self, place: Place, version: int, shared: _Shared) -> Changes:
+        """Returns the changes of a stream for all clients of one version; see `Stream.since`."""
+        stream = self._streams[place]
+        key = (place, stream.version, version)
+        if key not in shared.changes:
+            shared.changes[key] = stream.since(version)
+        return shared.changes[key]
 
     def _first(self, record: str, rank: int | None) -> State:
         """Returns the state of every client of one rank before the first change of a stream."""

@@ -10,6 +10,7 @@ one call.
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import itertools
 import math
@@ -33,6 +34,17 @@ from fl_vitlora.flower.simulation.worker import AppError, trace_of
 
 LOOK_SECONDS = 0.01
 LATE = "the server no longer waits for this reply"
+REPLACED: Mapping[str, Sequence[str]] = {  # functions of Flower with their arguments
+    "add_messages_to_queue": ["state", "queue", "nodes_mapping", "f_stop"],
+    "worker": [
+        "messageins_queue",
+        "messageres_queue",
+        "node_info_store",
+        "backend",
+        "f_stop",
+        "metrics",
+    ],
+}
 WAIT_SECONDS = 1.0  # an idle thread checks in this interval whether the simulation has ended
 
 
@@ -203,12 +215,29 @@ def refused(message: Message, error: Exception) -> Message:
     return Message(content, reply_to=message)
 
 
+def why_not_followed() -> str:
+    """Returns a sentence for the user if the delivery of the installed Flower cannot be replaced.
+
+    The clients' states then stay in Flower, and a checkpoint would lack them.
+
+    Returns:
+        The sentence; empty if the delivery can be replaced.
+    """
+    if all(arguments(getattr(vce_api, name, None)) == REPLACED[name] for name in REPLACED):
+        return ""
+    return (
+        f"Flower {importlib.metadata.version('flwr')} delivers messages in a way that this program "
+        "does not know, so the run has no checkpoints and cannot be resumed"
+    )
+
+
 @contextmanager
 def prompt_delivery(most: Mapping[str, int], states: ClientStates) -> Iterator[None]:
     """Replaces Flower's delivery of messages by the functions of this module inside the block.
 
     Flower has no option for another delivery, so the functions are replaced inside Flower's module.
-    If the functions of a version of Flower have other arguments, nothing is replaced.
+    If the functions of a version of Flower have other arguments, nothing is replaced, and the run
+    has no checkpoints (`why_not_followed`).
 
     Args:
         most: Largest number of messages in a bundle, by kind of message.
@@ -232,10 +261,10 @@ def prompt_delivery(most: Mapping[str, int], states: ClientStates) -> Iterator[N
         "add_messages_to_queue": add_messages_to_queue,
         "worker": worker,
     }
-    theirs: dict[str, Callable[..., None]] = {name: getattr(vce_api, name) for name in ours}
-    if not all(arguments(theirs[name]) == arguments(ours[name]) for name in ours):
+    if why_not_followed():
         yield  # this version of Flower has other functions: leave its delivery in place
         return
+    theirs: dict[str, Callable[..., None]] = {name: getattr(vce_api, name) for name in ours}
     states.followed = True
     vars(vce_api).update(ours)
     try:
@@ -244,6 +273,6 @@ def prompt_delivery(most: Mapping[str, int], states: ClientStates) -> Iterator[N
         vars(vce_api).update(theirs)
 
 
-def arguments(function: Callable[..., None]) -> list[str]:
-    """Returns the names of a function's arguments."""
-    return list(inspect.signature(function).parameters)
+def arguments(function: Callable[..., None] | None) -> list[str]:
+    """Returns the names of a function's arguments; an empty list without a function."""
+    return [] if function is None else list(inspect.signature(function).parameters)

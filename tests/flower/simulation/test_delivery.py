@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import threading
 from queue import Queue
 from types import SimpleNamespace
@@ -15,11 +16,13 @@ from hypothesis import strategies as st
 
 from fl_vitlora.flower.server.client_states import ClientStates
 from fl_vitlora.flower.simulation.delivery import (
+    REPLACED,
     bundles,
     deliver,
     prompt_delivery,
     replies_to,
     take,
+    why_not_followed,
 )
 from tests.waiting import WATCHDOG
 
@@ -169,14 +172,23 @@ def test_the_installed_flower_delivers_as_is_told_here_and_is_left_as_it_was():
     assert current() == theirs
 
 
-@pytest.mark.parametrize("name", ["add_messages_to_queue", "worker"])
-def test_a_flower_that_asks_for_something_else_delivers_in_its_own_way(
-    name: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", REPLACED)
+@pytest.mark.parametrize("lacks", [True, False])
+def test_a_flower_that_asks_for_something_else_delivers_in_its_own_way_and_the_user_is_told(
+    name: str, lacks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def another(state: object, queue: object) -> None:
         raise NotImplementedError
 
-    monkeypatch.setattr(vce_api, name, another)
-    theirs = current()
-    with prompt_delivery({}, ClientStates()):
-        assert current() == theirs
+    assert not why_not_followed()
+    if lacks:
+        monkeypatch.delattr(vce_api, name)
+    else:
+        monkeypatch.setattr(vce_api, name, another)
+    theirs, states = dict(vars(vce_api)), ClientStates()
+    with prompt_delivery({}, states):
+        assert vars(vce_api) == theirs
+    assert not states.followed
+    told = why_not_followed()
+    assert told.startswith(f"Flower {importlib.metadata.version('flwr')} ")
+    assert told.endswith("the run has no checkpoints and cannot be resumed")
