@@ -18,6 +18,7 @@ from fl_vitlora.errors import UserError
 from fl_vitlora.finetuning import lda, shelf
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy
 from fl_vitlora.flower.strategies.confidentiality import sees_only_sums
+from fl_vitlora.flower.wire.wiring import lanes_of
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.strategy import Strategy
@@ -100,6 +101,9 @@ def why_zero(config: Config, strategy: AnyStrategy, drafted: Backbone | None = N
         ),
         "secure aggregation or clipping may change means": sees_only_sums(config),
         "the codec of the uplink rounds means": (uplink.other or uplink.codec) != EXACT,
+        "the codec of the downlink rounds the measured head too coarsely": (
+            not lanes_of(config.compression.downlink).of("head.weight").codec.fine
+        ),
         "hostile clients may send any means": bool(config.attack.kinds),
         "clients with a guard cannot check a measured head": config.privacy.guard_steps is not None,
     }

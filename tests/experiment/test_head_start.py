@@ -52,6 +52,8 @@ def start_of(config: Config) -> tuple[str, str]:
 def test_the_default_job_and_a_run_of_an_ordinary_model_start_differently(weights: str) -> None:
     assert start_of(Config()) == ("zero", "lora+patch_embed")
     assert start_of(ordinary(weights)) == ("lda", "lora+patch_embed+lda")
+    fine = ordinary(weights, compression__downlink="int8")
+    assert start_of(fine) == ("lda", "lora+patch_embed+lda")
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,8 @@ def test_the_default_job_and_a_run_of_an_ordinary_model_start_differently(weight
         {"privacy__secure_aggregation": True},
         {"privacy__clipping_norm": 1.0},
         {"compression__uplink": "int4"},
+        {"compression__downlink": "ecsq(1.4)"},
+        {"compression__downlink__head": "int2"},
         {"compression__uplink__other": "bfloat16"},
         {"attack__kinds": ["scale"], "attack__clients": 1},
         {"model__weights": "random"},
