@@ -1,6 +1,7 @@
 """Digests of the files that decide a table, which do not depend on comments and docstrings.
 
-A digest is a short checksum. A date would not do: a checkout gives all files a new date.
+A digest is a short checksum. It shows whether a file has changed. The date of a file cannot show
+this, because a checkout of the repository gives all files a new date.
 """
 
 from __future__ import annotations

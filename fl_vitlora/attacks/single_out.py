@@ -5,8 +5,9 @@ nothing but the sum. There are two ways, which can be combined:
 
 * *Silence.* A client does not see what the server sends to the others. The server sends its order
   to one client, the victim, and the same order with the learning rate 0 to all others. They do not
-  move, so the sum is the update of the victim. The masks of this project depend on the order
-  (`privacy.agreement.told`), so that they do not cancel in such a sum.
+  move, so the sum is the update of the victim. In this project the attack fails: the masks depend
+  on the server's order (`privacy.agreement.told`). Clients with different orders have masks that
+  do not cancel, so that the sum stays hidden.
 * *Weights.* The server states the share of each client in the mean. It gives the victim almost the
   whole share, so that the others hardly count. Clients with a limit (``max_client_share``) refuse
   such a roster.

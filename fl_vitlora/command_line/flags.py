@@ -163,7 +163,7 @@ OTHER_FLAGS = {
     ),
     "--search": OtherFlag(
         "FILE",
-        "Search the best settings in the ranges that this YAML file describes",
+        "Search for the best settings in the ranges that this YAML file describes",
         {},
         "The file has the settings of an experiment and the key search, which names the settings "
         "that vary, with their ranges. Optuna proposes the settings of each trial. Trials are "

@@ -85,7 +85,7 @@ class Adversaries:
         """Returns the views of one kind of adversary.
 
         Args:
-            kind: The class of the views.
+            kind: The Python class of the wanted views, one class for each kind of adversary.
 
         Returns:
             One view, or a view for each attacked client if the adversary attacks one client.

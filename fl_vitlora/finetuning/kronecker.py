@@ -75,7 +75,8 @@ def times_ring(rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
 
     Args:
         rows: The matrix X, (..., m, n).
-        cores: The cores of T, each (..., n_d, n_d, R, R). There are at least two cores, and the
+        cores: The cores of T, each (..., n_d, n_d, R, R), with the row digit i_d first, then the
+            column digit j_d, and the rank R of the ring. There are at least two cores, and the
             product of all n_d is n.
 
     Returns:

@@ -72,7 +72,8 @@ def render(
 
     Args:
         template: The name of the template in the folder `templates`.
-        context: What the template shows, by name. Charts may be anywhere in it.
+        context: The values that the template shows, by name. Mappings and lists may be nested,
+            and charts may stand on any level.
         scripts: The names of the page's scripts in the folder `templates`. The library plotly is
             always part of the page.
         connects: True if the page may ask the server that it comes from.
