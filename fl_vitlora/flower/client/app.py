@@ -27,7 +27,6 @@ from fl_vitlora.data.shards import (
 from fl_vitlora.data.views import VALIDATION, sampled, seen_in
 from fl_vitlora.encryption.holder import client_party
 from fl_vitlora.encryption.identities import SETTING
-from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
 from fl_vitlora.finetuning import targets
 from fl_vitlora.flower.client import context_state
 from fl_vitlora.flower.client.guard import check_instruction
@@ -40,7 +39,12 @@ from fl_vitlora.flower.client.workspace import (
     workspace,
 )
 from fl_vitlora.flower.wire import masking, messages, vouching
-from fl_vitlora.flower.wire.round_message import RoundMessage, read, read_scalars
+from fl_vitlora.flower.wire.round_message import (
+    RoundMessage,
+    check_complete,
+    read,
+    read_scalars,
+)
 from fl_vitlora.flower.wire.updates import refuse_absurd, write_update
 from fl_vitlora.models.reading import (
     WEIGHT,
@@ -123,15 +127,8 @@ def _reveal(settings_of: SettingsOf, message: Message, context: Context) -> Mess
 
 
 def _train(settings_of: SettingsOf, message: Message, context: Context) -> Message:
-    """Trains one client for one round and returns its update.
-
-    Raises:
-        ValueError: If the instruction does not say which round it is for or which learning rate
-            to use, or if this client refuses it for another reason.
-    """
-    for name in (SERVER_ROUND, LEARNING_RATE):
-        if name not in message.content.config_records[messages.CONFIG]:
-            raise ValueError(f"message refused: it lacks {name}, without which no client trains")
+    """Trains one client for one round and returns its update."""
+    check_complete(message.content.config_records[messages.CONFIG])
     settings, client = settings_of(context), client_of(context)
     worker, strategy = workspace(settings), settings.strategy
     begin = _begin(message.content, context, worker, strategy, client)

@@ -53,10 +53,7 @@ def _reasons(config: Config, strategy: AnyStrategy) -> Iterator[str]:
             "take fedavg or median"
         )
     elif type(strategy).drift is not Strategy.drift:
-        yield (
-            f"strategy {name} adds a drift to each step of training, so its steps have no known "
-            "bound; take fedavg or median"
-        )
+        yield (f"strategy {name} adds a drift to each step, which has no known bound; take fedavg")
     method = shelf.method_of(config.finetuning, strategy.adapter)
     if method.retracts or method.decides or method.has_rests or method.measured:
         yield (

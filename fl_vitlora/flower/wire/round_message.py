@@ -247,6 +247,20 @@ def read_scalars(config: Mapping[str, Any]) -> RoundMessage:
     )
 
 
+def check_complete(config: Mapping[str, Any]) -> None:
+    """Checks that an instruction to train says for which round it is, and with which rate.
+
+    Args:
+        config: The scalars of the message, by name.
+
+    Raises:
+        ValueError: If the number of the round or the learning rate is missing.
+    """
+    for name in (SERVER_ROUND, LEARNING_RATE):
+        if name not in config:
+            raise ValueError(f"message refused: it lacks {name}, without which no client trains")
+
+
 def _epochs(config: Mapping[str, Any]) -> int | None:
     """Reads the number of passes over the shard that a strategy asks for.
 
