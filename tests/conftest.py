@@ -37,17 +37,6 @@ settings.load_profile("house")
 MakeBackbone = Callable[..., Backbone]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the tests of a file in one process of `--dist loadgroup`: they share a Ray and runs.
-
-    A test that shares nothing with its file may name a group of its own.
-    """
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-
-
 @pytest.fixture
 def images() -> Tensor:
     """Five images of 16 by 16 pixels, of all grey levels, never the same twice in a row."""

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,11 +23,6 @@ BIN = Path(sys.executable).parent
 PAGES = sorted(page for page in (ROOT / "docs/tutorials").glob("*.md") if page.stem != "index")
 COPIED = ("fl_vitlora", "strategies", "configs", "deploy", "simulate.py")  # what a tutorial uses
 PORT = re.compile(r"\b80[01]\d\b")
-
-
-def alone(page: Path) -> Any:
-    """Lets pytest-xdist test a page beside the others, because they share nothing."""
-    return pytest.param(page, id=page.stem, marks=pytest.mark.xdist_group(page.stem))
 
 
 @pytest.fixture
@@ -107,7 +101,7 @@ def up(block: Block, folder: Path, environment: dict[str, str]) -> Iterator[None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [alone(page) for page in PAGES])
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_runs_and_prints_what_the_page_shows(
     page: Path, checkout: Path, environment: dict[str, str]
 ) -> None:
