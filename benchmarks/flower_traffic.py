@@ -216,7 +216,7 @@ def deploy(folder: Path) -> list[Proxy]:
 
 
 def main() -> None:
-    """Runs the measurement, and prints the bytes that a message costs beside its objects."""
+    """Runs the measurement, and prints the bytes that a message costs on top of its objects."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         simulate(folder)

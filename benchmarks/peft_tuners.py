@@ -26,7 +26,7 @@ from fl_vitlora.state import count
 from fl_vitlora.testing.method import findings
 from fl_vitlora.testing.method_subject import Subject
 
-# What a tuner needs on layers of 96 inputs and 288 outputs, beside its defaults.
+# Settings that a tuner needs on layers of 96 inputs and 288 outputs, in addition to its defaults.
 NEEDED: Mapping[str, Mapping[str, Any]] = {
     "C3A": {"block_size": 96, "init_weights": True},
     "FOURIERFT": {"init_weights": True},

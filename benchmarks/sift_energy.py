@@ -14,7 +14,7 @@ as SIFT trains:
 * the largest entries of each gradient itself, which is the most that is possible.
 
 The gradient of "all images" is that of all training images together; "other batches" are one batch
-of each client except the client whose batch has chosen.
+of each client, without the client whose batch gives the second choice of entries.
 """
 
 from __future__ import annotations

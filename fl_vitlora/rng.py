@@ -48,17 +48,19 @@ def derive_seed(seed: int, *path: str | int) -> int:
 def deal(
     kinds: Sequence[T], chosen: int, clients: int, draw: torch.Generator
 ) -> dict[T, list[int]]:
-    """Draws some clients at random, and assigns kinds to them in turn.
+    """Draws some clients at random, and assigns a kind of behaviour to each of these clients.
 
     This function decides, for example, which clients are hostile, and what each hostile client
     does.
 
     Args:
-        kinds: The kinds that are assigned. The kinds may be empty only if no client is drawn.
+        kinds: The kinds, which the drawn clients get in turn. `kinds` may be empty only if no
+            client is drawn.
         chosen: The number of clients that are drawn.
         clients: The number of all clients.
-        draw: The generator that chooses the clients. With a generator in the same state, a larger
-            number `chosen` gives all clients of a smaller number, and further clients.
+        draw: The generator that chooses the clients. If two calls begin with generators in the same
+            state, the call with the larger `chosen` draws all clients of the other call, and
+            further clients.
 
     Returns:
         The sorted numbers of the clients of each kind, by kind.

@@ -131,7 +131,7 @@ def _load(name: str, options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
 
 
 def _make_own(kind: type[Any], options: Mapping[str, Any], terms: Terms) -> AnyStrategy:
-    """Checks the class of a strategy that derives from this project's `Strategy`; creates it."""
+    """Checks a class that derives from this project's `Strategy`, and creates an instance."""
     from fl_vitlora.testing.declared import expect_form
 
     expect_form(kind)

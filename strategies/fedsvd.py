@@ -4,7 +4,7 @@
 
 Bₖ is the matrix B of client k, which has nₖ images. U·S·Vᵀ is the singular value decomposition. The
 new product B·A is exactly the mean of the clients' products: the product is linear in B, and its
-rank is at most r, so that a decomposition of rank r loses nothing. After the first round the rows
+rank is at most r, so a decomposition of rank r loses nothing. After the first round the rows
 of A are orthonormal, even if the product has a rank below r. The rows of A always span the row
 space of the first A. A client sends B and receives A and B. The head and the patch embedding are
 averaged and sent in both directions.

@@ -12,7 +12,7 @@ Source: Bian et al., arXiv 2411.14961, the refinement of B at the server, λ = 0
 minimises S(Σₖ pₖ·Bₖ·Aₖ, (B̄ + ΔB)·Ā) + λ·‖ΔB‖ by SGD, where S measures the difference by the
 cosine. In this project S is the squared distance, and the norm in the penalty is squared. The
 squared distance depends on the length of the product as well as on its direction, and the formula
-for ΔB gives the minimum, so that no SGD is needed. The same λ therefore has another effect than in
+for ΔB gives the minimum, so no SGD is needed. The same λ therefore has another effect than in
 the paper.
 """
 

@@ -11,7 +11,7 @@ gradient, so d = -c exactly, where c is the control variate of the paper (option
 also defined for momentum and AdamW, which the paper does not treat. All dₖ start at zero.
 
 In the paper all clients have equal weights. In this project a client is weighted by its number of
-images nₖ, so that the objective is Σ nₖ·Fₖ, as in FedAvg. The server keeps the sum Σ nₖ·dₖ and adds
+images nₖ, so the objective is Σ nₖ·Fₖ, as in FedAvg. The server keeps the sum Σ nₖ·dₖ and adds
 nₖ·(dₖ⁺ - dₖ) for every participant, which is exact for any set of participants. The server
 estimates Σ nₖ as N times the mean number of images of the participants so far. With equal nₖ, d
 grows in a round by |S|/N · the mean of dₖ⁺ - dₖ over the participants S, as in the paper.

@@ -1,6 +1,6 @@
 """A server that follows the protocol, and keeps a copy of every patch embedding that it sees.
 
-W width of the model, D entries of a patch, K clients.
+Letters in shapes: W width of the model, D entries of a patch.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ descent on one image each, and their updates are averaged, so that the head is n
 second round the server attacks the update of one client. In the case "trained" the first round is
 instead an epoch with the default settings on 200 images. In the case "sum of 3" three clients with
 one image each take part in the second round, and the server sees only their sum. The program prints
-one row for each case, with means over the trials. In brackets is what other digits of the same
-class find under the same key. Nothing is downloaded.
+one row for each case, with means over the trials. The number in brackets is the floor: the
+figure of other digits of the same class under the same key. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from fl_vitlora.training.local import LocalTask, train
 
 SHAPE, BLOCK, CLASSES = (3, 16, 16), 4, 10
 CLIENTS = 8  # in the first round
-BEFORE, OTHERS = 200, 200  # images of the round before, and images that give the floor
+BEFORE, OTHERS = 200, 200  # images of the first round, and other images, for the floor
 STEP: Mapping[str, Any] = {
     "training.optimizer": "sgd",
     "training.learning_rate": 0.1,

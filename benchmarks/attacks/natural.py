@@ -4,7 +4,7 @@ The attacker has ciphertexts of pixel shuffling and the negative-positive transf
 key, and other plain images of the same kind. Block scrambling would change nothing, because the
 correlations are those of all blocks together.
 
-C channels, H × W pixels, n images, N blocks, D entries of a block.
+Letters in shapes: C channels, H × W pixels, n images, N blocks, D entries of a block.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A trial of the jigsaw attack on natural images: pieces of the two photographs of scikit-learn.
 
-C channels, H × W pixels, n images, N blocks.
+Letters in shapes: C channels, H × W pixels, n images, N blocks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fl_vitlora.attacks.key_search.block_fit import Costs, Habits, squares
 from fl_vitlora.attacks.key_search.jigsaw import solved
 
-KNOWN, ATTACKED = 30, 4  # pieces
+KNOWN, ATTACKED = 30, 4  # numbers of pieces of photographs
 
 
 def pieces(photograph: Tensor, count: int, side: int, seed: int) -> Tensor:
@@ -37,7 +37,7 @@ def pieces(photograph: Tensor, count: int, side: int, seed: int) -> Tensor:
 
 
 def from_blocks(side: int, block_size: int, seed: int) -> dict[str, float]:
-    """Scrambles the blocks of pieces of one photograph, and puts them in order.
+    """Scrambles the blocks of pieces of one photograph, and puts the blocks back in order.
 
     The adversary knows pieces of the other photograph. Every piece has a key of its own.
 

@@ -152,7 +152,7 @@ def from_embedding(
 
 
 def from_uploads(rounds: list[int], seed: int, engine: Engine) -> dict[int, Shares]:
-    """Attacks each client's own key from the updates of that client (scope client, aggregate)."""
+    """Attacks each client's own key from the updates of that client (`encryption.scope=client`)."""
     settings = {"encryption.scope": "client", "rounds": max(rounds)}
     server, holder, accuracy = observed(settings, seed, engine)
     keys = {client: holder.key(client_party(client)) for client in server.notes.uploads[0]}

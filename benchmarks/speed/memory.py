@@ -1,6 +1,6 @@
 """Memory of all processes of a command, where shared pages count once.
 
-This works on Linux only, because it reads the proportional set size (PSS) of every process.
+The program works on Linux only, because it reads the proportional set size (PSS) of every process.
 """
 
 from __future__ import annotations

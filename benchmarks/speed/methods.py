@@ -62,7 +62,7 @@ def measure(config: Config, engine: Engine) -> list[float]:
 
 
 def table(found: Mapping[str, Sequence[float]]) -> str:
-    """Returns the table of all methods, beside LoRA."""
+    """Returns the table of all methods, each compared with LoRA."""
     typical = {name: statistics.median(seconds) for name, seconds in found.items()}
     lines = ["| method | a round (s) | of LoRA |", "|---|--:|--:|"]
     lines += [

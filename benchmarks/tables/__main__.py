@@ -117,7 +117,7 @@ def remake(listing: Listing, records: Records, names: Sequence[str]) -> None:
 
 
 def folder_of(entry: Entry, files: Mapping[str, str]) -> Path:
-    """Returns the folder for the runs of a comparison; other code has another folder."""
+    """Returns the folder for the runs of a comparison; if the code changes, so does the folder."""
     return RUNS / digest_of(repr((entry.command, sorted(files.items()))).encode())
 
 

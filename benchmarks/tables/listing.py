@@ -35,7 +35,7 @@ class Entry:
         printed: The number of the table among those that the command prints, from 0.
         itself: True if the command writes the table into its page.
         by_hand: What a person does with the output of the command.
-        needs: What this repository does not bring, for example weights; empty if nothing is needed.
+        needs: What this repository does not have, for example weights; empty if nothing is needed.
         mark: The text of the mark above the table; empty for ``table: NAME``.
     """
 

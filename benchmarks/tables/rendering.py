@@ -97,7 +97,8 @@ def rows_of(comparison: Report, layout: Layout, head: str) -> list[str]:
         head: The head of the table on the page.
 
     Raises:
-        UserError: If the layout names an unknown axis or figure, or if the head has other columns.
+        UserError: If the layout names an unknown axis or figure, or if the columns of the head are
+            not the labels that the comparison has on the axis `across`.
     """
     axes = [axis.strip() for entry in layout.rows for axis in entry.split(",")]
     for axis in (*axes, *layout.where, *filter(None, [layout.across, layout.compared])):

@@ -1,1 +1,1 @@
-"""Decides how keys change the patch embedding, and converts it between server and clients."""
+"""Decides how keys change patch embeddings, and converts these between server and clients."""

@@ -2,11 +2,11 @@
 
 A party is a client, or the test images. The key of a party changes the order of the entries of a
 patch, the order of the patches of an image, and the sign of some entries. A patch embedding E that
-reads such ciphertext has its columns in the same order and with the same signs, and this order with
-these signs is called the coordinates of the party. So the matrices E of clients with different keys
-cannot simply be averaged. Let T be the key adaptation of a party
-(`encryption.holder.KeyHolder.adapt`, a signed permutation). Let E₀ be the public, pre-trained patch
-embedding. A party starts its training from the patch embedding in this table:
+reads such ciphertext has its columns in the order of the ciphertext's entries, with the signs of
+these entries. This order and these signs are called the coordinates of the party. Therefore the
+matrices E of clients with different keys cannot simply be averaged. Let T be the key adaptation of
+a party (`encryption.holder.KeyHolder.adapt`, a signed permutation). Let E₀ be the public,
+pre-trained patch embedding. A party starts its training from the patch embedding in this table:
 
 =============  ==========================  ===========================
                model adapted to the key    model not adapted
@@ -16,12 +16,14 @@ embedding. A party starts its training from the patch embedding in this table:
 ``local``      its own E; at first T(E₀)   its own E; at first E₀
 =============  ==========================  ===========================
 
-Here E is the matrix that the server sent. ``aggregate``, ``aligned`` and ``local`` are the values
-of the setting `finetuning.patch_embedding`. After training, the party sends the change of its
-matrix to the server. Under ``aggregate`` the party sends the change itself. Under ``aligned`` it
-sends T⁻¹(change), and under ``local`` it sends nothing. The server's first E is T(E₀) if all
-parties share one key, the model is adapted and the policy is ``aggregate``; otherwise the first E
-is E₀. Position embeddings are converted in the same way if they are trained (method full).
+Here E is the matrix that the server sent. If the model is adapted and parties have different keys,
+``aggregate`` begins with T(E₀) + E - E₀ instead of E. ``aggregate``, ``aligned`` and ``local`` are
+the values of the setting `finetuning.patch_embedding`. After training, the party sends the change
+of its matrix to the server. Under ``aggregate`` the party sends the change itself. Under
+``aligned`` it sends T⁻¹(change), and under ``local`` it sends nothing. The server's first E is
+T(E₀) if all parties share one key, the model is adapted and the policy is ``aggregate``; otherwise
+the first E is E₀. Position embeddings are converted in the same way if they are trained (method
+full).
 
 With policy ``aligned`` and an adapted model, the run gives the same result as a run on plain
 images, for any keys. (arXiv 2309.02556 gives T; a signed permutation commutes with SGD, Adam and

@@ -67,9 +67,9 @@ def start_is_adapted(config: Config) -> bool:
 
 
 def computes_on_plain(config: Config) -> bool:
-    """Returns True if the server's model on plain images computes what clients' models compute.
+    """Returns True if the server's model computes on plain images as clients do on ciphertext.
 
-    This is the case if each client adapts the server's model to its own key (`coordinates`).
+    This is the case if each client adapts the server's model to the client's key (`coordinates`).
     """
     return adapts(config) and (aligns(config) or not common_key(config))
 
@@ -77,8 +77,8 @@ def computes_on_plain(config: Config) -> bool:
 def needs_key_to_compute(config: Config) -> bool:
     """Returns True if only someone with the key can compute what clients' models compute.
 
-    With ``aligned`` and a model that is not adapted, the public patch embedding reads ciphertext,
-    but its change is sent in the coordinates of plain images.
+    With ``aligned`` and a model that is not adapted, a client computes with E₀ + T(E - E₀). Only
+    someone with the key can apply T (`coordinates`).
     """
     return aligns(config) and not adapts(config)
 

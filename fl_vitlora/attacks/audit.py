@@ -31,13 +31,13 @@ def audit(
 
     Args:
         attacks: The attacks by name.
-        views: A function from a class of views to the views of all adversaries of this kind, for
-            example one view for each of several workers.
+        views: A function that gets a Python class, such as `WorkerView`, and returns the views of
+            this class: one view for each adversary, for example for each worker.
         truth: The owners' secrets. Only the scoring gets them.
         seconds: The time budget of each attack, for all of its adversaries together, in seconds.
         began: A function that is called with the names of an attack and its adversary before the
             attack is carried out.
-        pictures: True if the outcomes shall have the recovered images.
+        pictures: True if each outcome must contain the recovered images.
 
     Yields:
         The outcomes, in the order of the attacks and of their adversaries.
@@ -70,9 +70,9 @@ def carry_out(
     Args:
         name: The name of the attack.
         attack: The attack.
-        views: The views of the adversaries of one kind; at least one view.
+        views: The views of all adversaries of one Python class; at least one view.
         truth: The owners' secrets.
-        pictures: True if the outcome shall have the recovered images of the first victim.
+        pictures: True if the outcome must contain the recovered images of the first victim.
 
     Returns:
         The outcome. If one of the adversaries lacks something, the attack is not carried out. If

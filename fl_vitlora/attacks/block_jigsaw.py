@@ -2,7 +2,7 @@
 
 Each image is solved by itself (`key_search.jigsaw`), so a key for every image does not prevent the
 attack. The attack works only if block scrambling is the only step. Any other step changes the
-pixels inside the blocks, so that the edges of neighbouring blocks no longer continue each other.
+pixels inside the blocks. The edges of neighbouring blocks then no longer continue each other.
 
 Source: Chuman & Kiya (arXiv 2211.02369), who also attack steps that change the inside of blocks.
 

@@ -51,4 +51,4 @@ UNLIMITED = Clock()
 
 
 def unhurried() -> None:
-    """Does nothing. A search without a time budget calls it in place of `Clock.check`."""
+    """Does nothing. Searches without a time budget call this in place of `Clock.check`."""

@@ -1,9 +1,10 @@
 """The contract of an attack: what it may see, what it guesses, and how its guess is scored.
 
-An attack is one file with one frozen dataclass. The class names the adversaries that can carry the
-attack out, by the classes of their views (`views`). `guess` gets a view, and nothing else.
-`score` gets the guess and the owners' secrets (`truth`). So the types show that no secret
-reaches the attack. The same view must always give the same guess.
+An attack is one file with one frozen dataclass. Its attribute `adversaries` lists the adversaries
+that can carry the attack out, by the Python classes of their views (`attacks.views`). The method
+`guess` gets a view, and nothing else.
+The method `score` gets the guess and the owners' secrets (`attacks.truth`). So the types show that
+no secret reaches `guess`. The same view must always give the same guess.
 
 This complete attack guesses which class is the most common one of each client:
 
@@ -54,7 +55,8 @@ class Attack(ABC, Generic[Seen, Guess]):
     """An attack.
 
     Attributes:
-        adversaries: The views of the adversaries that can carry out the attack.
+        adversaries: The Python classes of the views of all adversaries that can carry out the
+            attack.
         goal: A sentence that says what the attack looks for.
         figures: The names of all figures that `score` can return. A user may set bounds on them
             (``--fail-if``).
@@ -115,7 +117,8 @@ class Attack(ABC, Generic[Seen, Guess]):
             truth: The owners' secrets.
 
         Returns:
-            The images of each column, by its name; empty if the attack recovers no images.
+            A mapping from the name of each column of the picture to the images in this column.
+            The mapping is empty if the attack recovers no images.
         """
         del guess, truth
         return {}

@@ -18,9 +18,9 @@ image itself if a client has only one image.
 In secure sums the server sends each message to all clients, and gives this client almost the whole
 weight, so that the sum is the answer of this client (`single_out`).
 
-The patches that the server reads are ciphertext. The patches are plain if the client transforms a
-model that was adapted to plain images (``finetuning.patch_embedding=aligned`` with
-``encryption.adapt=true``).
+The patches that the server reads are ciphertext, with one exception: they are plain patches if the
+client transforms a model that was adapted to plain images (``finetuning.patch_embedding=aligned``
+with ``encryption.adapt=true``).
 
 Letters in shapes: N patches, D entries of a patch.
 """
@@ -62,7 +62,7 @@ DIFFERENT = "different images recovered"
 ERROR, CHANCE = "error of the answers", "error of another image"
 REFUSED = "messages that the client refused"
 CLOSE = 0.01  # largest relative error of an answer that counts as an image of the client
-SLOPES = (20.0, 100.0, 400.0)  # of the three models; the unit is 1 / spread of projections
+SLOPES = (20.0, 100.0, 400.0)  # slopes of three gates; the unit is 1 / spread of projections
 EXPECTED = 2.3  # distance of the largest projection from the mean projection, in spreads
 KNOWN, KEYS = 100, 4  # public images, and made-up keys, from which the spread is estimated
 MOST = 4  # images that the server asks for; each image takes three messages or more

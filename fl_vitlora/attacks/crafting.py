@@ -19,14 +19,15 @@ one image, times a number that follows from the change of the bias. Least square
 xᵢ of the image.
 
 An optimiser of the Adam family divides gradients by their size plus 10⁻⁸. Gradients far below 10⁻⁸
-are divided by 10⁻⁸ alone, so that the step is proportional to the gradient, as in plain descent.
+are in effect divided by 10⁻⁸. The step is then proportional to the gradient, as in plain descent.
 
 Source: the idea of crafted layers that let one sample through comes from Fowl et al., ICLR 2022
 (arXiv 2110.13057), from PEFTLeak (arXiv 2506.04453) for adapters, and from MineGrad
 (arXiv 2608.01521) for LoRA. Here the probability of an absent class is the gate, because the
 default method trains no layer that has a nonlinearity after it.
 
-Letters in shapes: N patches, D entries of a patch, W width of the model, L classes.
+Letters in shapes: N patches, D entries of a patch, W width of the model, L classes,
+F features (numbers in the input of the head).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tries all keys, where there are few: the most plausible image is the plain one.
+"""Tries all keys if a cipher has few keys, and guesses the key with the most plausible images.
 
 Some steps have few keys: scrambling with many fixed blocks, or the steps of EtC on an image of few
 blocks. The attack decrypts with each key and takes the one whose images are most likely under a
@@ -28,7 +28,7 @@ from fl_vitlora.attacks.views import ThiefView, WorkerView
 from fl_vitlora.encryption.all_keys import LISTS, all_keys
 
 MOST_BITS = 16.0  # log₂ of the number of keys that are tried; a key takes about half a millisecond
-EVERY = 256  # keys between two looks at the clock
+EVERY = 256  # keys that are tried between two checks of the clock
 TRIED = "keys tried"
 
 
@@ -92,7 +92,7 @@ class ExhaustiveKey(Attack[WorkerView | ThiefView, Opened]):
         return Opened(view.client, found, tried)
 
     def score(self, guess: Opened, truth: Truth) -> Sequence[Figure]:
-        """Returns the share of decrypted images. By chance one takes any of the keys."""
+        """Returns the share of decrypted images. The share by chance is that of a random key."""
         plain = truth.owned[guess.client].plain[: len(guess.images)]
         same = (guess.images == plain).flatten(1).all(dim=1)
         right = 100 * float(same.double().mean())

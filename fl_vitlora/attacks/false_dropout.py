@@ -2,8 +2,8 @@
 
 All public keys are the true ones, and all signatures are genuine. The server lets three clients
 mask their updates. Then it asks two of them for the seeds that they share with the third client. An
-honest server sends this request only if the third client has dropped out. With these seeds it
-removes the mask of the third client.
+honest server sends this request only if the third client has dropped out. With these seeds the
+server removes the mask of the third client.
 
 Signed rosters do not prevent this. Clients with ``privacy.reveal_seeds=false`` do: they reveal no
 seed, and a round with a client that really dropped out fails.

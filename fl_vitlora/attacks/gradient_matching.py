@@ -1,4 +1,4 @@
-"""Reconstructs the images of a client from its update: images whose gradient is the observed one.
+"""Reconstructs the images of a client from its update, as images with the observed gradient.
 
 The server knows the model that it sent, and the method, the optimiser and the rate of the clients.
 The gradient and the labels follow from the update. The attack looks for images
@@ -8,8 +8,8 @@ guess whose gradient is nearest to the observed gradient. The images are ciphert
 if updates are sent in plain coordinates (``finetuning.patch_embedding=aligned``).
 
 A batch of many images has more unknowns than the gradient determines. If all updates have more
-images than the attack may use together, only one of them is attacked. The attack treats this update
-as that of one image of its most common class, and the search is short.
+images than the attack may use together, only one update is attacked. The attack treats this update
+as if the client had a single image, of the client's most common class, and the search is short.
 
 Under secure aggregation the sum of a round is attacked as the update of one client that has the
 images of all clients. If every client takes one step of plain descent on all its images, the sum is
@@ -207,7 +207,7 @@ class Compared:
 
     @classmethod
     def of(cls, guess: Reconstruction, owned: Owned, plain: bool) -> Compared:
-        """Compares the guess of a client's images with these images."""
+        """Compares the guessed images of a client with its true images."""
         own = owned.plain if plain else owned.ciphertext
         others = owned.others if plain else owned.others_ciphertext
         usual = [
@@ -231,8 +231,8 @@ def problem_of(model: nn.Module, observed: Observed, public: Public, most: int) 
         model: The model of the server.
         observed: The gradient that follows from the update.
         public: The settings of the run.
-        most: The largest number of images. An update of more images is treated as that of a single
-            image of the most common class.
+        most: The largest number of images. If the client has more images, its update is treated as
+            if it had a single image, of its most common class.
     """
     own = simulated(model, observed.model, public.settings.training.label_smoothing)
     height, width = public.images.shape[-2:]

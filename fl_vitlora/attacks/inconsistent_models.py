@@ -1,10 +1,10 @@
 """A hostile server reads the update of one client in a secure sum, by silencing all others.
 
-All other clients get the learning rate 0, so that the sum would be the update of the victim
-(`single_out`). Signed rosters do not prevent this, and neither does
-``privacy.reveal_seeds=false``, because the server changes no roster and asks for no seed. What
-prevents it is that masks depend on the instruction (`privacy.agreement.told`): if clients got
-different ones, their masks do not cancel.
+All other clients get the learning rate 0. If no mask remained, the sum would then be the update of
+the victim (`single_out`). Signed rosters do not prevent this, and neither does
+``privacy.reveal_seeds=false``, because the server changes no roster and asks for no seed. The
+attack fails because each mask depends on the server's instruction (`privacy.agreement.told`): the
+masks of clients that got different instructions do not cancel.
 """
 
 from __future__ import annotations

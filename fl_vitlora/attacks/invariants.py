@@ -1,10 +1,10 @@
-"""Features of a ciphertext that hardly any key changes, so that they describe the plain image.
+"""Features of a ciphertext that hardly any key changes, and that describe the plain image.
 
 The order of pixels and blocks does not change the levels of an image, the moments of its blocks and
 of its entries, the distances between blocks and between entries, or the singular values of its
-matrix of blocks. Inverted entries are turned so that the most extreme block (the background of a
-drawing) is dark. So no key of block scrambling, pixel shuffling and the negative-positive
-transformation changes any of these features.
+matrix of blocks. Entries that are bright in the most extreme block (the background of a drawing)
+are inverted, which makes this block dark. So no key of block scrambling, pixel shuffling and the
+negative-positive transformation changes any of these features.
 
 Letters in shapes: n images, N blocks, D entries of a block.
 """

@@ -63,7 +63,11 @@ class LabelCounts(Attack[ServerView, Mapping[int, Tensor]]):
         return found
 
     def score(self, guess: Mapping[int, Tensor], truth: Truth) -> Sequence[Figure]:
-        """Returns the shares of images, of presences of classes and of clients that are right."""
+        """Returns three shares in percent.
+
+        They are the share of images whose class is counted correctly, the share of classes of a
+        client whose presence is guessed correctly, and the share of clients whose counts are exact.
+        """
         classes = len(next(iter(guess.values())))
         right, chance, present, usual, exact = [], [], [], [], []
         for client, counts in guess.items():

@@ -104,7 +104,7 @@ class LearnedImages(Attack[WorkerView | ThiefView, Drawn]):
     def score(self, guess: Drawn, truth: Truth) -> Sequence[Figure]:
         """Returns the similarity of the drawings to the plain images.
 
-        By chance one draws the mean of the public images.
+        The figure by chance is the similarity of the mean of the public images.
         """
         plain = truth.owned[guess.client].plain[: len(guess.images)]
         usual = guess.usual.expand_as(guess.images)

@@ -5,6 +5,8 @@ images about which it is certain. Therefore the figures are the area under the c
 positive rate at small false positive rates.
 
 Source: Carlini et al., S&P 2022 (true positive rate at small false positive rates).
+
+Letters in shapes: M candidates.
 """
 
 from __future__ import annotations

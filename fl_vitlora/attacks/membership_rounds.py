@@ -12,7 +12,7 @@ compared with the updates of all other clients by two measures:
 
 A Gaussian is fitted to the measure of the other clients. The tail p of the Gaussian beyond the
 owner's value is a one-tailed likelihood ratio. The score of a candidate is the sum of -log p over
-both measures and all rounds. Two things differ from the paper. First, the paper adds 1 - p, which
+both measures and all rounds. Two things differ from FedMIA. First, FedMIA adds 1 - p, which
 is equal for all members that are almost certain. Second, a variance is here the mean of the
 candidate's variance and the average variance of all candidates, because a variance from a few
 clients is inaccurate.

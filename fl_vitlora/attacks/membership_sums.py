@@ -1,12 +1,12 @@
 """Detects on which images clients have trained, from models and the sums of updates alone.
 
 Under secure aggregation the server has the model of each round and the mean Δ of all updates. Two
-measures of a candidate image follow from them:
+measures of a candidate image follow from these models and means:
 
 * the fall of the loss of the image along Δ, in each round, as a share of this loss. Δ is roughly a
   sum of -∇ℓ over all training images, and the gradients of different images are almost at right
-  angles in a model with many weights. So the loss of a training image falls further along Δ. An
-  image that the model knows already has a small gradient, hence the share;
+  angles in a model with many weights. So the loss of a training image falls further along Δ. If
+  the loss is already small, the gradient is small, too. Therefore the fall is divided by the loss;
 * the logit of the image after the last update, log(q / (1 - q)), where q is the probability of its
   class. Training images are learnt better than others.
 

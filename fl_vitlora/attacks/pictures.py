@@ -25,7 +25,7 @@ def beside(owned: Owned, found: Tensor, first: int = 0) -> Pictures:
     Args:
         owned: The data of the client.
         found: The recovered images, in the order of the images of the client, (n, C, H, W).
-        first: The place of the first of them among the images of the client.
+        first: The place of the first recovered image among the images of the client, from 0.
     """
     count = min(MOST, len(found))
     own = slice(first, first + count)

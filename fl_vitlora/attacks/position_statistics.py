@@ -7,9 +7,9 @@ of the ciphertexts has with the levels that each place of plain images usually h
 
     S[j, i] = max(Σₙ log Pᵢ(xₙⱼ), Σₙ log Pᵢ(255 - xₙⱼ))
 
-The assignment of places with the largest sum of S is the guess. It uses no structure of the key, so
-it also works if every block has a key of its own (``encryption.scope=block``), which withstands
-`second_order`. But it needs more ciphertexts.
+The assignment of places with the largest sum of S is the guess. The attack uses no structure of the
+key. Therefore it also works if every block has a key of its own (``encryption.scope=block``), where
+the attack `second_order` fails. But this attack needs more ciphertexts than `second_order`.
 
 Letters in shapes: n images, P = C·H·W places, B bins of levels.
 """
@@ -100,7 +100,8 @@ class PositionStatistics(Attack[WorkerView | ThiefView, Places]):
     def score(self, guess: Places, truth: Truth) -> Sequence[Figure]:
         """Returns the share of values that are decrypted, and the similarity to plain images.
 
-        By chance one takes the most frequent level at each place of other images, or another image.
+        The share by chance is that of the most frequent level at each place of other images. The
+        similarity by chance is that of another image.
         """
         owned = truth.owned[guess.client]
         plain = owned.plain[:JUDGED]

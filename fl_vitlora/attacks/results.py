@@ -29,7 +29,7 @@ class Figure:
         unit: The unit of all three numbers, such as "%"; empty if it is a count.
         floor: The figure that guessing at random reaches; None if there is no such figure.
         ceiling: The figure that an adversary with the key reaches; None if there is no such figure.
-            A figure with a floor and a ceiling is judged.
+            A figure with a floor and a ceiling is judged: it counts for the verdict.
     """
 
     name: str

@@ -3,13 +3,13 @@
 Participants, public keys, signatures and masks of such a sum are genuine, and the server opens
 nothing but the sum. There are two ways, which can be combined:
 
-* *Silence.* A client does not see what the server sends to the others. The server sends its order
-  to one client, the victim, and the same order with the learning rate 0 to all others. They do not
-  move, so the sum is the update of the victim. In this project the attack fails: the masks depend
-  on the server's order (`privacy.agreement.told`). Clients with different orders have masks that
-  do not cancel, so that the sum stays hidden.
+* *Silence.* A client does not see what the server sends to the others. The server sends a message
+  to one client, the victim, and a copy of this message with the learning rate 0 to all others. The
+  others do not change the model, so the sum is the update of the victim. In this project the attack
+  fails: the masks depend on the server's message (`privacy.agreement.told`). Masks of clients with
+  different messages do not cancel. Therefore the sum stays hidden.
 * *Weights.* The server states the share of each client in the mean. It gives the victim almost the
-  whole share, so that the others hardly count. Clients with a limit (``max_client_share``) refuse
+  whole share. Therefore the others hardly count. Clients with a limit (``max_client_share``) refuse
   such a roster.
 
 Source: Pasquini et al., "Eluding secure aggregation in federated learning via model inconsistency",
@@ -34,7 +34,7 @@ LEAST_SHARE = 1e-9  # the share of each other client, if the victim gets almost 
 
 
 class SingleOut:
-    """A conversation with one client through secure sums; each order takes a round of one run.
+    """A conversation with one client through secure sums; each message takes a round of one run.
 
     Args:
         view: What the hostile server has.
@@ -60,11 +60,11 @@ class SingleOut:
 
     @property
     def step(self) -> float:
-        """Returns the distance of two numbers of the fixed point, as numbers of the update."""
+        """Returns the distance of two neighbouring fixed-point numbers, in units of the update."""
         return self._limit / (ONE * self._total)
 
     def ask(self, order: Order) -> State | str:
-        """Sends an order to the victim, and returns its update.
+        """Sends a message (the `Order`) to the victim, and returns its update.
 
         Returns:
             The update, as the sum shows it; or a text with the reason why there is none. The
@@ -101,7 +101,7 @@ class SingleOut:
 
 
 def read_alone(view: HostileServerView, single: SingleOut) -> Read:
-    """Returns the update that the victim makes of an honest order; zeros if a client refuses."""
+    """Returns the victim's update after an honest message; zeros if a client refuses."""
     view.clock.check()
     answer = single.ask(honest_order(view))
     if isinstance(answer, str):

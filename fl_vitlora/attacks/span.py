@@ -9,7 +9,7 @@ whole space and reveal nothing: updates of more images, updates by optimisers th
 updates are sent in plain coordinates (``finetuning.patch_embedding=aligned``).
 
 Under secure aggregation the sum of all updates spans the patches of all clients. The attack then
-tells which patches some client has.
+shows which patches at least one client has, but not which client.
 
 Letters in shapes: D entries of a patch, W width of the model, r rank.
 """

@@ -1,6 +1,7 @@
 """The owners' secrets, with which a guess is scored. No attack gets them.
 
-Letters in shapes: n images, C channels, H × W pixels, M candidates.
+Letters in shapes: n images, C channels, H × W pixels, M candidates,
+m other images.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Truth:
             (`key_search.three_steps`). The mapping is empty if a client has no such key.
         labels: The labels of the training images of each client, int64 (n,).
         owned: The data that only one client has, for each client.
-        members: A function that returns True for the candidates of a `UserView`, and of an
-            `InformedServerView`, on which a client has trained, bool (M,).
+        members: A function without arguments that returns a tensor, bool (M,). The tensor is True
+            for the candidates of `UserView` and `InformedServerView` on which a client has trained.
         updates: The update that each client sends in round 1, if the server sends the model with
             which an honest server begins. The updates have no masks.
     """

@@ -1,10 +1,10 @@
-"""The views of the adversaries: what attacks get, with one class for each kind of adversary.
+"""The views of the adversaries: what attacks get, with one Python class for each adversary.
 
 No view has a key or the seed of the run. Keys belong to `truth.Truth`, which no attack gets.
 Only `InsiderView` has plain images of an owner, because its adversary is assumed to know them.
 
 Letters in shapes: M images, Q known images, C channels, H × W pixels, L classes, N patches, D
-entries of a patch, W width.
+entries of a patch, W width, p patch size.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class ServerView(View):
     """The server: it follows the protocol, and keeps every model and every update that it sees.
 
     Attributes:
-        rounds: The data of each recorded round, in order. Under secure aggregation they have only
-            the mean of all updates. The sequence is empty if the run did not record its updates.
+        rounds: The data of each recorded round, in order. Under secure aggregation each round has
+            only the mean of all updates. The sequence is empty if the run recorded no updates.
         model: The model with its frozen weights, in the coordinates of the server. The trained
             tensors are those of the public model; `rounds` has the trained tensors of each round.
             None if the server does not have the patch and position embedding.
@@ -185,7 +185,7 @@ class SumClient(Protocol):
         """Asks the client to sign a roster."""
 
     def train(self, order: Order, roster: Roster, signatures: Signatures) -> Words | str:
-        """Sends an order with a signed roster, and returns the masked words of the update."""
+        """Sends an `Order` with a signed roster, and returns the masked words of the update."""
 
     def reveal(self, roster: Roster, dropped: frozenset[int]) -> Seeds | str:
         """Asks the client for the seeds that it shares with clients that dropped out."""
@@ -204,11 +204,11 @@ class HostileServerView(View):
         model: The model with its frozen weights, in the coordinates of the server; None if the
             server does not have the patch and position embedding.
         start: The exchanged tensors with which an honest server begins.
-        ask: A function that sends an order to the client. The client answers as it answers every
+        ask: A function that sends an `Order` to the client. The client answers as it answers every
             server: it trains on its own images and sends its update, which is decoded. If the
-            client refuses the order, the result is its reason, as a text.
-        accepted: A function that changes an order as little as possible, so that a client with a
-            guard accepts it.
+            client refuses the message, the result is the client's reason, as a text.
+        accepted: A function that changes an `Order` as little as possible, so that a client with a
+            guard accepts the message.
         sum_clients: A function that returns all clients of a new run with secure sums, by number.
     """
 

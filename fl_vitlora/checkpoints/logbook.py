@@ -12,8 +12,8 @@ if the umask allows more. All files are protected by checksums: a safetensors fi
 digest, and the server's state contains the marks (lengths and digests) of the two journals, the
 files that end in `jsonl`. Every safetensors file is written completely under another name and then
 renamed. The file with the server's state is written last. The two newest checkpoints are kept. If
-the newest checkpoint is damaged, the run resumes from the previous checkpoint, and its result is
-exactly the same.
+the newest checkpoint is damaged, the run resumes from the previous checkpoint. The result is then
+exactly the result of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Checkpoint:
 def lacks_checkpoints(run: Path, every: int) -> bool:
     """Returns True if a run cannot resume: its checkpoints are missing, although rounds have ended.
 
-    If a run has not written a checkpoint yet, it can start again from round 1, and its result is
-    exactly the same.
+    A run that has not written its first checkpoint yet can start again from round 1. Its result is
+    then exactly the result of an uninterrupted run.
 
     Args:
         run: The run folder.
@@ -130,7 +130,7 @@ class Logbook:
         """Returns the logbook and the checkpoint of one round; see `take_up`.
 
         Raises:
-            DamagedFileError: If the checkpoint is damaged or was written by another version.
+            DamagedFileError: If the checkpoint is damaged, or this program version cannot read it.
         """
         path, folder = _server_file(run / FOLDER, server_round), run / FOLDER
         try:

@@ -23,7 +23,7 @@ def read_config(arguments: argparse.Namespace) -> config.Config:
 
 
 def read_typed(arguments: argparse.Namespace) -> frozenset[str]:
-    """Returns the dotted paths of the settings that flags, `--set` and the file name."""
+    """Returns the dotted paths of the settings that flags, `--set` or the file give."""
     tree = {} if arguments.config is None else yaml_text.read_yaml(arguments.config)
     return config.given_paths(tree, read_overrides(arguments))
 

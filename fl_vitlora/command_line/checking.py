@@ -18,7 +18,7 @@ from fl_vitlora.config.grid import Grid, is_grid, read_grid
 from fl_vitlora.config.search import is_search, read_search
 from fl_vitlora.errors import UserError
 
-Written = tuple[config.Config, frozenset[str]]  # with the paths of the settings that a user has set
+Written = tuple[config.Config, frozenset[str]]  # settings, and the paths that a user has set
 
 DESCRIPTION = """Says whether files are valid, with the checks and the messages of the run itself,
 and runs nothing. A file may be a configuration, a comparison or a search (YAML), the folder of a
@@ -78,7 +78,7 @@ def check_file(path: Path, arguments: argparse.Namespace) -> tuple[str, str]:
     """Checks one file or folder.
 
     Returns:
-        The kind of the file, and what was checked, in words.
+        A pair of texts: what the file is, for example a "search", and what was checked.
 
     Raises:
         SystemExit: If code breaks a rule; the findings have been printed.
@@ -152,10 +152,10 @@ def check_yaml(path: Path, confirmed: frozenset[str]) -> tuple[str, str]:
 
 
 def _runs(grid: Grid) -> dict[str, Written]:
-    """Returns the experiments of a comparison that are checked, by words that name them.
+    """Returns the experiments of a comparison that are checked, by the words that name them.
 
-    One seed is checked for each cell. On shards that were made elsewhere all seeds are checked,
-    because the seed must be that of the shards.
+    One seed is checked for each cell. If the shards were made elsewhere, all seeds are checked,
+    because the seed of a run must be the seed of its shards.
     """
     runs = {}
     for cell, experiment in grid.runs:
@@ -167,7 +167,7 @@ def _runs(grid: Grid) -> dict[str, Written]:
 
 
 def _check_all(experiments: Mapping[str, Written], confirmed: frozenset[str]) -> str:
-    """Checks several experiments, and returns what was checked of the last.
+    """Checks several experiments, and returns a text: what was checked of the last experiment.
 
     Args:
         experiments: Each experiment with the paths of the settings that the user has set, by the

@@ -27,7 +27,7 @@ from fl_vitlora.command_line.single_run import resume, run
 from fl_vitlora.errors import UserError
 from fl_vitlora.reporting.output import outlive_readers
 
-NO_PAGE = ("attack", "rotate_key", "storage_keys", "new_identity", "search")  # nothing to follow
+NO_PAGE = ("attack", "rotate_key", "storage_keys", "new_identity", "search")  # not with --watch
 
 
 def main(argv: Sequence[str] | None = None, started: float | None = None) -> None:

@@ -24,7 +24,7 @@ def pauses_on_signal(watch: Watch) -> Iterator[None]:
     Python can set handlers of signals only in the main thread. If another thread calls this
     function, signals keep the handlers that they had.
 
-    An exception inside Python's import system would leave one of its locks taken, and the next
+    An exception inside Python's import system would leave one of its locks held, and the next
     import of any other thread would then wait for ever. Therefore a signal that arrives inside the
     import system is handled as soon as other code runs again.
 

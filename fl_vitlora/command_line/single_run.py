@@ -46,8 +46,8 @@ def run(
 
     Raises:
         RuntimeError: If the run fails; the message says how to continue the run.
-        KeyboardInterrupt: If the user interrupts the run within a round, with such a message.
-        SystemExit: If the user ended the run after a round; UserError if it cannot be run.
+        KeyboardInterrupt: If the user interrupts a round; the message says how to continue.
+        SystemExit: If the user ended the run after a round; UserError if no run is possible.
     """
     confirmation.check_confirmed(experiment, confirmed)
     import strategies
@@ -76,7 +76,7 @@ def run(
 
 @contextmanager
 def _followed(experiment: config.Config, *, verbose: bool, watch_page: bool) -> Iterator[Watch]:
-    """Shows the progress of a run and heeds signals, inside a `with` block."""
+    """Shows the progress of a run and handles signals, inside a `with` block."""
     from fl_vitlora.reporting.console import RunDisplay
 
     page = watched(Path(str(experiment.out)), wanted=watch_page)

@@ -6,7 +6,7 @@ from fl_vitlora.communication.ledger import Ledger
 
 
 def affords(budget: int | None, ledger: Ledger, server_round: int, *, reserve: int = 0) -> bool:
-    """Returns True if the bytes left are at least as many as the most expensive round so far sent.
+    """Returns True if enough bytes are left for a round as expensive as the most expensive so far.
 
     The cost of the first round is not known beforehand, so the first round may begin if any bytes
     are left. A round can still cost more than every earlier round. For example, the round may send
@@ -36,8 +36,9 @@ def cost_of_evaluation(ledger: Ledger, clients: int) -> int:
     """Returns about how many bytes an evaluation by all clients sends.
 
     The estimate is the size of the most expensive evaluation so far. Before the first evaluation,
-    the estimate is the number of clients times the largest message of each direction: an evaluation
-    sends each client the model, and each reply is shorter than an update.
+    the estimate is the number of clients times the sum of the largest downlink message and the
+    largest uplink message: an evaluation sends each client the model, and each reply is shorter
+    than an update.
 
     Args:
         ledger: The ledger of the run so far.

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 
 from fl_vitlora.communication.ledger import Direction, Entry
 
-AROUND: Mapping[Direction, int] = {"downlink": 5_600, "uplink": 5_000}  # for a message
+AROUND: Mapping[Direction, int] = {"downlink": 5_600, "uplink": 5_000}  # bytes added to one message
 
 
 def with_flower(entries: Iterable[Entry]) -> int:

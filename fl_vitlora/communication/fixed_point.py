@@ -1,4 +1,4 @@
-"""Fixed point: writes updates as whole numbers modulo 2³², whose sum is the same in any order.
+"""Fixed point: writes updates as words: whole numbers modulo 2³², whose sum is exact in any order.
 
 With R the range, p the share of a client in the mean (Σ p ≤ 1) and x one of the client's numbers,
 

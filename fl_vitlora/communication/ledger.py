@@ -74,7 +74,7 @@ class Ledger:
     """The entries of a run, in the order in which the messages were counted.
 
     The ledger also lists its entries by round, and keeps the sums over all rounds up to date.
-    Therefore what is asked about one round takes no longer after many rounds.
+    Therefore the time to look up one round does not grow with the number of rounds.
     """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:

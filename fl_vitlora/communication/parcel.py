@@ -35,7 +35,7 @@ from fl_vitlora.communication.codecs.byte_reader import ByteReader, varint
 MAGIC = b"FVL2"
 CHECKSUM_BYTES = 8
 MOST_INFLATION = 16  # highest ratio of uncompressed to compressed length, to limit the memory
-SMALL_HEAD = 4096  # a head may have this number of bytes with any compression ratio
+SMALL_HEAD = 4096  # a head of at most this number of bytes may have any compression ratio
 
 # Words of many heads, the most frequent last, since deflate needs fewer bits for a near match.
 DICTIONARY = (

@@ -28,7 +28,7 @@ from fl_vitlora.communication.parcel import Parcel, Part, read, write
 from fl_vitlora.state import State, add, subtract
 from fl_vitlora.storage.trees import Tree
 
-WHOLE = -2  # the version before a full state; older programs use -1, with all tensors in the state
+WHOLE = -2  # the base version of a full state; older programs use -1, and send all tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class Stream:
         initial: The tensors of every client before the first change.
         held: The tensors of a client that received all changes.
         target: The exact tensors of the server, which `held` approximates.
-        steps: The last changes, coded: as many as are together smaller than the whole tensors.
+        steps: The newest changes, coded. Together they have at most the bytes of all tensors in
+            float32.
         version: The number of changes so far.
     """
 
@@ -62,7 +63,7 @@ class Stream:
     def advance(
         self, target: State, lanes: Lanes, travelling: frozenset[str], draw: np.random.Generator
     ) -> Stream:
-        """Adds the compressed change from the clients' tensors to new tensors.
+        """Adds a step: the compressed difference between new tensors and the clients' tensors.
 
         Tensors that did not change are not sent again.
 
@@ -107,15 +108,15 @@ class Stream:
         return replace(self, **{**tree, "steps": steps})
 
     def since(self, version: int) -> tuple[int, tuple[Part, ...]]:
-        """Returns the steps that a client has missed, or the full state if that is smaller.
+        """Returns the steps that a client missed, or the full state if not all of them are kept.
 
         Args:
             version: The number of changes that the client has received, from 0.
 
         Returns:
             First, the version of the client's tensors to which the parts are added. This version is
-            `WHOLE` if the parts are the full state: because it is smaller than the missed steps, or
-            because these are no longer kept. A full state lacks the tensors that never changed.
+            `WHOLE` if the parts are the full state, because some missed steps are no longer kept. A
+            full state lacks the tensors that never changed.
             Second, the parts (coded tensors) that `follow` reads.
         """
         missed = self.version - version
@@ -145,6 +146,6 @@ def follow(held: State, base: int, parts: Iterable[Part], layout: Layout) -> Sta
 def moved_by(held: State, change: State) -> State:
     """Adds a change to some tensors.
 
-    Server and clients both add in this way, so that both get the same bits.
+    The server and all clients add with this function, so they all get the same bits.
     """
     return held | add({name: held[name] for name in change}, change)

@@ -4,7 +4,7 @@ The grammar of a bound:
 
     BOUND      = [ATTACK[/ADVERSARY].]FIGURE COMPARISON VALUE
     ATTACK     = a name as after --only; a bound on the verdict may leave it out
-    ADVERSARY  = server, worker, thief and so on; without it the bound is for all of them
+    ADVERSARY  = server, worker, thief and so on; if left out, all adversaries are meant
     FIGURE     = verdict, or a figure as the audit prints it
     COMPARISON = > or >= or < or <=
     VALUE      = a number in the unit of the figure, or one of `VERDICTS`
@@ -46,7 +46,7 @@ class Bound:
         adversary: The name of the adversary; empty for all adversaries.
         figure: The name of the figure, or `VERDICT`.
         comparison: A key of `COMPARISONS`.
-        limit: The number on the right. For a verdict it is a position in `VERDICTS`.
+        limit: The number on the right side of the bound; for a verdict, its position in `VERDICTS`.
     """
 
     text: str
@@ -73,7 +73,7 @@ def read_bounds(texts: Sequence[str] | None, names: Sequence[str]) -> tuple[Boun
         names: The names of the attacks that are carried out, as `read_attacks` returns them.
 
     Returns:
-        The bounds in the same order. The names of their figures are not checked here, because
+        The bounds in the order of `texts`. The names of their figures are not checked here, because
         the attacks declare these names (`attacks.bounds` checks them).
 
     Raises:

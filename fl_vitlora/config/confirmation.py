@@ -47,7 +47,7 @@ def check_confirmed(config: Config, confirmed: Collection[str] = ()) -> None:
 
 
 def check_strategy(chosen: StrategyConfig, confirmed: Collection[str] = ()) -> None:
-    """Raises an error if code of a strategy, or of one that it wraps, is unknown and unconfirmed.
+    """Raises an error if a strategy, or one that it wraps, is neither known nor confirmed.
 
     A strategy is known if its code belongs to this project or to Flower.
 
@@ -73,7 +73,7 @@ def check_strategy(chosen: StrategyConfig, confirmed: Collection[str] = ()) -> N
 
 
 def check_method(method: str, confirmed: Collection[str] = ()) -> None:
-    """Raises an error if a part of a method is code from elsewhere that is not confirmed.
+    """Raises an error if a method has other people's code that the user has not confirmed.
 
     Args:
         method: The name of the method, in which + joins the names of the parts.
@@ -97,7 +97,7 @@ def check_method(method: str, confirmed: Collection[str] = ()) -> None:
 
 
 def check_predictor(name: str, confirmed: Collection[str] = ()) -> None:
-    """Raises an error if a predictor is code from elsewhere that is not confirmed.
+    """Raises an error if a predictor is other people's code that the user has not confirmed.
 
     Args:
         name: The name of the predictor.

@@ -60,8 +60,8 @@ def load_run(path: str) -> Config:
 def resolve(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
     """Builds an experiment from nested plain values and overrides, and checks its values.
 
-    Plain values are numbers, texts, lists and mappings. The nested values and the overrides may
-    both omit any setting.
+    Plain values are numbers, texts, lists and mappings. The nested values may omit any
+    setting, and the overrides may also omit any setting.
 
     Example:
         >>> resolve({"training": {"epochs": 2}}, {"strategy": "fedprox"}).strategy.name
@@ -80,7 +80,8 @@ def nested(settings: Mapping[str, Any], below: Mapping[str, Any] | None = None) 
 
     Args:
         settings: The values by dotted path, or by the name of a group.
-        below: Nested values that `settings` replace; it may be changed.
+        below: Nested values, to which `settings` are added; a value of `settings` replaces a value
+            with the same path. This function may change `below`.
 
     Example:
         >>> nested({"data.limit": 50, "data.alpha": 1, "strategy": "fedavg"})
@@ -114,10 +115,11 @@ def given_paths(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> frozen
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings by dotted path, with the settings of a group in place of the group.
+    """Returns settings by dotted path; each group is replaced by its single settings.
 
-    So the settings are added to those of another group, which a group would replace. A strategy
-    with its parameters stays whole, because the parameters of another strategy mean nothing to it.
+    If the result is given to `nested`, its settings are added to an existing group, while a whole
+    group would replace the existing group. A strategy and its parameters stay together as one
+    group, because the parameters of one strategy have no meaning for another strategy.
 
     Args:
         settings: The values by dotted path, or by the name of a group.
@@ -178,7 +180,7 @@ def paths() -> tuple[str, ...]:
 
 
 def full_path(dotted: str) -> str:
-    """Returns the path of the setting that a path means, because some groups have a short form.
+    """Returns the full path of a setting, because some groups can be given as a single value.
 
     For example, the value of the group ``strategy`` is the value of its setting ``strategy.name``.
 
@@ -197,8 +199,8 @@ def unknown_setting(dotted: object, siblings: Iterable[str] = ()) -> UserError:
 
     Args:
         dotted: The unknown name, as it was written.
-        siblings: The settings to suggest first, those of the same group. By default the error may
-            suggest any setting.
+        siblings: The settings of the group in which the unknown name was written. The error prefers
+            to suggest them. By default the error may suggest any setting.
     """
     return unknown("setting", dotted, siblings or paths(), elsewhere=paths())
 

@@ -47,7 +47,7 @@ PARTS: Mapping[str, str] = {
     "vpt": "fl_vitlora.finetuning.vpt:ShallowPrompts",
     "vpt_deep": "fl_vitlora.finetuning.vpt:DeepPrompts",
 }
-PEFT = "peft:"  # begins the name of a part that is a tuner of the package peft, such as peft:HRA
+PEFT = "peft:"  # the beginning of the name of a tuner of the package peft, such as peft:HRA
 USUAL = ("lora+patch_embed", "lora", "head", "full")  # the methods that messages suggest
 
 

@@ -31,7 +31,7 @@ def is_class(name: str) -> bool:
 
 
 def subclass_of(base: type) -> Callable[[object], bool]:
-    """Returns a function that is True for every class derived from a base class, except the base.
+    """Returns a function that returns True for the subclasses of a class, but not for the class.
 
     Args:
         base: The base class.
@@ -53,13 +53,13 @@ def code_named(
 
     Args:
         name: The name ``package.module:Name``.
-        what: The kind of the object in words, for error messages, for example "attack".
-        fits: A function that returns True for objects of this kind. For classes with a common base
-            class, `subclass_of` makes the function.
+        what: A noun for the object in error messages, for example "attack".
+        fits: A function that returns True for objects that the caller can use. For classes with a
+            common base class, `subclass_of` makes the function.
         likely: A function that returns True for those fitting objects that an error may suggest.
 
     Raises:
-        UserError: If the module cannot be imported, or has no such object of this kind.
+        UserError: If the module cannot be imported, or has no such object that fits.
 
     Example:
         >>> code_named("decimal:Inexact", "error", subclass_of(ArithmeticError)).__name__
@@ -79,7 +79,7 @@ def module_named(module: str, what: str) -> ModuleType:
 
     Args:
         module: The dotted name of the module.
-        what: The kind and the name of the code in words, for error messages.
+        what: A description of the code for error messages, with its name.
 
     Raises:
         UserError: If the module cannot be imported, or if its code raises an error.
@@ -91,7 +91,7 @@ def module_named(module: str, what: str) -> ModuleType:
 
 
 def check_whole(kind: type, place: str) -> None:
-    """Checks that a class has all methods that its base class leaves to it.
+    """Checks that a class has all abstract methods of its base class.
 
     Args:
         kind: The class.

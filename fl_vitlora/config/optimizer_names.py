@@ -12,7 +12,7 @@ from typing import Any
 
 from fl_vitlora.errors import UserError, shown, unknown
 
-# One line for each optimiser: its name, and the module and name of its entry.
+# One line for each optimiser: its name, and the module and name of the object that makes it.
 OPTIMIZERS: Mapping[str, str] = {
     "adagrad": "fl_vitlora.training.optimizers:ADAGRAD",
     "adam": "fl_vitlora.training.optimizers:ADAM",

@@ -16,8 +16,8 @@ class Rates:
     """The learning rates and β₁ with which AdamW trains a backbone.
 
     Attributes:
-        learning_rate: The largest learning rate of a run. Low-rank matrices are trained with the
-            rate `learning_rate` itself.
+        learning_rate: The highest learning rate that the schedule of a run reaches. Low-rank
+            matrices are trained with this rate; the rates of other tensors are multiples of it.
         head_rate: The learning rate of the head, divided by `learning_rate`.
         patch_embed_rate: The learning rate of the patch embedding, divided by `learning_rate`.
         body_rate: The learning rate of all other tensors, divided by `learning_rate`. Only full

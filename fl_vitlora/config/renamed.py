@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# The group and the name of an older setting, its present name, and the present value of each value.
+# The group and the old name of a setting, its present name, and the present value of each old
+# value.
 RENAMED: Mapping[tuple[str, str], tuple[str, Mapping[Any, Any]]] = {
     ("engine", "mixed_precision"): ("precision", {True: "auto", False: "float32"}),
 }
@@ -42,8 +43,8 @@ def missing_in(run: Mapping[str, Any]) -> dict[str, Any]:
 def with_present_names(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Replaces older names of settings by present names.
 
-    An older name stays if its value was never allowed, or if the present name is given as well. The
-    error about an unknown setting then names the older setting.
+    An older name is not replaced if its value was never allowed, or if the present name is given as
+    well. The error about an unknown setting then names the older setting.
 
     Args:
         tree: Nested plain values of an experiment, as in its file.

@@ -83,7 +83,8 @@ class Search:
         """Returns the experiment of a trial.
 
         Args:
-            values: The number of each range, and the label of each choice, by the dimension.
+            values: The values of the trial, by the name of the dimension: a number for a range, a
+                label for a choice.
 
         Raises:
             UserError: If a value is not valid.
@@ -94,7 +95,8 @@ class Search:
         """Returns the dotted paths of the settings that the user has set for a trial.
 
         Args:
-            values: The number of each range, and the label of each choice, by the dimension.
+            values: The values of the trial, by the name of the dimension: a number for a range, a
+                label for a choice.
         """
         return given_paths(self.tree, self._settings(values))
 
@@ -123,7 +125,9 @@ class Search:
         return list(found)
 
     def corners(self) -> Iterator[Config]:
-        """Yields experiments in which one dimension has an end of its range, or an option.
+        """Yields an experiment for each end of each range, and for each option of each choice.
+
+        In such an experiment, only one dimension is set.
 
         Raises:
             UserError: If such a value is not valid.
@@ -152,7 +156,8 @@ class Search:
         """Returns the experiment of a trial as the nested plain values of a file.
 
         Args:
-            values: The number of each range, and the label of each choice, by the dimension.
+            values: The values of the trial, by the name of the dimension: a number for a range, a
+                label for a choice.
         """
         config = self.experiment(values)
         if config.data.shards is None:
@@ -201,7 +206,7 @@ def read_search(tree: Settings, given: Settings) -> Search:
         given=given,
         shared=dataclasses.replace(shared, out=None),
     )
-    list(plan.corners())  # an error if a value is not valid
+    list(plan.corners())  # raises an error if a value is not valid
     return plan
 
 

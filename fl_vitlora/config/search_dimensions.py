@@ -20,7 +20,7 @@ from fl_vitlora.errors import UserError, shown, unknown
 
 FORM = "{from: LOW, to: HIGH, log: true}"
 PARTS = ("from", "to", "log", "step")
-FREE = ("strategy.", "finetuning.parameters.")  # settings whose types code elsewhere defines
+FREE = ("strategy.", "finetuning.parameters.")  # settings whose types other code defines
 IMAGES = "the trials would be measured on different images, and could not be compared"
 HELD: Mapping[str, str] = {
     "seed": "a search over seeds chooses luck",
@@ -51,7 +51,7 @@ class Range:
     Attributes:
         low: The smallest value.
         high: The largest value.
-        log: True if the logarithm of the value is spread evenly.
+        log: True if values are drawn on a logarithmic scale, instead of a linear scale.
         step: The distance between two values; None if every number in the range is possible.
         whole: True if only whole numbers are possible.
     """
@@ -149,10 +149,10 @@ def _range(name: str, values: Mapping[str, Any]) -> Range:
 def _check_end(where: str, low: float, high: float, step: float) -> None:
     """Checks that whole steps lead from one end of a range to the other.
 
-    The numbers are compared as they are written, so that ten steps of 0.1 lead from 0 to 1.
+    The numbers are compared as decimal numbers, so ten steps of 0.1 lead exactly from 0 to 1.
 
     Raises:
-        UserError: If the last step ends before or behind the upper end.
+        UserError: If no number of whole steps leads to the upper end.
     """
     first, last, each = (Decimal(str(number)) for number in (low, high, step))
     steps, rest = divmod(last - first, each)
@@ -167,7 +167,8 @@ def _check_end(where: str, low: float, high: float, step: float) -> None:
 def _is_whole(path: str, values: Mapping[str, Any]) -> bool:
     """Returns True if a setting takes whole numbers only.
 
-    The parameters of strategies and methods are defined elsewhere, so that their values decide.
+    The types of the parameters of strategies and methods are not known here. Such a parameter takes
+    whole numbers only if both ends of the range are whole numbers.
 
     Raises:
         UserError: If the setting is not a number.

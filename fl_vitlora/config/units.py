@@ -20,7 +20,7 @@ def parse_bytes(amount: object, where: str) -> int:
 
     Args:
         amount: A whole number of bytes, or a text with a number and a unit, such as "1.5 MB". The
-            case of the unit does not matter.
+            unit may be in upper or lower case.
         where: The name of the setting, for error messages.
 
     Returns:

@@ -1,8 +1,8 @@
 """Reads the YAML of experiments, in files and on the command line.
 
 The format is YAML 1.1 with plain values (numbers, texts, lists and mappings), but with stricter
-rules than YAML has. A value is refused if a person could misread it, or if no experiment needs a
-value of this kind.
+rules than YAML has. A value is refused if a person could misread it, or if no experiment needs
+such a value.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class StrictLoader(yaml.SafeLoader):
     """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Builds the value of a YAML node of any kind."""
+        """Builds the value of a YAML node of any type."""
         try:
             value = super().construct_object(node, deep=deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):

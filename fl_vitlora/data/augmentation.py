@@ -59,14 +59,14 @@ def augmented(image: Tensor, copy: int, augment: Sequence[str], seed: int) -> Te
     * crop: the image is extended beyond its edges by mirrored pixels, with margins of H/8 and W/8
       pixels. A window of H × W pixels is cut out at a random place; all places have the same
       probability.
-    * flip: every second copy is mirrored left to right, beginning with copy 1. With a fair coin,
-      the same share of copies would be mirrored, but two copies could be equal by chance.
+    * flip: every second copy is mirrored left to right, beginning with copy 1. If each copy
+      were mirrored with probability 1/2, two copies could be equal by chance.
 
     Args:
         image: The image, uint8 (C, H, W).
         copy: The number of the copy, from 0. Copy 0 is the image itself.
         augment: The changes: "flip", "crop" or both.
-        seed: The seed of the copy.
+        seed: The seed with which the place of the window is drawn.
 
     Returns:
         The copy, uint8 (C, H, W).
@@ -137,7 +137,7 @@ def positions_of_copies(part: Indices, images: int, copies: int) -> Indices:
 
 
 def mirrored(places: Indices, side: int) -> Indices:
-    """Returns the positions within an image that appear at places beyond its mirrored edges.
+    """Returns the positions of the pixels that a mirrored image shows inside and beyond its edges.
 
     The image is mirrored at its outermost pixels, so the outermost pixels are not repeated.
 

@@ -141,15 +141,15 @@ def match_classes(where: str, split: str, part: Part, classes: Sequence[str]) ->
 
 
 def expect_classes(where: str, part: Part, fewest: int = 2) -> None:
-    """Checks that the training images have at least two classes, and that class names differ.
+    """Checks that the training images have enough classes, and that the names of classes differ.
 
     Args:
         where: The name of the data set, for messages.
         part: The training split with its labels.
-        fewest: The smallest number of classes: 2, or 1 if somebody else has the other classes.
+        fewest: The smallest number of classes: 2, or 1 if other owners have the other classes.
 
     Raises:
-        UserError: When two classes have the same name, or when fewer classes have images.
+        UserError: When two classes have the same name, or fewer than `fewest` classes have images.
     """
     often, times = Counter(part.names).most_common(1)[0] if part.names else ("", 0)
     if times > 1:

@@ -19,7 +19,7 @@ from fl_vitlora.errors import UserError
 FULL = 65535.0  # the largest value of 16 bits
 DARK = 4096  # a 16-bit image with only smaller values most likely has values of 12 bits
 MAYBE_FEWER = 16384  # a 16-bit image with only smaller values may have values of 14 bits
-WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # a value of the tag PHOTOMETRIC of TIFF, and this tag
+WHITE_IS_ZERO, PHOTOMETRIC = 0, 262  # a value of a TIFF tag, and the number of this tag
 
 
 def scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
@@ -122,7 +122,7 @@ def _expect_known_range(values: NDArray[Any], mode: str, form: str) -> None:
 
     Raises:
         UserError: When the format does not state the range, or when the values seem to use fewer
-            bits.
+            bits than the format has.
     """
     if form == "PPM":  # the file states its largest value, and Pillow has scaled the values
         return

@@ -39,7 +39,7 @@ def read_dicom(path: Path, pixel_range: tuple[float, ...]) -> NDArray[np.uint8]:
 
     Raises:
         UserError: When the file has several frames, has no pixels, or has pixels of an unknown
-            kind.
+            photometric interpretation.
     """
     import pydicom
 
@@ -65,7 +65,7 @@ def _colours(scan: Any, kind: str, values: NDArray[Any]) -> NDArray[np.uint8]:
     """Scales the pixels of a colour image to 8 bits.
 
     Raises:
-        UserError: When the kind of pixels is unknown.
+        UserError: When the photometric interpretation `kind` of the pixels is unknown.
     """
     from pydicom.pixels import apply_color_lut
 

@@ -9,6 +9,8 @@ are matched by name.
 
 All images are read twice: first for their labels and checksums, and once more when they are
 encrypted. If an image differs the second time, an error is raised.
+
+Letters in shapes: n images, H × W pixels, C channels.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class Given:
 
     @property
     def told(self) -> str:
-        """Returns a text for the line about the images."""
+        """Returns a text about these images for the line that the user sees."""
         return f"handed in by a program, checksum {self.digest}"
 
     @property

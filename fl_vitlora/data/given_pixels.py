@@ -1,6 +1,6 @@
 """Converts images that a Python program hands in: images of Pillow, arrays and tensors.
 
-H × W pixels, C channels.
+Letters in shapes: H × W pixels, C channels.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _channels_last(values: NDArray[Any]) -> NDArray[Any]:
     """Returns an array as (H, W, C).
 
     Raises:
-        UserError: If it is not clear which dimension is that of the channels.
+        UserError: If it is not clear which dimension has the channels.
     """
     shape = values.shape
     said = f"got the shape {shape}"

@@ -101,16 +101,16 @@ class GivenShards:
         return {one.described.party: one.key for one in self.shards.values()}
 
     def has_all(self, part: Part) -> bool:
-        """Returns True if every client has a shard of its own for this use."""
+        """Returns True if every client has a shard of its own for the use `part`."""
         return not self.lacking(part)
 
     def lacking(self, part: Part) -> list[str]:
-        """Returns the names of the clients' own shards for this use that do not exist."""
+        """Returns the file names of the clients' shards for a use, of those that are missing."""
         names = (client_shard(client, part) for client in range(self.clients))
         return [name for name in names if name not in self.shards]
 
     def counts(self) -> Indices:
-        """Returns the number of training images of each client and class, (K, classes)."""
+        """Returns the number of training images, one row per client and one column per class."""
         found = np.zeros((self.clients, len(self.class_names)), dtype=np.int64)
         place = {name: label for label, name in enumerate(self.class_names)}
         for client in range(self.clients):
@@ -130,7 +130,7 @@ class GivenShards:
 
 
 def digest_of(digests: Mapping[str, str]) -> str:
-    """Returns one digest of the digests of shards, by their file names."""
+    """Returns one digest of all shards, from the file name and the digest of each shard."""
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
 
 
@@ -142,8 +142,8 @@ def find_given(folder: Path, keys: StorageKeys) -> GivenShards:
         keys: The storage keys that open the files, from one owner or from several.
 
     Raises:
-        UserError: If a shard is missing, damaged, cannot be opened, or does not fit the others; the
-            message names the file.
+        UserError: If a shard is missing, damaged, cannot be opened, or does not fit the other
+            shards; the message names the file.
     """
     files = _find(folder)
     clients = _count_clients(folder, files)

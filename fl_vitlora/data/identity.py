@@ -1,11 +1,12 @@
 """Computes the identity of a data set, which shows without decoding whether images have changed.
 
-An identity is a text with a digest. If two starts of a program find the same identity, they read
-the same images. The identity of a local folder depends on every file in the folder: its name, size
-and place on the disk (device and inode), and the times at which its content and its status last
-changed. No program can set the time of the last change of the status. Therefore the identity also
-changes if a program writes a file and then restores the time of its content. The identity of a data
-set of the hub depends on the fingerprint of the rows and on the files of the library's cache.
+An identity is a text with a digest. If two starts of a program find the same identity, the two
+starts read the same images. The identity of a local folder depends on every file in the folder: its
+name, size and place on the disk (device and inode), and the times at which its content and its
+status last changed. No program can set the time of the last change of the status. Therefore the
+identity also changes if a program writes a file and then restores the time of its content. The
+identity of a data set of the hub depends on the fingerprint of the rows and on the files of the
+library's cache.
 
 Source: The rules of Git for "racily clean" entries of its index. If a file has just changed, a
 further change may get the same time. Therefore a folder with a file that has just changed has no

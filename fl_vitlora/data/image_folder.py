@@ -242,7 +242,7 @@ def _read_annotations(listing: Listing, items: list[Item]) -> list[Item]:
 
 
 def _settle(where: Path, items: list[Item], config: DataConfig) -> list[Item]:
-    """Checks that either all images of a split have a class, or no image of the split.
+    """Checks for each split that either all its images or none of its images have a class.
 
     If the only folder of a split is named `images`, the images of this split have no class.
 

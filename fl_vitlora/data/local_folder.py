@@ -1,8 +1,8 @@
-"""Finds the kind and the splits of a data set in a local folder.
+"""Finds the format and the splits of a data set in a local folder.
 
-A split is a part of the data set, for training or testing. A folder contains a data set of one of
-five kinds: a data set that the library `datasets` saved, parquet files, tar files, a table of
-images, or folders of images by class. Files of another kind are not read.
+A split is a part of the data set, for training or testing. A folder contains a data set in one of
+five formats: a data set that the library `datasets` saved, parquet files, tar files, a table of
+images, or folders of images by class. Files of other formats are not read.
 """
 
 from __future__ import annotations
@@ -119,10 +119,10 @@ def from_rows(
 
 
 def _open_listing(path: Path, listing: Listing, config: DataConfig) -> Found:
-    """Finds the kind of a data set from the files of its folder, and opens the data set.
+    """Finds the format of a data set from the files of its folder, and opens the data set.
 
     Raises:
-        UserError: When the files fit several kinds or none.
+        UserError: When the files fit several formats or none.
     """
     parquet = [f.name for f in listing.others if suffix_of(f.name) == ".parquet"]
     tars = [f.name for f in listing.others if suffix_of(f.name) == ".tar"]

@@ -31,7 +31,7 @@ class LooseImages:
     Attributes:
         names: The name of each image. If the user named only one folder, this name is the path
             relative to the folder, otherwise the whole path.
-        paths: The path of each file, in the same order.
+        paths: The path of each file, in the order of `names`.
     """
 
     names: tuple[str, ...]

@@ -31,7 +31,7 @@ def partition(labels: Indices, clients: int, config: DataConfig, seed: int) -> l
     Args:
         labels: The labels of the images, int64 (n,).
         clients: The number K of clients.
-        config: The settings of the data: the kind of partition and its parameters.
+        config: The settings of the data: the setting `partition` and its parameters.
         seed: The run's seed, which decides how the images are divided.
 
     Returns:

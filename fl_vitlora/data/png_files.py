@@ -1,6 +1,6 @@
 """Writes images of a shard as PNG files: ciphertext to look at, or the owner's plain images.
 
-PNG loses nothing, so ciphertext in PNG files is still ciphertext after reading.
+PNG is a lossless format, so ciphertext in PNG files is still ciphertext after reading.
 
 Letters in shapes: n images of H × W pixels.
 """
@@ -21,7 +21,7 @@ from fl_vitlora.storage.files import PRIVATE, PUBLIC, make_folder, write_atomica
 
 FASTEST = 1  # the level of compression; ciphertext can hardly be compressed
 LONGEST = 200  # bytes of the name of a folder, with room for a number
-FORBIDDEN = frozenset('/\\:*?"<>|')  # in the names of files on some systems
+FORBIDDEN = frozenset('/\\:*?"<>|')  # some systems forbid these characters in names of files
 Named = Iterator[tuple[str, Tensor]]  # the path of a file below the folder, and an image
 
 
@@ -87,7 +87,7 @@ def names_of_files(images: Images, positions: Indices, root: Path, part: str) ->
         images: The images of a data set.
         positions: The positions of the images to name.
         root: The folder of the data set.
-        part: The use of the images, which begins the names of images without files.
+        part: The use of the images, with which the names of images without files begin.
     """
     known = ["" for _ in positions] if images.names is None else images.names(positions)
     labels = images.labels[positions].tolist()

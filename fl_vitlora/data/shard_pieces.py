@@ -1,10 +1,10 @@
 """Makes and reads shards image by image, so that a shard need not fit into the memory.
 
-A shard of 10,000 images of 224 × 224 pixels has 1.5 GB. An owner who encrypts it has at most
-`AT_ONCE` bytes of plain images in memory, and about three times as much in all: the plain images,
-their ciphertext and the file's ciphertext of one piece.
+A shard of 10,000 images of 224 × 224 pixels has 1.5 GB. An owner who encrypts such a shard has at
+most `AT_ONCE` bytes of plain images in memory, and about three times as much in all: the plain
+images, their ciphertext and the file's ciphertext of one piece.
 
-Letters in shapes: n images, C channels, H × W pixels.
+Letters in shapes: n images of a shard, m images of a piece, C channels, H × W pixels.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def encrypt_shard(
         path: The path of the shard.
         content: The plain images of the shard, and the party that owns them.
         holder: The key holder that encrypts the images.
-        metadata: The texts to write into the shard, without those of party and part.
+        metadata: The texts to write into the shard. This function adds the party and the part.
         storage: The storage key that seals the file; None for a file that is not sealed.
         show: A function that is called with the number of images after each piece.
         at_once: The largest number of bytes of plain images that are in memory together.

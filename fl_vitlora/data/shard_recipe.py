@@ -27,7 +27,7 @@ from fl_vitlora.encryption.storage_keys import StorageKey
 
 FORMAT = 1  # the version of the format of the recipe and of the store
 KEEPING = ("keep_shards", "keep_at_most")  # settings that do not change the shards
-ROOMS = ("data", "encryption", "storage")  # the code that reads, encrypts and writes images
+ROOMS = ("data", "encryption", "storage")  # packages that read, encrypt and write images
 LIBRARIES = (  # libraries that read, divide, convert, encrypt or write images
     *(
         "fl_vitlora",

@@ -10,7 +10,7 @@ cannot change a shard or swap two entries unnoticed.
 If the file system has hard links, a shard in the store and the same shard in a run folder are two
 names of one file. Without hard links, the store and the run folder have separate copies of a shard.
 The program never changes a shard in place. The program writes a new file and then renames the new
-file, so that all other names still lead to the old file.
+file. So all other names still lead to the old file.
 """
 
 from __future__ import annotations

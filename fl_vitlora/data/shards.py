@@ -7,7 +7,7 @@ whether the file is damaged (`storage.checksummed`). The metadata of a shard con
 part (training, validation or testing) and its class names. A run checks the party, the part and the
 class names when it opens the shard.
 
-Letters in shapes: n images, C channels, H × W pixels.
+Letters in shapes: n images of a shard, m of these images, C channels, H × W pixels.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Shard:
         return digest_of({"images": self.images}, {})
 
     def take(self, chosen: Tensor) -> Shard:
-        """Returns the shard of the images at the given positions, (m,)."""
+        """Returns a shard that has only the images at the positions `chosen`, int64 (m,)."""
         features = None if self.features is None else self.features[chosen]
         return Shard(images=self.images[chosen], labels=self.labels[chosen], features=features)
 
@@ -307,7 +307,7 @@ def read_text(text: bytes, path: Path) -> tuple[dict[str, str], list[int]]:
         The metadata, and the shape of the images.
 
     Raises:
-        UserError: When the text is not that of a shard.
+        UserError: When the text is not the text of a shard.
     """
     try:
         described = json.loads(text)

@@ -21,7 +21,7 @@ VALIDATION = "validation"
 
 
 def part_of(view: str) -> str:
-    """Returns the kind of images that a view shows, "validation" or "test".
+    """Returns the part of the images that a view shows, "validation" or "test".
 
     Example:
         >>> part_of(RIGHT_KEY), part_of(VALIDATION)

@@ -23,7 +23,7 @@ def all_keys(cipher: Cipher) -> Iterator[CipherKey]:
         cipher: The cipher. Its number of keys is at most 2 to the power of its `key_space_bits`.
 
     Raises:
-        KeyError: If the cipher has a step that is not in `LISTS`.
+        KeyError: If `LISTS` has no function that lists the keys of a step of the cipher.
 
     Example:
         >>> cipher = Cipher(steps=["block_scrambling"], block_size=1, image_shape=(1, 1, 2))
@@ -36,7 +36,7 @@ def all_keys(cipher: Cipher) -> Iterator[CipherKey]:
 
 
 def orders(length: int, fixed: int) -> Iterator[Tensor]:
-    """Yields all orders of 0 … length-1 in which at least `fixed` numbers keep their place.
+    """Yields all permutations of 0 … length-1 in which at least `fixed` numbers keep their place.
 
     Example:
         >>> [order.tolist() for order in orders(3, fixed=1)]

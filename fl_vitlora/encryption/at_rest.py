@@ -1,6 +1,6 @@
 """Files that are encrypted ("sealed") on disk.
 
-A file has a header, a small text and a body. The header is not encrypted. Text and body are
+A sealed file has a header, a small text and a body. The header is not encrypted. Text and body are
 encrypted and authenticated. Without the key, the file reveals only the header and its own length. A
 sealed file has the format of safetensors, and its single tensor `sealed` holds the ciphertext. So
 any program for safetensors can open the file, but finds only ciphertext:
@@ -64,7 +64,7 @@ class Header:
         party: The party that the file belongs to, for example "client 3".
         salt: 32 random bytes that only this file has.
         check: 32 bytes that can be derived only from the right key.
-        text: The length of the plain text in bytes.
+        text: The length of the small text in bytes, before encryption.
         sealed: The length of all encrypted chunks together in bytes.
         raw: The bytes of the header as they are in the file.
     """
@@ -82,7 +82,7 @@ def seal(text: bytes, body: memoryview, key: StorageKey | PartyKey, party: str) 
     """Encrypts a text and a body into the parts of a sealed file.
 
     Args:
-        text: A small text that can be read without the body.
+        text: A small text that can be decrypted without the body.
         body: The rest of the content, for example the pixels of images.
         key: The owner's root storage key, or the storage key of this party.
         party: The party that the file belongs to, for example "client 3".
@@ -99,7 +99,7 @@ def seal_pieces(
     """Encrypts a text and a body as `seal` does, but never has the whole body in memory.
 
     Args:
-        text: A small text that can be read without the body.
+        text: A small text that can be decrypted without the body.
         pieces: The pieces of the body, in order; each has any number of bytes.
         size: The number of bytes of all pieces together.
         key: The owner's root storage key, or the storage key of this party.

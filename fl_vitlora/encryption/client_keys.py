@@ -2,7 +2,7 @@ r"""The key of one client, exported from the owner's key ring for the node of th
 
 With the scope `client`, the key of a client is derived from the owner's secret in one step: every
 encryption step has the subkey HKDF-SHA256(secret, "client K/seed S/STEP"). The file of a client has
-these subkeys and the storage key of the client's files, and not the secret. HKDF is one-way, and
+these subkeys and the storage key of the client's files, but not the secret. HKDF is one-way, and
 its outputs for different texts are independent (RFC 5869), so the file does not help to find the
 secret or the key of another client. The file is a text:
 
@@ -37,7 +37,7 @@ from fl_vitlora.encryption.storage_keys import StorageKeys, of_ring, of_secret
 from fl_vitlora.errors import UserError
 from fl_vitlora.storage.files import PRIVATE, WriteError, write_atomically
 
-SERVER = "server"  # its patch embedding is only given the shape that a key gives it
+SERVER = "server"  # its key is used only to shape its patch embedding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class ClientKey:
 
     Attributes:
         party: The name of the client, for example "client 3".
-        seed: The seed of the experiment, from which keys are derived, too.
+        seed: The seed of the experiment, from which the subkeys were also derived.
         name: The id of the secret from which the key was derived.
         subkeys: The subkey of each encryption step, 32 bytes.
         storage: The storage key of the client's files, 32 bytes.
@@ -66,15 +66,15 @@ class ClientKey:
         return int(self.party.removeprefix("client "))
 
     def subkeys_of(self, party: str, scope: str, seed: int) -> Mapping[str, bytes]:
-        """Returns the subkeys, after a check that they are those of a party.
+        """Returns the subkeys, after a check that they are the subkeys of the given party.
 
         Args:
             party: The party whose key is needed.
-            scope: The images that share a key.
+            scope: The setting `encryption.scope`, which must be "client".
             seed: The seed of the experiment.
 
         Raises:
-            UserError: If the key is that of another client, or of another experiment.
+            UserError: If the scope is not "client", or if the key has another client or seed.
         """
         if scope != "client":
             raise UserError(
@@ -91,7 +91,7 @@ class ClientKey:
         return self.subkeys
 
     def changed(self, purpose: str) -> ClientKey:
-        """Returns a key with other subkeys, which are derived from these for one purpose."""
+        """Returns a key with other subkeys, each derived from one of these for a purpose."""
         others = {step: derive_key(subkey, purpose) for step, subkey in self.subkeys.items()}
         return replace(self, subkeys=others)
 
@@ -166,7 +166,7 @@ def open_client_key(path: Path) -> ClientKey:
             storage=bytes.fromhex(plain["storage"]),
             source=f"client key {path}",
         )
-        _ = key.client  # an error if the party is no client
+        _ = key.client  # raises an error if the party is no client
     except (LookupError, ValueError) as error:
         raise UserError(
             f"client key {path}: damaged or written by another version ({error}); export the key "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """The sizes on which a cipher's keys depend, and the numbers of parts that are not moved.
+    """The sizes on which a cipher's keys depend, and how many blocks and entries stay in place.
 
     Attributes:
         blocks: The number N of blocks of an image.
@@ -34,10 +34,10 @@ class Geometry:
 
     @property
     def keys(self) -> int:
-        """Returns the number of keys of a step inside blocks: 1, or N with one key per block."""
+        """Returns how many keys a step inside blocks has: 1, or N if each block has its own key."""
         return self.blocks if self.per_block else 1
 
     @property
     def key_shape(self) -> tuple[int, ...]:
-        """Returns the key's shape for a step inside blocks: (D,), or (N, D) if keys differ."""
+        """Returns the shape of a key of a step inside blocks: (D,), or (N, D) with `per_block`."""
         return (self.blocks, self.entries) if self.per_block else (self.entries,)

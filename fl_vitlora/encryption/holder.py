@@ -59,9 +59,9 @@ class KeyHolder:
             of this module explains.
         seed: The run's seed. With another seed, all keys are different.
         secrets: The secret of each party, by its name, if parties have secrets of their own; empty
-            if all have `secret`. It is never printed.
+            if all parties have `secret`. The secrets are never printed.
         own: The exported key of one party, with which only this party's images and tensors can be
-            transformed; None if the holder has secrets. `secret` is then not used.
+            transformed; None if the holder has secrets. With `own`, no secret is used.
     """
 
     cipher: Cipher
@@ -160,7 +160,7 @@ class KeyHolder:
         """Returns the secret of a party.
 
         Raises:
-            UserError: When parties have secrets of their own, and that of this party is not known.
+            UserError: When parties have secrets of their own, and this party's secret is not known.
         """
         if self.own is not None:
             raise UserError(f"{self.own.source} has no secret, only the key of {self.own.party}")

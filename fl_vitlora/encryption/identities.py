@@ -7,7 +7,7 @@ number of a client and a key in hexadecimal digits:
 
     0 3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29
 
-The server forwards signatures. It cannot make them, so it cannot speak in the name of a client.
+The server forwards signatures but cannot make them, so it cannot pretend to be a client.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def open_or_create_identities(pins: Path, clients: int) -> Identities:
         clients: The number of clients.
 
     Raises:
-        UserError: If a file cannot be used or written, or lacks a client.
+        UserError: If a file cannot be used or written, or has no key of a client.
     """
     private = private_path(pins)
     if not pins.exists() and not private.exists():
@@ -209,7 +209,7 @@ def write_private(path: Path, identities: list[Identity]) -> None:
 
 
 def line(client: int, key: bytes) -> str:
-    r"""Returns the line of a file of keys.
+    r"""Returns the line of one client in a file of keys.
 
     Example:
         >>> line(2, bytes(2))
@@ -226,7 +226,7 @@ def _write(path: Path, text: str, mode: int) -> None:
 
 
 def _read(path: Path, what: str) -> dict[int, bytes]:
-    """Reads the lines of a file of keys."""
+    """Reads a file of keys; returns the key of each client, by the number of the client."""
     try:
         pairs = [text.split() for text in path.read_text(encoding="ascii").splitlines()]
         found = [(int(client), bytes.fromhex(key)) for client, key in pairs]

@@ -89,7 +89,7 @@ class KeyRing:
         return named[name]
 
     def secrets_of(self, names: Mapping[str, str]) -> dict[str, bytes]:
-        """Returns the secrets of parties, without those that the ring does not have.
+        """Returns the secrets of parties; parties whose secret is not in the ring are left out.
 
         Args:
             names: The key id of each party's secret, by the name of the party.

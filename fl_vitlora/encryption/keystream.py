@@ -102,8 +102,8 @@ class KeyStream:
     def _below(self, bounds: NDArray[np.int64]) -> NDArray[np.int64]:
         """Draws one number below each bound, in the order of the bounds.
 
-        If a word of the stream would make small numbers more probable, the word is skipped and the
-        next word is used.
+        If a word (32 bits) of the stream would make small numbers more probable, the word is
+        skipped and the next word is used.
         """
         words = self.words(len(bounds)).astype(np.int64)
         limits = WORDS - WORDS % bounds

@@ -29,7 +29,8 @@ class PixelMap:
     """A bijection on images that moves units (pixels or halves of pixels) and flips their bits.
 
     Attributes:
-        order: For each of the U units of a ciphertext, its place in the plain image, int64 (U,).
+        order: For each of the U units of a ciphertext, the place that the unit has in the plain
+            image, int64 (U,).
         mask: The bits to flip after the units have been moved, uint8 (U,).
     """
 

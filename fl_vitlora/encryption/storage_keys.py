@@ -37,7 +37,7 @@ from fl_vitlora.storage.files import PRIVATE, WriteError, write_atomically
 PASSPHRASE = "FL_VITLORA_PASSPHRASE"  # the environment variable with the passphrase
 BY_PASSPHRASE = "passphrase/"  # prefix of the name of a root derived from a passphrase
 SALT_BYTES = 16
-SCRYPT = {"n": 2**17, "r": 8, "p": 1}  # 128 MiB and about a second for every guess
+SCRYPT = {"n": 2**17, "r": 8, "p": 1}  # 128 MiB and a second for each guess of a passphrase
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class StorageKeys:
         )
 
     def only(self, names: Iterable[str]) -> StorageKeys:
-        """Returns the keys of given roots; names of unknown keys are left out."""
+        """Returns the keys that belong to the given root keys; unknown names are left out."""
         names = set(names)
         wanted = {name: self.roots[name] for name in names if name in self.roots}
         for name in names:

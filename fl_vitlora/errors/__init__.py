@@ -36,11 +36,11 @@ def unknown(
     """Returns an error for an unknown name, with the valid names and the most similar of them.
 
     Args:
-        what: The kind of thing that the user named, for example ``"strategy"``.
+        what: A noun for the thing that the user named, for example ``"strategy"``.
         given: The name that the user wrote.
         choices: All valid names.
-        elsewhere: Names that are valid in another place. The error may suggest a name of
-            `elsewhere`.
+        elsewhere: Names that are valid in another place, such as settings of another group. The
+            error may suggest one of these names, too.
 
     Returns:
         The error, which the caller raises.
@@ -65,7 +65,7 @@ def unknown(
 
 
 def _close(given: str, names: Iterable[str], cutoff: float) -> list[str]:
-    """Returns the valid names that are spelt like a wrong name, the most similar first.
+    """Returns the valid names whose spelling is similar to a wrong name, the most similar first.
 
     Upper and lower case are not distinguished.
     """
@@ -76,17 +76,17 @@ def _close(given: str, names: Iterable[str], cutoff: float) -> list[str]:
 
 @contextlib.contextmanager
 def errors_named(owner: str, *passed: type[Exception]) -> Iterator[None]:
-    """Turns an error in code from elsewhere, inside a `with` block, into one line of text.
+    """Turns an error inside a `with` block into a `UserError` with one line of text.
 
-    The code is not part of this project, for example a user's strategy. The line of text names the
-    file and the line in which the error was raised.
+    The block runs code that is not part of this project, for example a user's strategy. The text
+    names the file and the line in which the error was raised.
 
     Args:
         owner: A description of the code inside the block, for example "strategy Mine, round 3".
         passed: Types of errors that are raised unchanged; a `UserError` is always raised unchanged.
 
     Raises:
-        UserError: If the code inside the block raises an exception that is not a UserError.
+        UserError: If the code inside the block raises an exception whose type is not in `passed`.
     """
     unchanged: tuple[type[Exception], ...] = (UserError, *passed)
     try:

@@ -75,7 +75,7 @@ SETTINGS: Mapping[str, str] = {
     "evaluation.by": "evaluate eval evaluation_by",
 }
 
-# The names of other programs for each flag that does not set one setting.
+# The names of other programs for each flag that does not stand for a single setting.
 FLAGS: Mapping[str, str] = {
     "--config": "cfg conf config_file yaml file c",
     "--resume": "continue restart resume_from resume_from_checkpoint load",
@@ -126,7 +126,8 @@ def meant(given: object, names: Iterable[str]) -> list[str]:
 def flags_meant(given: str) -> list[str]:
     """Returns the flags that the user may have meant by an unknown flag.
 
-    This function finds only flags that do not set one setting; `meant` finds all other flags.
+    This function finds only flags that do not stand for a single setting, such as ``--resume``. The
+    function `meant` finds the setting of any other flag.
 
     Example:
         >>> flags_meant("--resume-from")

@@ -54,7 +54,7 @@ SEALED = "the shards are sealed on the disk (encryption.at_rest)"
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """The images whose logits of the final model a user knows.
+    """Images for which a user knows the logits that the final model computes.
 
     Attributes:
         logits: The logits of the final model, (M, L).
@@ -82,10 +82,10 @@ class Adversaries:
     run: AttackedRun
 
     def views(self, kind: type[View]) -> Sequence[View]:
-        """Returns the views of one kind of adversary.
+        """Returns the views of the adversaries of one type.
 
         Args:
-            kind: The Python class of the wanted views, one class for each kind of adversary.
+            kind: The Python class of the wanted views; each type of adversary has its own class.
 
         Returns:
             One view, or a view for each attacked client if the adversary attacks one client.
@@ -261,7 +261,7 @@ def candidates_of(run: AttackedRun) -> Candidates:
     only one of the two images. If all clients share a key, several clients can have the same other
     image. If the final model is not complete, the result has no images.
     """
-    model = copy.deepcopy(run.backbone.model)  # other attacks need its first tensors
+    model = copy.deepcopy(run.backbone.model)  # other attacks need the model's initial tensors
     if set(methods.trainable(model)) != set(run.final):
         return _no_candidates(run)
     logits, images, labels, owners, members = [], list[Tensor](), [], [], []
@@ -275,7 +275,7 @@ def candidates_of(run: AttackedRun) -> Candidates:
         coordinates = run.coordinates_of(party)
         put_reader(model, coordinates.base)
         methods.load_state(model, coordinates.to_client(run.final))
-        # all images are encrypted together: with a key for every image, its position matters
+        # Encrypted all together: if every image has its own key, the key depends on the position.
         encrypted = replace(run.known, images=run.holder.encrypt(run.known.images, party, "test"))
         if plain:
             images += [run.plain(client)[ours], run.known.images[theirs]]

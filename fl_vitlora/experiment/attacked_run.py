@@ -72,7 +72,7 @@ class AttackedRun:
 
     @cached_property
     def rounds(self) -> RecordedRounds:
-        """Returns the recorded rounds, without rounds if the run did not record its updates."""
+        """Returns the recorded rounds; there are none if the run did not record its updates."""
         return RecordedRounds(self.folder)
 
     @cached_property

@@ -45,7 +45,7 @@ def attack_run(
         strategy: The strategy of the run.
         names: The names of the attacks, as `config.attack_names.read_attacks` returns them.
         images: The number of encrypted images that an attack on ciphertext may use.
-        bounds: Bounds, of which only the names are checked here (see `attacks.bounds.broken`).
+        bounds: Bounds, of which only names are checked; see `attacks.bounds.broken` for the rest.
         seconds: The time budget of each attack in seconds.
         began: A function that is called with the names of an attack and its adversary before the
             attack is carried out.

@@ -37,8 +37,8 @@ def report_of(details: Details, classes: int) -> Part:
         classes: The number L of classes.
 
     Returns:
-        A dictionary with the entries `classification` and `client_accuracy`. An entry is None if
-        the run does not have this kind of evaluation.
+        A dictionary with the entries `classification` and `client_accuracy`. The first entry
+        is None without decisions of a central party, the second without answers of clients.
     """
     known, answers = details.decisions, details.answers
     return {
@@ -166,7 +166,7 @@ def of_clients(answers: Sequence[Answer]) -> Part:
     Source:
         Li, Sanjabi, Beirami, Smith, "Fair Resource Allocation in Federated Learning", ICLR 2020,
         arXiv 1905.10497, definition 1 and table 1. The paper states the variance in squared
-        percentage points. This function returns the standard deviation as a share.
+        percentage points. This function returns the standard deviation of accuracies from 0 to 1.
 
     Example:
         >>> told = [Answer(k, 10, {RIGHT_KEY: (share, 0.0)}) for k, share in enumerate([0.5, 0.7])]

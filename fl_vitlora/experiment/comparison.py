@@ -158,7 +158,7 @@ class Execute:
             PausedError: If the caller set `watch.pause`.
         """
         self.watch.training.clear()  # a signal before round 1 ends the program at once
-        self.watch.stop.clear()  # it ended the run before
+        self.watch.stop.clear()  # this signal has ended the previous run
         if self.watch.pause.is_set():
             raise PausedError(f"after run {self.number - 1} of {self.total}")
         if not resume:

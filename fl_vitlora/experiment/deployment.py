@@ -68,7 +68,7 @@ from fl_vitlora.models.reading import READER_FILE, open_reader
 from fl_vitlora.reporting.run_folder import RunFolder
 
 TRUSTED = "trust-strategy"
-# names in the configuration that operators give
+# names of entries in the configuration of an operator
 STORAGE, CLASSES, IDENTITY = "storage-key", "classes", "identity"
 
 
@@ -100,7 +100,7 @@ def make_node_app(load_strategy: LoadStrategy) -> ClientApp:
 
 
 class OncePerRun:
-    """Reads the settings of a node once in each run, as far as the process of the node lives on.
+    """Reads the settings of a node only once in a run, if one process handles the whole run.
 
     The app asks for the settings up to three times for each message. A change of the operator's
     files is seen in the next run, or in the next process: some versions of Flower start a process
@@ -123,7 +123,7 @@ class OncePerRun:
         """
         key = context.run_id, tuple(sorted(context.node_config.items()))
         if key not in self._kept:
-            self._kept = {key: self._read(context)}  # an earlier run does not come again
+            self._kept = {key: self._read(context)}  # no message of an earlier run follows
         return self._kept[key]
 
 
@@ -260,7 +260,7 @@ def _identities(config: Config, context: Context) -> Identities | None:
     """Reads the node's own identity key, and the public keys that its configuration names.
 
     Raises:
-        UserError: If one of the two is given without the other, or a file cannot be used.
+        UserError: If only one of identity key and public keys is given, or a file cannot be used.
     """
     pins, own = config.privacy.client_keys, context.node_config.get(IDENTITY)
     if not pins and not own:

@@ -24,7 +24,7 @@ from fl_vitlora.experiment.preparation import storage_keys
 from fl_vitlora.experiment.run_shards import one_or_all
 from fl_vitlora.models.backbone import Backbone
 
-OF_THE_RUN = frozenset(  # settings of the data that hold for shards made elsewhere, too
+OF_THE_RUN = frozenset(  # settings of the data that also have an effect with shards made elsewhere
     ("data.shards", "data.storage_keys", "data.validation_fraction", "data.validation_split")
 )
 OF_PREDICTIONS = frozenset(("data.fit", "data.background", "data.pixel_range"))
@@ -138,7 +138,7 @@ def check_shape(shards: GivenShards, model: Backbone) -> None:
 
 
 def _evaluation(config: Config, shards: GivenShards) -> dict[str, Any]:
-    """Returns changes of settings that say who evaluates, and on which images."""
+    """Returns new values for settings that say who evaluates, and on which images."""
     changes: dict[str, Any] = {}
     clients = policies.clients_evaluate(config)
     central_is_free = config.evaluation.by == "auto" and TEST_SHARD not in shards.shards
@@ -177,7 +177,7 @@ def check_evaluated(config: Config, shards: GivenShards) -> None:
 
 
 def _tell_unused(config: Config, given: Collection[str], note: Callable[[str], None]) -> None:
-    """Names the settings that have no effect, because they say how shards are made."""
+    """Calls `note` with the settings that have no effect, because the shards exist already."""
     changed = differences(Config(), config)
     unused = sorted(
         path
@@ -193,7 +193,8 @@ def keys_at_hand(config: Config, shards_keys: str | Mapping[str, str]) -> bool:
 
     Args:
         config: The experiment, with the path of the key ring, or of a folder of rings.
-        shards_keys: The id of the secret, or of each party's secret.
+        shards_keys: The id of the secret that encrypts all shards, or the id of each party's secret
+            by the name of the party.
 
     Raises:
         UserError: If a ring cannot be read, or a secret is missing that the experiment needs.

@@ -1,8 +1,11 @@
 """Draws training images of one client, plain and encrypted, if the owner asks for the picture.
 
-The ciphertext is read from the shard of the client, and decrypting it gives the plain images: they
-are exactly what the client trains on. The setting `plain_examples` says how many images are drawn.
-By default it is 0, because no other file of a run on encrypted images shows a plain image.
+The ciphertext is read from the shard of the client, and then decrypted to get the plain images.
+Therefore the picture shows exactly the images on which the client trains. The setting
+`plain_examples` says how many images are drawn. By default no image is drawn, because no other
+file of a run on encrypted images shows a plain image.
+
+Letters in shapes: n images, m images of a piece, C channels, H × W pixels.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ CLIENT = 0  # the client whose images are drawn
 
 
 def check(config: Config, *, deployed: bool = False) -> None:
-    """Checks that a program that has no plain images is not asked to draw some.
+    """Raises an error if the user asks for the picture, but this program has no plain images.
 
     Args:
         config: The configuration of the experiment.
@@ -34,7 +37,7 @@ def check(config: Config, *, deployed: bool = False) -> None:
             owners' images, unless the owners made the shards elsewhere.
 
     Raises:
-        UserError: If the setting `plain_examples` asks for the picture, and there are no images.
+        UserError: If `plain_examples` asks for the picture, and this program has no plain images.
     """
     if not config.plain_examples or not (deployed or config.data.shards):
         return
@@ -72,7 +75,7 @@ def draw_examples(
 def examples_of(
     path: Path, holder: KeyHolder, keys: StorageKeys, number: int
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """Returns images of a client's training shard, of as many classes as possible.
+    """Returns images of a client's training shard, from as many different classes as possible.
 
     Args:
         path: The shard of the client with the number `CLIENT`.
@@ -96,7 +99,7 @@ def examples_of(
 
 
 def _images_at(pieces: Iterable[Tensor], positions: Sequence[int]) -> Tensor:
-    """Returns the images at some positions of a shard, of which one piece at a time is in memory.
+    """Returns the images at some positions of a shard; only one piece at a time is in memory.
 
     Args:
         pieces: The images of the shard in their order, each piece (m, C, H, W).

@@ -1,4 +1,4 @@
-"""Checks files that an experiment uses, with the checks of the run itself, and runs nothing.
+"""Checks files that an experiment uses in the same way as a run does, but starts no run.
 
 Each function returns what it has checked, in words, and raises the error that the run would raise.
 """
@@ -45,7 +45,8 @@ def check_experiment(
         config: The settings.
         load_strategy: A function that makes the strategy of an experiment.
         confirmed: The names of code that the user typed on the command line.
-        new: True if the run would make the folder `out`; False if the folder is that of the run.
+        new: True if the run would make the folder `out`; False if the run in this folder would be
+            resumed.
         typed: The paths of the settings that the user has set; see `elsewhere.fitted`.
 
     Returns:
@@ -95,8 +96,8 @@ def check_names(path: Path) -> tuple[str, str]:
     """Checks a file with the names of clients or of classes.
 
     Returns:
-        The kind of the list, and what was checked, in words. If the name of the file does not say
-        whose names these are, the kind does not say it either.
+        Two texts: what the list contains, and what was checked. If the name of the file does not
+        say whether it lists clients or classes, the first text is "list of names".
     """
     if path.name == CLIENTS:
         return "list of client names", f"the names of {len(client_names(path) or []):,} clients"
@@ -114,7 +115,7 @@ def check_keys(path: Path) -> tuple[str, str]:
     """Checks a file of keys: a key ring, a client key, a storage key or public identity keys.
 
     Returns:
-        The kind of the file, and what was checked, in words. No secret is part of the words.
+        Two texts: what the file contains, and what was checked. No text contains a secret.
 
     Raises:
         UserError: If the file is none of these, or is damaged, or other users can read its secrets.

@@ -23,7 +23,7 @@ from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.strategy import Strategy
 
-LDA = "lda"  # the name of the part, and a value of the setting
+LDA = "lda"  # the name of the part, and a value of `finetuning.head_start`
 EXACT = "float32"  # the codec that does not change any number
 HEAD = ("head.weight", "head.bias")
 

@@ -23,8 +23,8 @@ def hold_folder(folder: Path, what: str, work: str) -> Hold:
 
     Args:
         folder: The folder.
-        what: The name of such a folder, for error messages.
-        work: What a process does in such a folder, for error messages.
+        what: A noun for the folder in error messages, for example "grid folder".
+        work: A noun for the work in the folder, for error messages, for example "search".
 
     Returns:
         A lock. Until the lock is closed, no other process can use the folder.

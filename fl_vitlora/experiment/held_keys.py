@@ -1,4 +1,4 @@
-"""Says whether the model of a run gives a key, or a part of it, to everybody who has the model."""
+"""Says whether everybody who has the model of a run also gets the key, or a part of the key."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def holds_key(config: Config, reads: str) -> bool:
     """Returns True if everybody who has the model of a run, and the public model, gets the key.
 
     The key was put into the model for ciphertext if the run adapted its model, or if each client
-    turns the server's model into its own coordinates. It is also in the model if the run started
-    from a model that held the key, and reads the same ciphertext.
+    turns the server's model into its own coordinates. The model also contains the key if the run
+    started from a model that contained the key, and the new model reads the same ciphertext.
 
     Args:
         config: The settings of the run, in which paths lead to the files that the run used.
@@ -32,7 +32,8 @@ def holds_key(config: Config, reads: str) -> bool:
 def reveals_part_of_key(config: Config, reads: str) -> bool:
     """Returns True if the patch embedding of a model was trained on ciphertext.
 
-    It was trained in this run, or in a run from whose model this run started.
+    The patch embedding was trained on ciphertext either in this run, or in an earlier run from
+    whose model this run started.
 
     Args:
         config: The settings of the run, in which paths lead to the files that the run used.

@@ -89,12 +89,12 @@ class DirectSumClient(DirectClient):
     """A client of secure sums, for `HostileServerView.sum_clients`."""
 
     def train(self, order: Order, roster: Roster, signatures: Signatures) -> Words | str:
-        """Sends an order with a signed roster, and returns the masked words of the update."""
+        """Sends an `Order` with a signed roster, and returns the masked words of the update."""
         return self.masked(_instruction(order), roster, signatures)
 
 
 def sum_clients(settings: ClientSettings) -> Mapping[int, SumClient]:
-    """Returns all clients of a new run with secure sums; there are none without secure sums."""
+    """Returns the clients of a new run by their numbers; {} if the run has no secure sums."""
     config = settings.config
     some = config.clients if config.privacy.secure_aggregation else 0
     return {client: DirectSumClient(settings, client) for client in range(some)}
@@ -122,7 +122,7 @@ def settings_of(run: AttackedRun) -> ClientSettings:
 
 
 def asking(settings: ClientSettings, client: int) -> Callable[[Order], State | str]:
-    """Returns the function `HostileServerView.ask`, which sends an order to a client."""
+    """Returns the function `HostileServerView.ask`, which sends an `Order` to a client."""
 
     def ask(order: Order) -> State | str:
         return answer(settings, client, _instruction(order))
@@ -135,11 +135,12 @@ def bounding(
 ) -> Callable[[Order], Order]:
     """Returns the function `HostileServerView.accepted`.
 
-    This function changes an order so that the guard of a client accepts the order. The changed
-    order is for the last round, in which the guard allows the largest distance of tensors from
-    their start. Each entry becomes the nearest value that the guard allows. The frozen tensors and
-    the learning rate become those of an honest server. If clients have no guard, the function
-    returns the order without any change.
+    An `Order` is the message that the hostile server sends. The returned function changes this
+    message in such a way that the guard of a client accepts it. The changed message is for the last
+    round, in which the guard allows the largest distance of tensors from their start. Each
+    entry becomes the nearest value that the guard allows. The frozen tensors and the learning rate
+    become those of an honest server. If clients have no guard, the function
+    returns the message without any change.
 
     Args:
         config: The configuration of the run.

@@ -42,7 +42,7 @@ from fl_vitlora.reporting.run_folder import (
 
 @dataclass(kw_only=True)
 class OpenedShards:
-    """The shards that owners made elsewhere, of which each folder is read once.
+    """The shards that owners made elsewhere; each folder of shards is read only once.
 
     Attributes:
         note: A function that is called with sentences for the user.
@@ -106,7 +106,7 @@ class KnownRuns:
 
     @property
     def starts(self) -> list[Path]:
-        """Returns the folders in which the runs were started, to which relative paths refer."""
+        """Returns the working directories of the runs, to which their relative paths refer."""
         return [begun_in(place) for _, place in (*self.finished, *self.interrupted)]
 
     def finished_run(self, config: Config) -> Path | None:
@@ -128,7 +128,7 @@ class KnownRuns:
         )
 
     def _has_current_key(self, config: Config, place: Path) -> bool:
-        """Returns True if the images of a run have the current key, or are the present shards."""
+        """Returns True if a run has the current key, or the owners' shards as they are now."""
         if config.data.shards is None:
             return has_current_key(config, place)
         with suppress(UserError):
@@ -149,7 +149,7 @@ def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
     runs = []
     for path in sorted(folder.glob(f"**/{CONFIG}")):
         # A run is repeated if its configuration belongs to another version of the program, if its
-        # result is damaged, or if its saving was computed with another reference.
+        # result is damaged, or if its saving of bytes was computed with another reference.
         with suppress(UserError):
             config, result = find_run(path.parent)
             if (result is not None) == finished and (result is None or has_current_form(result)):
@@ -186,12 +186,12 @@ def as_it_runs(
 def with_seed_of_shards(grid: Grid) -> Grid:
     """Returns a comparison whose runs are labelled with the seed of their shards.
 
-    The seed is taken from shards that owners made elsewhere if no seed is written, so the default
-    seed would be a wrong label.
+    If the user has not set a seed, a run uses the seed of the shards that owners made elsewhere.
+    Then the default seed would be a wrong label.
 
     Args:
-        grid: The comparison. If a seed is written, or if the cells have different shards, `grid` is
-            returned without a change.
+        grid: The comparison. If the user has set a seed, if a cell has no such shards, or if the
+            seeds of the cells' shards differ, `grid` is returned without a change.
     """
     opened, seeds = OpenedShards(note=Watch().note), set[int]()
     if any(cell.config.data.shards is None or "seed" in cell.typed for cell in grid.cells):
@@ -228,7 +228,7 @@ def is_same(known: Config, config: Config) -> bool:
 def has_current_key(config: Config, run_folder: Path) -> bool:
     """Returns True if a run's images were encrypted with the current secret of the key ring.
 
-    A run with another secret is a different experiment, so it is not part of the same table.
+    A run with another secret is a different experiment, so the comparison does not use its result.
     """
     if not config.encryption.steps:
         return True
@@ -248,7 +248,7 @@ def has_same_shards(config: Config, shards: GivenShards, run_folder: Path) -> bo
     Args:
         config: The configuration of the experiment, with the keys that open the shards.
         shards: The owners' shards.
-        run_folder: The run folder, whose shards are second names or copies of the owners' shards.
+        run_folder: The run folder, whose shards are hard links to the owners' shards, or copies.
     """
     folder = run_folder / SHARDS
     if set(names_in(folder)) != set(shards.shards):

@@ -168,8 +168,8 @@ def number_of(word: str, folder: Path) -> int:
         folder: The folder that may have this file, such as a run folder.
 
     Raises:
-        UserError: If no client has this name, if several clients have it, or if the word is a
-            number and also the name of a client with another number.
+        UserError: If no client or several clients have this name, or if the word is a number and
+            also the name of a client with another number.
     """
     form, _, rest = word.partition(":")
     if form == "number":
@@ -268,7 +268,7 @@ def rotate_key(config: Config, places: Sequence[Path]) -> tuple[str, list[Path]]
 
 
 def _forget_kept(config: Config, run: Path, ring: KeyRing) -> None:
-    """Removes the copies in shard stores that are encrypted with an old secret of a key ring.
+    """Removes the shards in shard stores that are encrypted with an old secret of a key ring.
 
     Args:
         config: The configuration with which the key is rotated.

@@ -33,8 +33,8 @@ class OwnerRequest:
             this client.
         class_names: The names of the classes of the whole experiment; None if the owner's images
             have all classes.
-        replaces: True to replace other shards of the same names.
-        storage_key: The file for the storage key of this client; None to write none.
+        replaces: True to replace other shards that already have the same file names.
+        storage_key: The file for the storage key of this client; None to write no such file.
     """
 
     config: Config

@@ -219,7 +219,7 @@ def _write(
         is_new = not _is_made(path, metadata, keys.opening, request)
         found.append((OwnedShard(path=path, content=content, is_new=is_new), metadata))
     for shard, metadata in found:
-        for half in request.out.glob(f".{shard.path.name}.*.tmp"):  # of a call that was killed
+        for half in request.out.glob(f".{shard.path.name}.*.tmp"):  # left by a killed call
             half.unlink()
         if shard.is_new:
             shown.begin(shard.path.name, len(shard.content))
@@ -240,9 +240,9 @@ def _metadata(
     keys: _Keys,
     identity: str | None,
 ) -> dict[str, str]:
-    """Returns the metadata of a shard; a recipe says from what and how it was made.
+    """Returns the metadata of a shard, with a digest of the shard's recipe.
 
-    The path of the images does not become known to others: the recipe is only a keyed digest.
+    The digest is computed with a key. So other people cannot learn the path of the images from it.
     """
     data, holder, storage = request.config.data, keys.holder, keys.storage
     copies = data.copies if content.part == "train" else 1
@@ -271,7 +271,7 @@ def _is_made(
     """
     if not path.exists():
         return False
-    with contextlib.suppress(UserError):  # it is not this owner's, or damaged
+    with contextlib.suppress(UserError):  # another shard, or a damaged file
         recipe = metadata.get(RECIPE)
         if recipe and shard_metadata(path, keys).get(RECIPE) == recipe:
             return verify(path, keys).get(RECIPE) == recipe

@@ -88,7 +88,7 @@ def prepare_images(config: Config, given: Given | None = None) -> OwnedImages:
 
     Args:
         config: The configuration of the experiment.
-        given: The images that a Python program handed in.
+        given: The images that a Python program handed in; None without such images.
 
     Raises:
         UserError: If the data set or the partition cannot be used, or if there are too few test
@@ -149,8 +149,8 @@ def prepare_model(
         config: The configuration of the experiment.
         classes: The names of the classes, or their number (see `backbone.build`).
         device: The device of the model.
-        adapter: The kind of low-rank matrices that the strategy needs: "lora" or "lora_xs".
-        library: The library with which a resumed run began; other names mean the faster library.
+        adapter: The low-rank matrices that the strategy needs: "lora" or "lora_xs".
+        library: The matrix library of a resumed run; for any other text, the faster one is chosen.
 
     Raises:
         UserError: If the model cannot be built, if the method cannot be attached to the model, or
@@ -198,7 +198,7 @@ def prepare_holder(config: Config, model: Backbone, key: str | Mapping[str, str]
         return replace(holder, secret=ring.find(key))
     secrets = ring.secrets_of(key)
     one = next(iter(secrets.values()))
-    # The server's patch embedding is only given the shape that a key gives it; any key will do.
+    # The server's key is used only to shape its patch embedding, so any secret can stand here.
     return replace(holder, secret=one, secrets={"server": one, **secrets})
 
 

@@ -1,6 +1,6 @@
 """The conditions on which the exact numbers of a run depend, apart from its configuration.
 
-A resumed run must have the same weights, key, classes, strategy and kind of device as at its
+A resumed run must have the same weights, key, classes, strategy and type of device as at its
 beginning. With other conditions, the resumed run would be a different experiment. Libraries and
 code may change, because a run is often resumed after the user has corrected a mistake in the
 strategy. A change of libraries or code is recorded in the result.
@@ -59,14 +59,14 @@ class Provenance:
         Args:
             weights: The tensors of the public model before any training.
             class_names: The names of the classes, in the order of the head's outputs.
-            device: The kind of the server's device, such as "cpu".
+            device: The type of the server's device, such as "cpu".
             key: The id of the secret with which the images are encrypted.
             content: A digest of the content of shards that were made elsewhere; "" for other
                 shards, which follow from the configuration and the key.
             strategy: The strategy of the run.
             name: The class and the parameters of the strategy, as one line of text.
-            start: The finished run from which the run started, with the checksum of its model; ""
-                if it started from none.
+            start: The finished run from whose model this run started, with the checksum of the
+                model; "" if this run started from no other run.
         """
         digest = digest_of(weights, {})[:SHOWN]
         classes = hashlib.sha256(write_names(class_names).encode()).hexdigest()[:SHOWN]

@@ -36,7 +36,7 @@ class Release:
 
     @functools.cached_property
     def noise(self) -> PrivacyConfig:
-        """Returns the privacy settings; if a target ε is set, with the noise that reaches it."""
+        """Returns the privacy settings; if a target ε is set, the noise is chosen to reach it."""
         return with_chosen_noise(self.config.privacy, self.config.rounds)
 
     def release(

@@ -51,7 +51,7 @@ def line_of(report: RoundReport, measured: Measured, view: str, ledger: Ledger, 
 
 
 def _images_of(report: RoundReport, measured: Measured, view: str) -> Line:
-    """Returns the kind and the number of the evaluated images, and the result on test images."""
+    """Returns which images were evaluated, their number, and the result on test images."""
     score = None if report.accuracy is None else measured.get(view)
     told: Line = {
         "measured_on": None if report.accuracy is None else part_of(view),

@@ -53,14 +53,14 @@ def run(
 
     Args:
         config: The configuration of the experiment. If `config` names another strategy than the
-            argument `strategy`, the run uses the argument, and the run folder names this strategy.
+            argument `strategy`, the run uses the argument, and the run folder names the argument.
         strategy: The strategy of the run, from this project or from Flower.
         watch: The callbacks of the program that starts the run.
         started: The value of `time.perf_counter()` when the program began, before its imports.
         engine: The object that keeps Ray running for the next run; None to end Ray with this run.
         resume: True to resume an interrupted run in the folder `out`.
         observers: Objects whose method `observe` gets what the server sees in each round.
-        given: The images that the program hands in.
+        given: The images that the program hands in; None without such images.
         typed: The paths of the settings that the user has set; see `elsewhere.fitted`.
 
     Returns:
@@ -112,7 +112,7 @@ def check_settings(
         strategy: The strategy of the run.
         watch: The callbacks of the program that checks the experiment.
         resume: True if an interrupted run in the folder `out` is resumed.
-        typed: The paths of the settings that somebody has written; see `elsewhere.fitted`.
+        typed: The paths of the settings that the user has set; see `elsewhere.fitted`.
 
     Returns:
         The configuration as the run folder stores it, the configuration that the run uses, and the
@@ -235,7 +235,7 @@ def _check_delivery(stage: Stage, watch: Watch) -> None:
     """Warns the user if the installed version of Flower does not allow checkpoints.
 
     Raises:
-        UserError: If the run would continue from a checkpoint, whose clients' states would be lost.
+        UserError: If the run would continue from a checkpoint: its states of clients would be lost.
     """
     from fl_vitlora.flower.simulation.delivery import why_not_followed
 

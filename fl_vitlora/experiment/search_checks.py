@@ -2,7 +2,7 @@
 
 Which images are measured depends on who evaluates: the server has common validation images, and
 each client holds out images of its own. Several settings decide who evaluates, such as the scope of
-the keys and what becomes of the patch embedding.
+the keys and `finetuning.patch_embedding`.
 """
 
 from __future__ import annotations
@@ -59,11 +59,12 @@ def check_search(plan: Search, load_strategy: LoadStrategy) -> None:
 def check_trial(plan: Search, values: Mapping[str, Any], load_strategy: LoadStrategy) -> None:
     """Checks that a trial is measured on the same images as the experiment of the file.
 
-    Two choices together may change who evaluates, although neither does so alone.
+    Two options together may change who evaluates, although each of them alone changes nothing.
 
     Args:
         plan: The search.
-        values: The number of each range, and the label of each choice, by the dimension.
+        values: The values of the trial, by the name of the dimension: a number for a range, a label
+            for a choice.
         load_strategy: A function that makes the strategy of an experiment.
 
     Raises:

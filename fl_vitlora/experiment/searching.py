@@ -134,7 +134,7 @@ def search(
 
 
 def _storage_errors() -> type[Exception]:
-    """Returns the kind of error that Optuna raises if it cannot use its database."""
+    """Returns the type of the error that Optuna raises if it cannot use its database."""
     import optuna
 
     kind: type[Exception] = optuna.exceptions.StorageInternalError
@@ -199,7 +199,7 @@ def _waiting(plan: Search, study: optuna.Study) -> Iterator[int]:
 
 
 def _repeated(study: optuna.Study) -> dict[int, int]:
-    """Returns the number of the repetition of each failed trial that is repeated."""
+    """Returns the numbers of the repeating trials, by the numbers of the failed trials."""
     trials = study.get_trials(deepcopy=False)
     return {t.user_attrs[REPEATS]: t.number for t in trials if REPEATS in t.user_attrs}
 

@@ -103,7 +103,7 @@ def _recipe(
 def _key_of_store(holder: KeyHolder, storage: StorageKey | None) -> bytes:
     """Returns the key of the store, with which entries are named and authenticated.
 
-    The key of the store is derived from the storage key, so it does not help to decrypt an image.
+    The key of the store is derived from the storage key, so nobody can decrypt an image with it.
     If the files are not sealed, the key of the store is derived from the owner's secret. If also
     the images are not encrypted, the key of the store is not secret.
     """

@@ -58,7 +58,7 @@ class Experiment:
         config: The configuration that the run uses, with the changes that the strategy requires.
         strategy: The strategy of the run, from this project or from Flower.
         watch: The callbacks of the program that started the run.
-        given: The images that the program handed in, if it did.
+        given: The images that a Python program handed in; None without such images.
         identities: The identity keys of all clients; None if clients do not sign the rosters of
             secure sums.
         shards: The shards that owners made elsewhere; None if the run makes its shards.
@@ -209,13 +209,13 @@ def finish_folder(
     holder: KeyHolder | None,
     server: Server,
 ) -> None:
-    """Writes what a run folder has beside its shards, and waits until all files are on the disk.
+    """Writes a run folder except its shards, and waits until all its files are on the disk.
 
     Args:
         config: The configuration of the experiment.
         folder: The run folder, which has its shards already.
         class_names: The names of the classes, in the order of the head's outputs.
-        holder: The object that has the key of the images; None if only the owners have it.
+        holder: The object that has the key of the images; None if only the owners have a key.
         server: The server's model.
     """
     if policies.reader_is_stored(config):
@@ -313,8 +313,8 @@ def prepare_server(
             current secret is used.
 
     Returns:
-        The object that has the key of the images, or None if only the owners have it; the server's
-        model; and the description of the encryption.
+        The object that has the key of the images, or None if only the owners have a key; the
+        server's model; and the description of the encryption.
     """
     config, watch = experiment.config, experiment.watch
     adapter = client_half(experiment.strategy).adapter

@@ -31,7 +31,7 @@ from fl_vitlora.reporting.run_folder import MODEL, find_run, located
 from fl_vitlora.storage.checksummed import digest_of, read_sealed
 from fl_vitlora.storage.files import WriteError
 
-SAME = ("steps", "scope", "block_size", "fixed_blocks", "fixed_entries")  # for the same ciphertext
+SAME = ("steps", "scope", "block_size", "fixed_blocks", "fixed_entries")  # decide the ciphertext
 
 
 def with_start(config: Config, load_strategy: LoadStrategy, place: Path | None = None) -> Config:
@@ -41,8 +41,8 @@ def with_start(config: Config, load_strategy: LoadStrategy, place: Path | None =
         config: The configuration of the new experiment. If `config` names no run to start from, or
             if its weights are already such a file, `config` is returned without a change.
         load_strategy: A function that makes the strategy of the finished run.
-        place: The folder of run folders, beside which the file is written. By default this is the
-            folder above the run folder of `config`.
+        place: The folder that contains the run folders. The file is written into a subfolder of
+            `place`. By default `place` is the folder above the run folder of `config`.
 
     Raises:
         UserError: If the run is not finished, if its model cannot be merged into a plain one, or if
@@ -51,7 +51,7 @@ def with_start(config: Config, load_strategy: LoadStrategy, place: Path | None =
     if config.model.init_from is None:
         return config
     if config.model.weights != PRETRAINED:
-        start_of(config.model)  # an error if these are other weights
+        start_of(config.model)  # raises an error if the weights are not of the named run
         return config
     run = Path(config.model.init_from)
     try:
@@ -112,7 +112,7 @@ def _of(encryption: EncryptionConfig, name: str) -> object:
 def _with_a_ring(old: Config, new: Config) -> Config:
     """Returns the configuration of the old run; the new run's key ring replaces a lost key ring.
 
-    The new key ring is only of use if it also has the secret of the old run.
+    The new key ring is useful only if it also has the secret of the old run.
     """
     if not policies.lacks_key_ring(old) or not Path(new.encryption.key_file).is_file():
         return old

@@ -96,7 +96,7 @@ class Attempt:
     def _result(self, values: dict[str, Any], load_strategy: LoadStrategy, watch: Watch) -> Line:
         """Runs the experiment of the trial, and returns the content of `result.json`."""
         config, typed = self._plan.experiment(values), self._plan.typed(values)
-        watch.stop.clear()  # it has ended the trial before
+        watch.stop.clear()  # this signal has ended the previous trial
         own = dataclasses.replace(
             watch,
             show_round=lambda line: self._note_round(line, watch),
@@ -114,9 +114,9 @@ class Attempt:
         return run(config, load_strategy(config), own, engine=self._engine, resume=True)[0]
 
     def _begun(self) -> tuple[Config, Line | None] | None:
-        """Returns the interrupted run of this trial, and its result if it has one; None if new.
+        """Returns the interrupted run of this trial, and its result, if any; None for a new trial.
 
-        A run that cannot be continued is left as it is, and the trial gets another folder.
+        If a run cannot be continued, its folder is not changed, and the trial gets another folder.
         """
         while (self._place / CONFIG).exists():
             begun, result = find_run(self._place)

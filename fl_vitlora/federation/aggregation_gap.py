@@ -11,7 +11,7 @@ is a gap. The gap is reported as a share of the change of the average weights:
 norms over all adapted slices together. A slice is a part of a linear layer's weight that the method
 changes, for example the query. For LoRA, `lowrank.relative_error` computes the same number.
 
-Letters in shapes: n inputs, m outputs of an adapted part of a layer.
+Letters in shapes: n inputs and m outputs of an adapted slice.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Aggregator(Protocol):
 
         Args:
             server_round: The number of the round, from 1.
-            drawn: Clients that were drawn at random.
+            drawn: The clients that the server loop drew at random; a strategy may choose others.
             clients: All clients.
         """
         ...

@@ -79,8 +79,8 @@ class ClientRecord:
 class Comparisons:
     """Compares tensors, and compares each pair of tensors only once.
 
-    Many clients remember the same tensors, which are then the same objects. An instance must only
-    live as long as all tensors that it compares, because it knows them by their addresses.
+    Tensors that many clients remember are the same Python objects. An instance identifies a tensor
+    by its address. So the instance must be dropped before any tensor that it has compared.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,9 @@
 """Failures: the clients that sent no usable update, with the round and the reason.
 
 The server gets an exception of a client as text, in one of three forms. The workers of a simulation
-send a traceback. Flower's nodes send `<class 'X'>:<'...'>`, where the dots are the message of the
-exception. Or Flower's nodes send the message of a `ClientAppException`, which contains the message
-of the exception.
+send a traceback. Flower's nodes send either `<class 'X'>:<'...'>`, where the dots are the message
+of the exception, or the message of a `ClientAppException`, which contains the message of the
+exception.
 """
 
 from __future__ import annotations

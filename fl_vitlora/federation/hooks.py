@@ -30,8 +30,8 @@ class RoundReport:
         accuracy: The accuracy of the new global model in [0, 1]; None if the model was not
             evaluated. If the run has validation images, this is the accuracy on the validation
             images, otherwise on the test images.
-        loss: The mean cross-entropy of the new global model on the same images; None if the model
-            was not evaluated.
+        loss: The mean cross-entropy of the new global model on the images of `accuracy`; None if
+            the model was not evaluated.
         train_loss: The mean training loss of the participants, weighted by images.
         participants: The clients whose updates were aggregated.
         frozen: The endings of the names of tensors that were frozen in this round.

@@ -3,7 +3,7 @@
     y = MLP(x) + s · (U·relu(A·x + a) + u),    x the normalised input of the MLP
 
 The outputs of the MLP and of the bottleneck are added to the residual stream. At the start the last
-matrix U and the last shift u are zero, so that the model has the same outputs as the pre-trained
+matrix U and the last shift u are zero. Therefore the model has the same outputs as the pre-trained
 model. The bottleneck is nonlinear, so it cannot be merged into the MLP. For each block, a client
 sends 2·D·h + h + D numbers.
 

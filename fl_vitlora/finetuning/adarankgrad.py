@@ -95,8 +95,9 @@ class AdaRankGrad(SlicePart):
     def decide(self, known: Aggregated, memory: Mapping[str, Tensor]) -> tuple[State, State]:
         """Decides whether a new subspace begins, and which rank it has in each slice.
 
-        A round in which C did not move says nothing, so it changes nothing. Round 1 of a run that
-        starts its head with `lda` is such a round: nothing is trained in it.
+        After a round in which C did not move, nothing changes, because such a round does not show
+        whether the steps still become shorter. Round 1 of a run that starts its head with `lda` is
+        such a round, because no tensor is trained in round 1.
         """
         present = int(memory.get(SUBSPACE, torch.tensor(0)))
         age = int(memory.get(AGE, torch.tensor(0))) + 1

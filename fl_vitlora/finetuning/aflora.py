@@ -2,7 +2,7 @@
 
     W' = W + diag(s_u)·B·diag(s_d)·A
 
-At the start s_u = 0, so that W' = W. If a slice has as many outputs as inputs, its A and B are
+At the start s_u = 0. Therefore W' = W. If a slice has as many outputs as inputs, its A and B are
 frozen from the start: they are drawn with the seed of the run and never sent. For other slices, A
 and B are trained until the server freezes them. The server scores every matrix that is still
 trained, entry by entry, after each round:

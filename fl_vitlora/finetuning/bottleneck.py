@@ -9,8 +9,8 @@ the module's input x becomes x + f(x). With `after`, the module's output y becom
 pre-trained tensors, so the parts of a method, such as `lora+adaptformer`, do not disturb each
 other.
 
-If U has g groups, the h channels are divided into g equal pieces, and so is the output. Each piece
-of the channels computes one piece of the output. U is then block-diagonal and has D·h/g numbers.
+If U has g groups, the h channels and the D outputs are each divided into g equal pieces. Each piece
+of the channels computes one piece of the outputs. U is then block-diagonal and has D·h/g numbers.
 
 Letters in shapes: B batch, T tokens, D width, h channels inside the bottleneck, g groups.
 """

@@ -66,7 +66,7 @@ def replace_heads(model: nn.Module, classes: int) -> None:
             )
         for parameter in last.parameters(recurse=False):
             nn.init.zeros_(parameter)
-        vars(head)["forward"] = partial(_in_own_precision, head)  # hides the method of the class
+        vars(head)["forward"] = partial(_in_own_precision, head)  # hides the class's own `forward`
 
 
 def take_heads(

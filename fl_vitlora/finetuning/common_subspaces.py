@@ -32,7 +32,7 @@ class CommonSubspaces(SliceAdapter):
 
     Attributes:
         subspaces: The rows of C of each subspace, r vectors of length n or m; zero at the start.
-            Each row is a separate tensor, so that it can be frozen in some rounds.
+            Each row is a separate tensor, because a row can be frozen in some rounds.
         first: The random Q of the first subspace, (r, m).
     """
 

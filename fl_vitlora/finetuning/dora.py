@@ -6,7 +6,7 @@ Training changes the lengths directly, and a low-rank pair (LoRA) changes the di
 
 The norm ‖·‖ is computed for each row of the matrix; each row belongs to one output of the layer.
 When gradients are computed, the norm counts as a constant, which saves memory (section 4.3 of the
-paper). At the start B = 0 and m = ‖W‖, so that W' = W.
+paper). At the start B = 0 and m = ‖W‖, and therefore W' = W.
 
 Source: Liu et al., arXiv 2402.09353. In this module each slice of a layer (for example the query)
 has its own lengths m.

@@ -1,6 +1,6 @@
 """Dual ascent: the dual of a constraint rises while the constraint is violated.
 
-For constraints c ≤ 0 and duals λ ≥ 0, a step of size η is
+For L constraints c ≤ 0 and their L duals λ ≥ 0, a step of size η is
 
     λ ← min(λ_max, [λ + η·(c - λ / ρ)]₊)
 

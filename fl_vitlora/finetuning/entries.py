@@ -1,7 +1,7 @@
 """Functions that find the largest or smallest entries of a matrix, or replace entries of a matrix.
 
-If several entries have the same magnitude, these functions choose the first entries, so that all
-machines choose the same.
+If several entries have the same magnitude, these functions choose the first of these entries.
+Therefore all machines choose the same entries.
 """
 
 from __future__ import annotations

@@ -3,17 +3,17 @@
     y' = y + U·gelu(A·y + a) + u,    y the output of the attention, or of the MLP
 
 The new output y' is then added to the residual stream. At the start the last matrix U and the last
-shift u are zero, so that y' = y. The bottleneck is nonlinear, so it cannot be merged into the
+shift u are zero, and therefore y' = y. The bottleneck is nonlinear, so it cannot be merged into the
 layers. For each block, a client sends 2·(2·D·h + h + D) numbers.
 
 The mean of the clients' tensors does not give the mean of the outputs of the clients' models,
 because the outputs are not linear in the tensors that clients send.
 
 Source: Houlsby et al., arXiv 1902.00751. The equation and the places of the bottlenecks come from
-the paper. The paper draws U and A from a normal distribution with a standard deviation of 0.01, so
-that training starts near y' = y. In this module U is zero, and A is drawn like the weight of a
-linear layer, so that y' = y holds exactly. The paper also trains the normalisation layers; the
-method ``houlsby+norm`` trains them too.
+the paper. The paper draws U and A from a normal distribution with a standard deviation of 0.01.
+Therefore training starts near y' = y in the paper. In this module U is zero, and A is drawn like
+the weight of a linear layer. Therefore y' = y holds exactly at the start. The paper also trains the
+normalisation layers; the method ``houlsby+norm`` trains them too.
 
 Letters in shapes: D width, h channels inside the bottleneck.
 """

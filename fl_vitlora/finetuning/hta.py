@@ -5,7 +5,7 @@
 The term H(a)·diag(d)·H(b) has the form of a singular value decomposition, in which each of the two
 orthogonal factors is one reflection. This term can have full rank, although only the three vectors
 a, d and b describe it. The term u·wᵀ is a low-rank pair of rank 1. If the slice is not square, then
-diag(d) has zero rows or columns. At the start d = 0 and u = 0, so that W' = W exactly; a, b and w
+diag(d) has zero rows or columns. At the start d = 0 and u = 0, and therefore W' = W; a, b and w
 are random.
 
 A client sends all five vectors, which is 2m + 2n + min(m, n) numbers for a slice (an adapted part
@@ -73,7 +73,7 @@ class HTAAdapter(SliceAdapter):
 
     Args:
         weight: The pre-trained weight W of the slice, (m, n).
-        exact: True if `left`, `right` and `pair_in` are buffers.
+        exact: True if `left`, `right` and `pair_in` are not trained, but are buffers.
 
     Attributes:
         left: The vector a, (m,), drawn from the normal distribution.

@@ -36,7 +36,7 @@ def quick_layers(model: nn.Module) -> Iterator[None]:
             forward = _quick(layer)
             if forward is not None:
                 before.append((layer, vars(layer).get("forward")))
-                vars(layer)["forward"] = forward  # hides the method of the class
+                vars(layer)["forward"] = forward  # hides the class's own `forward`
         yield
     finally:
         for layer, own in before:

@@ -2,7 +2,7 @@
 
 A size n is written as a product of small factors, n = n₁·n₂·n₃. An index i is then written as the
 digits (i₁, i₂, i₃) in a number system with the bases n₁, n₂ and n₃. A tensor ring has a core Aᵈ of
-shape (n_d, n_d, R, R) for each factor, and represents the matrix
+shape (n_d, n_d, R, R) for each factor n_d, and represents the matrix
 
     T[i, j] = trace(A¹[i₁, j₁] · A²[i₂, j₂] · A³[i₃, j₃])
 
@@ -30,7 +30,7 @@ FACTORS = 3  # the usual number of factors of a size
 
 
 def balanced_factors(size: int, count: int = FACTORS) -> tuple[int, ...]:
-    """Returns the factors of a size whose sum is the smallest, so that they are nearly equal.
+    """Returns the factors of a size with the smallest sum, which are nearly equal.
 
     Args:
         size: The number n that is written as a product.
@@ -75,9 +75,9 @@ def times_ring(rows: Tensor, cores: Sequence[Tensor]) -> Tensor:
 
     Args:
         rows: The matrix X, (..., m, n).
-        cores: The cores of T, each (..., n_d, n_d, R, R), with the row digit i_d first, then the
-            column digit j_d, and the rank R of the ring. There are at least two cores, and the
-            product of all n_d is n.
+        cores: The cores of T, at least two. The core for the factor n_d of n has the shape
+            (..., n_d, n_d, R, R), where R is the ring rank. The first n_d is for the row digit i_d,
+            and the second n_d is for the column digit j_d.
 
     Returns:
         The product, (..., m, n). The leading dimensions of the arguments are broadcast.

@@ -158,8 +158,8 @@ class LDA(Part):
         that the statistics are zero, so the server need not send the statistics.
 
         Raises:
-            UserError: If the strategy or noise has changed the statistics, so that they are no
-                longer means over images.
+            UserError: If the statistics are no longer means over images, because the strategy or
+                noise has changed the statistics.
         """
         if known.round > 1:
             return {}, dict(memory)
@@ -247,7 +247,7 @@ def _head_of(model: nn.Module) -> nn.Linear:
 
 
 def _expect_means(moments: Tensor, means: Tensor) -> None:
-    """Checks that the shares of all classes add up to one, so that statistics are means."""
+    """Checks that the statistics are means: the shares of all classes must add up to one."""
     shares = float(means[:, -1].sum())
     if abs(shares - 1) > ROUNDING or abs(float(moments[-1]) - 1) > ROUNDING:
         raise UserError(

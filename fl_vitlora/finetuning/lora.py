@@ -42,8 +42,8 @@ class Adapter(nn.Module):
 
     Attributes:
         lora_A: The matrix A, (r, n), drawn from the Kaiming-uniform distribution.
-        lora_B: The matrix B, (m, r). B starts at zero, so that before training the adapted layer
-            has the same outputs as the pre-trained layer.
+        lora_B: The matrix B, (m, r). B starts at zero. Therefore the adapted layer has the same
+            outputs as the pre-trained layer before training.
     """
 
     def __init__(self, inputs: int, outputs: int, rank: int) -> None:

@@ -8,8 +8,8 @@ the features of this method (`finetuning.features`). With the output b_l of bloc
 
 For odd l the mixer g_l works on the channels of every token: W_down is (r, D) and W_up is (D, r).
 For even l the mixer g_l works on the tokens of every channel: W_down is (r, T) and W_up is (T, r).
-All W_up and d start at zero, so that before training the model has the outputs of the pre-trained
-backbone with a new head.
+All W_up and d start at zero. Therefore, before training, the model has the outputs of the
+pre-trained backbone with a new head.
 
 Clients send the tensors W_down, c, W_up and d of all blocks. With r = 8 these are 65,478 numbers
 for ViT-S/14 (T = 257) and 98,526 numbers for ViT-B/16 (T = 197). The features are never sent. The
@@ -100,7 +100,7 @@ class LoSA(Part):
         sizes = {True: tokens, False: width}
         mixers = [Mixer(sizes[turned], self.mixer_rank, tokens=turned) for turned in along]
         model.add_module(SIDE, SideNetwork(mixers))
-        # the two new functions hide the functions of the model's class
+        # the two new functions hide the methods of the model's Python class
         vars(model)["forward_features"] = partial(_forward_features, model)
         vars(model)["forward"] = partial(_forward, model)
 

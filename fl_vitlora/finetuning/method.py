@@ -1,7 +1,7 @@
 """A fine-tuning method, which is a sum of parts such as ``lora+patch_embed``.
 
-The module `part` has the rules for a part. A function of a method calls the same function of all
-parts, and combines the results.
+The module `part` has the rules for a part. Most functions of `Method` call the function of the same
+name of all parts, and combine the results.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Method:
 
     @property
     def retracts(self) -> bool:
-        """Returns True if a part defines `retract`, so that it may change aggregated tensors."""
+        """Returns True if a part defines `retract`, which may change aggregated tensors."""
         return any(type(part).retract is not Part.retract for _, part in self.parts)
 
     @property
@@ -160,7 +160,7 @@ class Method:
 
     @property
     def decides(self) -> bool:
-        """Returns True if a part defines `decide`, so that it may act after an aggregation."""
+        """Returns True if a part defines `decide`, which the server calls after an aggregation."""
         return any(type(part).decide is not Part.decide for _, part in self.parts)
 
     @property

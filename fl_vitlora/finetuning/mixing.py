@@ -16,7 +16,8 @@ small, that order takes up to four times as long. With the columns G of ∂loss/
     ∂h = W_downᵀ · ∂z,   ∂loss/∂y ← ∂loss/∂y + ∂h
 
 Letters in shapes: L blocks, T tokens, S tokens of the result, D width, r rank, n size of a mixer, m
-number of columns, K clients that share a batch, b images of a client.
+number of columns, K clients that share a batch, b images of a client. In the formulas, b is the
+output of a block.
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ class _Refine(torch.autograd.Function):
 
 
 def _mixings(kinds: Sequence[bool], tensors: Sequence[Tensor]) -> list[Mixing]:
-    """Returns mixers with the given kinds and tensors; a kind is True for a token mixer."""
+    """Returns mixers with the given tensors; an entry of `kinds` is True for a token mixer."""
     return [
         Mixing(down=down, down_bias=down_bias, up=up, up_bias=up_bias, tokens=kind)
         for kind, (down, down_bias, up, up_bias) in zip(

@@ -1,9 +1,9 @@
 """Base classes for parts that add their own small modules to a ViT and train only these modules.
 
 Examples of these modules are adapters, prompts, and scales with shifts. Each module has an
-attribute with its part, so that the modules of two parts of the same class can be distinguished.
-The modules can train several clients in one batch. In such a batch every trained tensor has a first
-dimension K, and `OwnModule` applies to each image the tensors of the image's client.
+attribute with its part, so that the modules of two parts of one Python class can be distinguished.
+Several clients can be trained in one batch with these modules. In such a batch every trained tensor
+has a first dimension K, and `OwnModule` applies to each image the tensors of the image's client.
 
 Letters in shapes: K clients that share a batch, B images in a batch, T tokens, n inputs, m outputs.
 """

@@ -1,6 +1,6 @@
 """The rules for a fine-tuning method, which is a sum of parts such as ``lora+patch_embed``.
 
-A part chooses tensors that are trained, and may add new ones to the model. A part is a frozen,
+A part chooses tensors that are trained, and may add tensors to the model. A part is a frozen,
 keyword-only dataclass, whose fields are its hyper-parameters. The fields `rank`, `alpha` and
 `targets` get the values of the settings ``finetuning.rank``, ``finetuning.alpha`` and
 ``finetuning.targets``. Any other field of a part is set by the setting

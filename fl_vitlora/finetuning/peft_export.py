@@ -1,11 +1,11 @@
 """Writes the changes of a fine-tuned model as an adapter of Hugging Face's library `peft`.
 
 This module compares two plain models: the public model, and the tuned model into which all parts of
-the method are merged. Therefore the kind of the method does not matter. If the weight of a linear
-layer has changed by a matrix of low rank, the layer becomes LoRA in `peft`: W + B·A. The singular
-value decomposition of the change gives B and A exactly. In timm, q, k and v are one layer, so LoRA
-on q and v with rank r becomes one product B·A of rank 2·r for this layer. Any other layer that has
-changed is stored as a whole (`modules_to_save`).
+the method are merged. Therefore it does not matter which parts the method has. If the weight of a
+linear layer has changed by a matrix of low rank, the layer becomes LoRA in `peft`: W + B·A. The
+singular value decomposition of the change gives B and A exactly. In timm, q, k and v are one layer,
+so LoRA on q and v with rank r becomes one product B·A of rank 2·r for this layer. Any other layer
+that has changed is stored as a whole (`modules_to_save`).
 
 Letters in shapes: m outputs and n inputs of a layer, r rank.
 """
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fl_vitlora.errors import UserError
 
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
-NEGLIGIBLE = 1e-9  # in float64, singular values below this share of the largest are rounding
+NEGLIGIBLE = 1e-9  # float64 singular values below this share of the largest are rounding errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +159,9 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def _factors(change: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Returns B, (m, r), and A, (r, n), with B·A = change; None if B and A would not be smaller.
+    """Returns B, (m, r), and A, (r, n), with B·A = change.
 
+    If B and A together have at least as many entries as the change, the result is None.
     If the change is zero (only the bias of the layer has changed), B and A are zero with r = 1.
     """
     left, values, right = torch.linalg.svd(change, full_matrices=False)

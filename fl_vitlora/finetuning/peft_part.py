@@ -111,7 +111,7 @@ class PeftPart(Part):
 
 @functools.cache
 def part_class(name: str) -> type[PeftPart]:
-    """Returns the class of a part, with the hyper-parameters of its tuner as fields.
+    """Returns the Python class of a part, with the hyper-parameters of its tuner as fields.
 
     Args:
         name: The name of the part, such as ``peft:HRA``.

@@ -63,7 +63,7 @@ def refusal(tuner: str, config: type[Any]) -> str:
 
     Args:
         tuner: The name of the tuner.
-        config: The class of the tuner's configuration.
+        config: The Python class of the tuner's configuration.
     """
     from peft.config import PromptLearningConfig
 

@@ -2,12 +2,12 @@
 
 On x86 processors, PyTorch uses the library MKL for float32 products. On processors that are not
 from Intel, MKL does not use the widest vector instructions. The library oneDNN, which is also part
-of PyTorch, uses these instructions and takes half the time on these processors. PyTorch has no
-gradient for oneDNN's product, so this module adds the gradient. On Intel processors neither library
-is always faster. Therefore a run measures MKL and oneDNN (`training.product_choice`), and calls
-`use` with the faster library. The two libraries add numbers in different orders, so their products
-differ by rounding. The environment variable ``FL_VITLORA_PRODUCTS`` sets the library for a whole
-run. The tests run with each of the two libraries.
+of PyTorch, uses these instructions and takes half the time of MKL on these processors. PyTorch has
+no gradient for oneDNN's product, so this module adds the gradient. On Intel processors neither
+library is always faster. Therefore a run measures MKL and oneDNN (`training.product_choice`), and
+calls `use` with the faster library. The two libraries add numbers in different orders, so their
+products differ by rounding. The environment variable ``FL_VITLORA_PRODUCTS`` sets the library for a
+whole run. The tests run with each of the two libraries.
 
 Letters in shapes: n inputs, m outputs of a layer.
 """
@@ -99,7 +99,7 @@ def quicken(model: nn.Module) -> None:
     """
     for layer in model.modules():
         if is_frozen_linear(layer) and FORWARD not in vars(layer):
-            vars(layer)[FORWARD] = partial(frozen_linear, layer)  # hides the method of the class
+            vars(layer)[FORWARD] = partial(frozen_linear, layer)  # hides the class's own `forward`
 
 
 def is_frozen_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:

@@ -78,7 +78,7 @@ def learn(
             moments of the optimiser.
         ties: The state before the actions.
         actions: The chosen action of each layer.
-        reward: The reward of the episode; it is clipped to ±10.
+        reward: The reward of the episode, which this function clips to ±10.
         following: The state after the actions.
     """
     weights = {name: nn.Parameter(agent[name].clone()) for name in WEIGHTS}

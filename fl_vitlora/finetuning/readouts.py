@@ -41,7 +41,7 @@ def readout_losses(model: Any, outputs: Sequence[Tensor], labels: Tensor) -> Ten
     Args:
         model: A timm ViT.
         outputs: The input of the first block and the outputs of all blocks.
-        labels: The classes, (B,).
+        labels: The numbers of the images' true classes, (B,).
     """
     logits = [readout(model, tokens) for tokens in outputs]
     return torch.stack([F.cross_entropy(one, labels) for one in logits])

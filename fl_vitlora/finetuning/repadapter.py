@@ -7,7 +7,7 @@ the next linear layer, `qkv` or `fc1`, so the bottleneck can be merged into this
 
     W' = W·(I + s·U·A),    b' = b + s·W·(U·a + u)
 
-At the start the last matrix U and the last shift u are zero, so that x' = x. For each block, a
+At the start the last matrix U and the last shift u are zero. Therefore x' = x. For each block, a
 client sends 2·(D·h + D·h/g + h + D) numbers.
 
 The mean of the clients' tensors does not give the mean of their weights, because U and A are

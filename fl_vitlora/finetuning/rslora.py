@@ -3,7 +3,7 @@
     W' = W + α/√r · B·A,    r is the rank
 
 With the factor α/r, the gradients of A and B become smaller as the rank grows. With α/√r the
-gradients keep their size, so that larger ranks learn more. For r = 1 the two factors are equal.
+gradients keep their size. Therefore larger ranks learn more. For r = 1 the two factors are equal.
 
 As for LoRA, the mean of the clients' matrices B and A does not give the mean of their products B·A.
 The factor is stored in the adapted layers (`LoRALinear.scale`), and strategies that merge products

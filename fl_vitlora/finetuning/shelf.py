@@ -2,7 +2,7 @@
 
 The module `config.method_names` has the table of this project's parts. A part of another package
 has a name of the form ``package.module:Class``. A tuner of the package peft has a name of the form
-``peft:NAME``; the module `peft_part` makes the class of its part.
+``peft:NAME``; the module `peft_part` makes the Python class of the tuner's part.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fl_vitlora.finetuning.features import check_features
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.finetuning.part import Part
 
-ADAPTERS = ("lora", "sandwich", "lora_xs")  # for `Strategy.adapter`; the last two mean the same
+ADAPTERS = ("lora", "sandwich", "lora_xs")  # for `Strategy.adapter`; the last two name one adapter
 
 
 def method_of(config: FineTuningConfig, adapter: str = "lora") -> Method:
@@ -68,7 +68,7 @@ def _check_middle(kinds: Mapping[str, type[Part]], planned: type[Part]) -> None:
 
 
 def part_class(name: str) -> type[Part]:
-    """Imports the module of a part and returns the class of the part.
+    """Imports the module of a part and returns the Python class of the part.
 
     Args:
         name: A name in the table `PARTS`, ``peft:NAME``, or ``package.module:Class``.

@@ -7,8 +7,8 @@ holds the places of the k entries of W whose values change most in the first rou
 clients train a dense change D of every slice, W' = W + D; D starts at zero. The server averages D,
 takes the k entries of D with the largest magnitude in each slice, and sends the places of these
 entries to every client once. From round 2 on, only the values v are trained and sent; v starts with
-the chosen values of D. If several entries of D have the same magnitude, the first entries are
-chosen, so that all machines choose the same.
+the chosen values of D. If several entries of D have the same magnitude, the first of these entries
+are chosen. Therefore all machines choose the same entries.
 
 Source: Song et al., arXiv 2312.11875. The paper chooses the entries by the gradient of the first
 batches. We use the averaged change of a whole round instead, because the server then needs only the

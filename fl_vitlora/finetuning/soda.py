@@ -8,8 +8,8 @@ K:
 
     R_i = (I + K_i/2)⁻¹·(I - K_i/2),    K_i = -K_iᵀ
 
-The adapter computes W + U·(diag(relu(S + δ))·Vᵀ·Rᵀ - diag(S)·Vᵀ). At the start δ = 0 and K = 0, so
-that W' is bit for bit equal to W, although U·diag(S)·Vᵀ differs from W by rounding.
+The adapter computes W + U·(diag(relu(S + δ))·Vᵀ·Rᵀ - diag(S)·Vᵀ). At the start δ = 0 and K = 0, and
+therefore W' is bit for bit equal to W, although U·diag(S)·Vᵀ differs from W by rounding.
 
 A client sends the shift δ and the coordinates of K, but never U, S and V. For a square slice (an
 adapted part of a layer) these are 384 + 71 numbers if n = 384, and 768 + 163 numbers if n = 768.

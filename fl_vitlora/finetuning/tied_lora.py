@@ -15,7 +15,7 @@ Source: Hay and Wolf, arXiv 2401.12819. The paper ties whole layers of a languag
 trained from scratch, and its reward is the validation loss. This module ties only the adapters,
 because pre-trained blocks must not be replaced. The reward is the training loss, which the server
 can compute from sums over clients, so secure aggregation works. In a run of about twenty rounds,
-the agent still chooses mostly at random; compare it with the rule `nearest`.
+the agent still chooses mostly at random. Therefore compare the agent with the rule `nearest`.
 
 As for LoRA, the mean of the clients' matrices B and A does not give the mean of their products B·A.
 All clients need the same ties, which are one number for each block. The server sends the ties again
@@ -49,7 +49,7 @@ class TiedLinear(LoRALinear):
     """A linear layer with LoRA, which may use the pairs of the same layer in an earlier block."""
 
     def join(self, model: nn.Module, block: int, path: str) -> None:
-        """Stores in this layer where it finds the ties and the layers of other blocks.
+        """Stores in this layer how to find the ties and the layers of other blocks.
 
         Args:
             model: The model with the control tensor `TIES`.

@@ -4,7 +4,7 @@
 
 The transform T, (n, n), is a tensor ring of small cores Aᵈ (see `kronecker`). With the ring rank
 R = 1, T is a Kronecker product. T can have full rank, and changes every entry of the weight. At the
-start every matrix Aᵈ[:, :, r, r'] of a core is I / R, so that T = I; B is zero and A is random.
+start every matrix Aᵈ[:, :, r, r'] of a core is I / R. Therefore T = I. B is zero and A is random.
 
 A client sends the cores and the pair: R²·Σ n_d² + r·(m + n) numbers for a slice (an adapted part of
 a layer). The cores have 164·R² numbers if n = 384, and 272·R² numbers if n = 768. The mean of the

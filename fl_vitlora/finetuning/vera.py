@@ -3,13 +3,13 @@
     W' = W + diag(b)·B·diag(d)·A
 
 A, (r, n), and B, (m, r), are drawn with the seed of the run. Therefore the pair A, B is never sent.
-All slices of equal shape use the same pair, which saves memory. At the start b = 0, so that W' = W
-exactly, and every entry of d is 0.1.
+All slices of equal shape use the same pair, which saves memory. At the start b = 0, and
+therefore W' = W exactly. Every entry of d starts at 0.1.
 
 A client sends the vectors b and d, which is m + r numbers for a slice (an adapted part of a layer).
 The mean of the clients' vectors does not give the mean of their weights, because W' has products of
 entries of b and d. As in the paper, the vectors need a larger learning rate than the matrices of
-LoRA. By default the rate is ten times as large.
+LoRA. By default the learning rate of the vectors is ten times the learning rate of LoRA.
 
 Source: Kopiczko, Blankevoort, Asano, arXiv 2310.11454. The paper uses one pair for all layers of
 a model, because the adapted layers have equal shapes. In this module each shape of a slice has its

@@ -68,8 +68,8 @@ class EarlyStopping(Callback):
     """Ends a run when its accuracy or loss has not improved for some evaluated rounds.
 
     The accuracy and the loss are measured on the validation images if the run has any. Without
-    validation images they are measured on the test images, so that the test images choose the last
-    round. (The setting `evaluation.patience` refuses a run without validation images.)
+    validation images they are measured on the test images. The test images then decide which round
+    is the last. (The setting `evaluation.patience` refuses a run without validation images.)
 
     Args:
         patience: The number of evaluated rounds without an improvement after which the run ends.

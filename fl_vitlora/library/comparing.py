@@ -87,8 +87,8 @@ class FinishedComparison:
             seed: The seed of the run; None for the first seed.
 
         Raises:
-            UserError: If no run has these labels, if they fit more than one combination of values,
-                or if the run has no result.
+            UserError: If no run has these labels, if the labels fit more than one combination of
+                values, or if the run has no result.
         """
         wanted = labels.values() if isinstance(labels, Mapping) else [labels] if labels else []
         axes = labels if isinstance(labels, Mapping) else {}
@@ -126,7 +126,7 @@ class FinishedComparison:
         return write_report(self.folder, None if out is None else Path(out))
 
     def _repr_markdown_(self) -> str:
-        """Returns what a notebook shows."""
+        """Returns the tables as Markdown, which a notebook shows as the output of a cell."""
         return self.table()
 
     @cached_property

@@ -62,7 +62,7 @@ def images_of(trained: TrainedModel, reads: str, client: int | None) -> str:
 
 
 def _secret_of(trained: TrainedModel, client: int | None) -> str:
-    """Returns which secret the key of a client is derived from, or which secrets all keys are."""
+    """Returns a text with the ids of the secrets of a client's key, or of all clients' keys."""
     ids = trained.secrets_of(client)
     if len(ids) <= 1:
         return f"the secret {ids[0]}" if ids else "an unknown secret"

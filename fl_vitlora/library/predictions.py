@@ -1,6 +1,6 @@
 """The predictions of a model for images without labels.
 
-Letters in shapes: n images, K classes.
+Letters in shapes: n images, K classes, C channels, H × W pixels.
 """
 
 from __future__ import annotations

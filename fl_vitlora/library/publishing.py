@@ -1,8 +1,8 @@
 """Uploads an export to the Hugging Face hub, into a private repository that is new or empty.
 
-The access token is the one that every program of Hugging Face uses: of the environment variable
-HF_TOKEN, or of ``hf auth login``. After the upload, the checksums of the hub are compared with the
-files.
+The access token is the one that every program of Hugging Face uses: from the environment variable
+HF_TOKEN, or from ``hf auth login``. After the upload, the checksums that the hub states are
+compared with those of the files.
 """
 
 from __future__ import annotations

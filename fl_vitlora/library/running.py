@@ -102,7 +102,7 @@ def resume(
             needed only if the run was interrupted before its first checkpoint.
         test: The test images, as for `run`.
         class_names: The names of the classes, as for `run`.
-        strategy: The strategy of the run, if its settings name a class that is not to be imported.
+        strategy: The strategy of the run; None to import the strategy that the settings name.
         callbacks: Objects that follow the run.
         verbose: True if Flower and Ray may write messages.
         trust: The names of code from elsewhere that the run may import.
@@ -195,7 +195,7 @@ def _with_place(experiment: Config, given: Given | None) -> Config:
 
 
 def _stored(model: nn.Module, experiment: Config) -> str:
-    """Stores a model that a caller hands in beside the run folder, and returns its name.
+    """Stores the model of a caller in a file beside the run folder, and returns its name.
 
     Raises:
         UserError: If workers could not build the model, or if the settings name another model.

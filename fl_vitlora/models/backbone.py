@@ -108,8 +108,9 @@ def build(config: ModelConfig, classes: int | Sequence[str], seed: int) -> Backb
     Args:
         config: The name, the weights and the sizes of the model.
         classes: The names of the classes that the new head distinguishes, or their number. If the
-            weights are those of a finished run, the head keeps its rows for classes of the same
-            name; without names, all rows are zero.
+            weights are those of a finished run, the new head gets the run's rows for the classes
+            that the run also had. All other rows are zero, and so are all rows if `classes` is a
+            number.
         seed: The seed of the new head, and of all other weights if `config` asks for random
             weights.
 

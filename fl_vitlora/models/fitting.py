@@ -45,7 +45,8 @@ def fit(
         convert: timm's function that converts checkpoints for this model, or None if there is none.
         new_grid: True if the user set an image size or patch size. If `new_grid` is True, the user
             gets no note that the position embedding was resampled.
-        new_patches: True if the user set a patch size.
+        new_patches: True if the user set a patch size. If `new_patches` is False, weights for
+            another patch size are refused.
         pooling: True if a pooling head in the file may be ignored because this variant of the model
             has none.
 

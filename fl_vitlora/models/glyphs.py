@@ -113,6 +113,8 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.G
 def random_affine(count: int, generator: torch.Generator) -> Tensor:
     """Draws random affine maps: rotation ±17 degrees, shear ±0.4, narrowing by 0.75 to 1.9 times.
 
+    A narrowing below 1 makes the letter wider.
+
     Args:
         count: The number B of maps.
         generator: The generator of all random numbers.
@@ -146,7 +148,7 @@ def _spread(masks: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _extent(used: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the smallest and the largest used coordinate; `used` has shape (B, S)."""
+    """Returns the smallest and the largest entry of `axis` where `used`, (B, S), is True."""
     low = torch.where(used, axis, 1.0).amin(dim=1)
     return low, torch.where(used, axis, -1.0).amax(dim=1)
 

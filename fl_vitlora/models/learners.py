@@ -136,7 +136,7 @@ class Learners:
 
     @torch.no_grad()
     def step(self, generator: torch.Generator) -> None:
-        """Takes one step of Adam; then learners at the end of their life get a new key."""
+        """Takes one step of Adam; then learners as old as their `life` start anew (`forget`)."""
         self.age += 1
         for name, weight in self.weights.items():
             if weight.grad is None:

@@ -28,10 +28,10 @@ from fl_vitlora.models.timm_models import FOLDER
 from fl_vitlora.storage.checksummed import digest_of, write_sealed
 from fl_vitlora.storage.files import WriteError, make_folder, write_atomically
 
-GIVEN_MODELS = ".given-models"  # the folder of such models, beside the run folders
-PLAIN = "vit_base_patch16_224"  # timm's ViT, to which the sizes of a plain ViT are given
+GIVEN_MODELS = ".given-models"  # the folder of handed-in models, beside the run folders
+PLAIN = "vit_base_patch16_224"  # timm's model, built with the sizes of the handed-in ViT
 NAMED = 16  # hexadecimal digits of the name of a folder
-CLOSE = 1e-4  # largest difference of features, as a share of the largest one
+CLOSE = 1e-4  # largest difference of features, as a share of the largest feature
 HALF = 0.5  # mean and standard deviation of pixels in [-1, 1]
 
 
@@ -41,8 +41,8 @@ def store_model(model: nn.Module, place: Path) -> str:
     The head is not used, because a run makes a new head for its classes.
 
     Args:
-        model: A model that ``timm.create_model`` has made, or a `VisionTransformer` of timm. It is
-            not changed.
+        model: A model that ``timm.create_model`` has made, or a `VisionTransformer` of timm. This
+            function does not change the model.
         place: The folder in which the folder of the model is made.
 
     Returns:
@@ -72,7 +72,7 @@ def _described(model: nn.Module) -> Described:
     """Returns what timm must know to build a model again.
 
     Raises:
-        UserError: If timm did not make the model, or if it cannot read encrypted images.
+        UserError: If timm did not make the model, or if the model cannot read encrypted images.
     """
     from timm.models.vision_transformer import VisionTransformer
 

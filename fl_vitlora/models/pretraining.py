@@ -187,8 +187,8 @@ def learners_loss(
 ) -> Tensor:
     """Returns the mean cross-entropy of all learners on freshly drawn, encrypted letters.
 
-    Because of the mean, a learner's own gradients are smaller by the factor 1 / M, which does not
-    change Adam's steps.
+    Because of the mean, a learner's gradients are 1 / M times the gradients of the learner's own
+    mean loss. This factor does not change Adam's steps.
     """
     recipe, fast = learners.recipe, learners.weights
     size = (recipe.learners, recipe.batch)

@@ -1,8 +1,9 @@
 """The trained model of a finished run, as the start of another run.
 
-A start is a file of weights, to which the setting `model.weights` leads. The file has the whole
-plain model of timm, and the names of its classes. The model reads pixels that `backbone.normalize`
-has scaled to [-1, 1]. Everybody who takes part in the new run may have this file.
+A start is a file of weights, whose path is the value of the setting `model.weights`. The file has
+the whole plain model of timm, and the names of its classes. The model reads pixels that
+`backbone.normalize` has scaled to [-1, 1]. Everybody who takes part in the new run may have this
+file.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Start:
         digest: The checksum of the run's `model.safetensors`.
         model: The name of the run's model.
         reads: The images that the model reads, as a text: `PLAIN`, or a text about ciphertext.
-        holds_key: True if a key was put into the model, so that everybody who also has the public
-            model can compute the key.
+        holds_key: True if a key was put into the model. In this case everybody who also has the
+            public model can compute the key.
         reveals_part_of_key: True if the patch embedding was trained on ciphertext.
         class_names: The names of the classes, in the order of the head's outputs.
         tensors: The tensors of the plain model of timm, by name.
@@ -86,7 +87,7 @@ class Start:
         return path
 
     def fill(self, model: Any, name: str, classes: Sequence[str] | int) -> tuple[str, ...]:
-        """Loads the trained model into a model without a head, in place, and gives it its heads.
+        """Loads the trained model into a model without a head, in place, and adds new heads.
 
         Args:
             model: The model, as timm builds it.
@@ -128,11 +129,11 @@ class Start:
 
 
 def start_of(config: ModelConfig) -> Start | None:
-    """Returns the start to which `model.weights` leads; None if it leads to other weights.
+    """Returns the start in the file that `model.weights` names; None for all other weights.
 
     Raises:
-        UserError: If the settings name a run to start from, but `model.weights` leads to no file
-            that was made from this run.
+        UserError: If the settings name a run to start from, but `model.weights` does not name a
+            file with a start.
     """
     path = Path(config.weights).expanduser()
     described = None
@@ -145,7 +146,7 @@ def start_of(config: ModelConfig) -> Start | None:
         tensors, metadata = read_sealed(path)
         known = json.loads(metadata[START])
         names = tuple(known.pop("class_names"))
-        for name in ("holds_key", "reveals_part_of_key"):  # older files do not say it
+        for name in ("holds_key", "reveals_part_of_key"):  # older files lack these entries
             known.setdefault(name, known["reads"] != PLAIN)
         return Start(**known, class_names=names, tensors=tensors)
     if config.init_from is not None:

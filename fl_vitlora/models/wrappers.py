@@ -57,8 +57,8 @@ def find_model(tensors: Mapping[str, Tensor], expected: Collection[str], where: 
     """Finds the tensors of a model in a file.
 
     A file may contain several copies of the model. This function then chooses the averaged copy
-    (for example `model_ema`), or else the teacher. The scripts that write several copies use the
-    same order. If several copies are equally preferred but have different numbers, the file is
+    (for example `model_ema`), or else the teacher. The scripts that write several copies have the
+    same preference. If several copies are equally preferred but have different numbers, the file is
     refused.
 
     Args:

@@ -19,8 +19,8 @@ class Bounds(NamedTuple):
 
     Attributes:
         bundles: The number of bundles into which a round is divided, if the other bounds allow it.
-        images: The largest number of images of a step.
-        patches: The largest number of patches of a step on a CPU.
+        images: The largest number of images in one training step.
+        patches: The largest number of patches in one training step on a CPU.
     """
 
     bundles: int
@@ -67,12 +67,13 @@ def trained_together(config: Config, patches: int = 0) -> int:
     If the method never changes the backbone, a CPU trains a third of the participants in one batch,
     in steps of up to 128 images and 2048 patches. Such a method trains only a small network on
     features. Much of the time of its steps is the fixed time of PyTorch's calls, which is the same
-    for many clients as for one. The clients with the most images are sent first. So on two cores,
-    one worker trains the largest third while the other trains the rest; with two halves, it would
-    wait for the larger half. The bound of patches keeps the features of a bundle small.
+    for many clients as for one. Messages to the clients with the most images are sent first. So on
+    two cores, one worker trains the third with the most images, and the other worker trains the
+    remaining two thirds. With two halves, the other worker would wait for the worker with the
+    larger half. The bound of patches keeps the features of a bundle small.
 
-    The result depends neither on the number of workers nor on whether clients keep features, so
-    that these change no rounding of sums and no result.
+    The returned number depends neither on the number of workers nor on whether clients keep
+    features. Therefore these two change neither the rounding of sums nor the result of a run.
 
     Args:
         config: The configuration of the experiment.

@@ -2,7 +2,7 @@
 
 The roster of a secure sum has a public key for each participant. A server that puts keys of its own
 into the roster knows all seeds, and so all masks (`attacks.false_keys`). With pinned identity keys
-(`encryption.identities`) this fails:
+(`encryption.identities`) this attack fails:
 
 1. The server sends the roster of the round to all participants, and each signs it.
 2. The server sends the roster with all signatures, together with the instruction to train. A client
@@ -111,9 +111,10 @@ def told(
 ) -> bytes:
     """Returns the digest of an instruction, which the masks of a secure sum depend on.
 
-    Otherwise a server could send one client an honest instruction, and all others one that does not
-    move their tensors, and the sum would be the update of this client. A tensor that equals the
-    initial one up to the rounding of another processor counts as the initial one.
+    Without the digest, a server could send one client an honest instruction, and all other clients
+    an instruction that does not move their tensors. The sum would then be the update of that one
+    client. A tensor that differs from the initial tensor only by the rounding of another processor
+    counts as the initial tensor.
 
     Args:
         tensors: The exchanged tensors in the server's coordinates, and all further tensors sent.

@@ -87,11 +87,11 @@ class Roster:
     """The list of participants of a secure sum; the server sends the same list to all of them.
 
     Attributes:
-        round: The number of the round, from 1; it grows with every sum of a run.
+        round: The number of the round, from 1, which grows with every sum of a run.
         members: The participants, at least three, sorted by client number, with Σ share <= 1.
         limit: The range R of the fixed-point numbers, from -R to R, equal for all participants.
-        told: The digest of the instruction of the round. It never travels: each client computes it
-            from its own instruction. It is empty in the roster that the server sends.
+        told: The digest of the round's instruction, which each client computes from its own
+            instruction. The digest is never sent: `told` is empty in the server's roster.
 
     Raises:
         ValueError: If there are too few participants, or a number, share or key is invalid.

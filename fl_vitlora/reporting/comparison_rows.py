@@ -19,7 +19,7 @@ WIRE = (
     "saving_with_flower",
 )
 VALIDATED = ("validation_accuracy", "validation_images", "best_round", "best_test_accuracy")
-# Columns with the part and the name of an entry of a result.
+# For each column, the part of a result and the name in this part that have its value.
 DETAILED = {
     "macro_f1": ("classification", "macro_f1"),
     "worst_tenth": ("client_accuracy", "worst_tenth"),

@@ -160,7 +160,7 @@ def readable_cells(comparison: Report) -> list[list[str]]:
 
 
 def _target_text(cell: Summary) -> str:
-    """Returns a text: the bytes sent until the target accuracy, and how many runs reached this."""
+    """Returns a text: the bytes sent until the target, and how many runs reached this target."""
     if cell.to_target is None:
         return "not reached" if cell.targets else ""
     some = "" if cell.reached == cell.targets else f" ({cell.reached} of {cell.targets})"

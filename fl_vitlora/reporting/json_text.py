@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# A line break follows the bracket, and no string of JSON has one: texts are never changed.
+# The pattern needs a line break after the bracket. A string of JSON has no line break, so texts are
+# never changed.
 NUMBERS = re.compile(r"\[\n\s*((?:(?:-?\d[\d.eE+-]*|null),?\s+)+)\]")
 
 

@@ -148,7 +148,7 @@ class RunFolder:
         self.write(name, to_json(content))
 
     def add_environment(self, **facts: str | int) -> None:
-        """Adds facts that are known only when the workers start to `environment.json`."""
+        """Adds facts to `environment.json` that are not known before the workers start."""
         known = json.loads((self.path / ENVIRONMENT).read_text("utf-8"))
         self.write_json(ENVIRONMENT, known | facts)
 

@@ -54,7 +54,10 @@ class Trial:
 
 
 def best_of(plan: Search, trials: Sequence[Trial]) -> Trial | None:
-    """Returns the complete trial with the best value, the earliest of several; None if none is."""
+    """Returns the complete trial with the best value; None if no trial is complete.
+
+    If several trials have the best value, the earliest of them is returned.
+    """
     known = [(trial.value, trial) for trial in trials if trial.value is not None]
     sign = 1 if plan.goal == "accuracy" else -1
     return max(known, key=lambda pair: (sign * pair[0], -pair[1].number), default=(0, None))[1]

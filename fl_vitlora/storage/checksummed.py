@@ -88,7 +88,7 @@ def write_sealed_pieces(
         numbers: The small tensors by name, int64.
         name: The name of the tensor that comes in pieces, uint8.
         shape: The shape of the tensor `name`.
-        pieces: The pieces of its bytes, in order; each has any number of bytes.
+        pieces: The pieces of this tensor's bytes, in order; a piece has any number of bytes.
         metadata: Texts by name, as in `write_sealed`.
         durable: True to wait until the file is on the disk; see `write_atomically`.
 

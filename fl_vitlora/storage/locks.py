@@ -10,7 +10,7 @@ from pathlib import Path
 def is_locked(path: Path) -> bool | None:
     """Returns True if a process has locked a file or folder with `Hold`.
 
-    The question takes a shared lock for some microseconds. A program that wants the lock at this
+    This function takes a shared lock for some microseconds. A program that wants the lock at this
     moment tries again (`storage.files.Hold`).
 
     Args:

@@ -18,7 +18,7 @@ complete FedAvg (arXiv 1602.05629):
 All other methods are optional. A round calls the methods in this order (the arguments of
 ``report(...)`` are work, broadcast and memory):
 
-    before   objection(config, participants)                    why it cannot run this experiment
+    before   objection(config, participants)                    why this strategy cannot run
     server   select(round, drawn, clients, state)               which clients take part
     server   plan(round), broadcast(state)                      what clients train and receive
     client   penalty(parameters, anchor), in every step         a term of the loss
@@ -27,8 +27,8 @@ All other methods are optional. A round calls the methods in this order (the arg
     server   metrics(model, updates, state)                     numbers for `rounds.jsonl`
     after    should_stop(round, result)                         True ends the run early
 
-Two methods may have further arguments, which they get only if they declare them
-(`strategy.extras`):
+Two methods may declare further arguments. The caller passes only the arguments that a method
+declares (`strategy.extras`):
 
     plan(self, server_round, *, state, client)            the server's state; the plan's client
     aggregate(self, model, updates, state, *, context)    the round and its failed clients

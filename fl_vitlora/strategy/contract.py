@@ -80,7 +80,7 @@ class Strategy(ABC):
         return ""
 
     def step_bound(self) -> float | None:
-        """Returns c if no entry moves farther than c·maxₖ|Δₖ| in a round; None if c is unknown."""
+        """Returns c if a round moves no entry more than c times its largest delta, or else None."""
         return None
 
     def select(

@@ -50,8 +50,8 @@ class ClientPlan:
             for example ``(".lora_A",)``. Clients remember these tensors: the server sends them
             again only after they have changed, and never sends their initial values.
         restarted: Endings of the names of tensors that start every round at their initial values,
-            so that the server never sends them. `Strategy.aggregate` must return tensors with these
-            endings unchanged.
+            so the server never sends these tensors. `Strategy.aggregate` must return tensors with
+            these endings unchanged.
         proximal_mu: The weight μ of the penalty μ/2 · ‖w - w_global‖², where w are the client's
             tensors and w_global the server's tensors. New strategies should use `Strategy.penalty`,
             which can compute any penalty.
@@ -104,7 +104,7 @@ class RoundResult:
         accuracy: The accuracy of the round's model in [0, 1], on the validation images if the run
             has some (`data.validation_fraction`, `data.validation_split`), or else on the test
             images.
-        loss: The mean cross-entropy of the round's model on the same images.
+        loss: The mean cross-entropy of the round's model on the images of `accuracy`.
         train_loss: The mean training loss of the participants, weighted by images.
         participants: The numbers of the clients whose updates were aggregated.
     """

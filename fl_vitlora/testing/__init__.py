@@ -13,9 +13,10 @@ when clients are missing. This command runs the same tests and prints a result f
     python simulate.py --check-strategy my_strategy --set strategy.rate=0.5
 
 `made_up` makes the model and the deltas (a client's tensors after training minus before). `play`
-runs the rounds with made-up clients. `rules` has the rules. `declared` checks a class, and
-`returned` checks what its methods return. `understood` describes a strategy to its author.
-`method`, `predictor`, `observer` and `attack` test the other kinds of code.
+runs the rounds with made-up clients. `rules` has the rules. `declared` checks a strategy's Python
+class, and `returned` checks what the methods of the strategy return. `understood` describes a
+strategy to its author. `method`, `predictor`, `observer` and `attack` test fine-tuning methods,
+predictors, observers and attacks.
 """
 
 from __future__ import annotations

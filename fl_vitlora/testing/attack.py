@@ -62,13 +62,13 @@ class Rule(NamedTuple):
 
 
 def check_attack(kind: Kind) -> None:
-    """Checks the class of an attack against the rules of its contract, `RULES`.
+    """Checks the Python class of an attack against `RULES`, the rules of its contract.
 
     Rules about guesses are tested on the made-up runs on which the attack can be carried out. If
     there is no such run, these rules are not tested.
 
     Args:
-        kind: The class of the attack.
+        kind: The Python class of the attack that is checked.
 
     Raises:
         AttackError: If a rule is broken. The message explains the first broken rule.
@@ -152,7 +152,7 @@ def _is_handed_no_secret(kind: Kind) -> None:
             raise AttackError(f"`{name}` must take self and the view of an adversary, nothing else")
         try:
             hints = list(typing.get_type_hints(method).values())
-        except NameError:  # the hints of a class that is defined in a function
+        except NameError:  # Python cannot look up hints of a class in a function
             hints = []
         if secret := next((hint for hint in hints if hint in SECRETS), None):
             raise AttackError(f"`{name}` must not take a {secret.__name__} as an argument")

@@ -64,7 +64,7 @@ class AttackedRun:
 
     Attributes:
         name: A text for error messages that says what is special about the run.
-        views: The views of the adversaries of each kind, that is, what they have.
+        views: For each kind of adversary, the views, that is, what each such adversary has.
         truth: The owners' secrets.
     """
 
@@ -75,7 +75,7 @@ class AttackedRun:
 
 @functools.cache
 def attacked_runs() -> tuple[AttackedRun, ...]:
-    """Returns the made-up runs: the usual run, and runs where adversaries have more or less."""
+    """Returns the made-up runs: the usual run, and runs with other settings or emptier views."""
     usual = _run("the default settings", OWN, {})
     return (
         usual,
@@ -210,7 +210,7 @@ def _hostile(
 
 
 def _first_updates(public: Public, start: State) -> dict[int, State]:
-    """Returns the updates that clients hide in a secure sum; none if the run has no such sums."""
+    """Returns the updates that clients hide in a secure sum; none without secure sums."""
     some = CLIENTS if public.settings.privacy.secure_aggregation else 0
     return {client: scale(start, (client + 1) / 100) for client in range(some)}
 

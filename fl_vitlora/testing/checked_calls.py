@@ -35,6 +35,8 @@ Handover = Callable[[int, str, State], State]
 class CheckedCalls:
     """The methods of one strategy, as the server and the clients of a play call them.
 
+    A play is a few rounds with made-up clients (`play`).
+
     Attributes:
         strategy: The strategy that is tested.
         ranks: The rank of each client. `ranks` is None if all clients have the rank of the model.

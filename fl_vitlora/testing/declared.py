@@ -38,10 +38,10 @@ FORM = "hyper-parameters must be typed fields of a frozen, keyword-only dataclas
 
 
 def expect_form(kind: type[Any]) -> None:
-    """Checks the class of a strategy; no instance is needed.
+    """Checks the Python class of a strategy; no instance is needed.
 
     Args:
-        kind: The class of the strategy, which must derive from `Strategy`.
+        kind: The Python class of the strategy, which must derive from `Strategy`.
 
     Raises:
         ContractError: If a name is misspelt, or if a value looks like a hyper-parameter but is not

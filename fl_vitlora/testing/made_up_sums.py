@@ -18,12 +18,12 @@ LOSS = 1.0
 class MadeUpSumClient:
     """A client without pinned keys.
 
-    Its masks depend on what it was told, as those of real clients do.
+    The client's masks depend on what the server told the client, like the masks of real clients.
 
     Args:
         client: The number of the client.
-        update: The update that it sends, whatever the server sends. With a learning rate of 0 the
-            client sends zeros.
+        update: The update that the client sends, whatever model the server sends. With a learning
+            rate of 0 the client sends zeros.
     """
 
     def __init__(self, client: int, update: State) -> None:
@@ -53,7 +53,7 @@ class MadeUpSumClient:
         return masked
 
     def _told(self, order: Order) -> bytes:
-        """Returns the digest of an order, whose tensors are assumed to be the initial ones."""
+        """Returns the digest of the message `order`, whose tensors count as the initial tensors."""
         return told(
             order.tensors,
             order.tensors,

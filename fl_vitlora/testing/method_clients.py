@@ -68,7 +68,7 @@ def stacks(subject: Subject) -> None:
 
 
 def averages(subject: Subject) -> None:
-    """Checks that averaging is exact, if the method says so."""
+    """Checks that averaging tensors averages the weights exactly, if the method says so."""
     if not subject.method.averages_exactly:
         return
     gap = gap_of(subject)

@@ -1,4 +1,4 @@
-"""Finds out which kind of code a Python file of an author defines."""
+"""Finds out whether an author's Python file defines a strategy, an attack or other code."""
 
 from __future__ import annotations
 

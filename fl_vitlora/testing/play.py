@@ -50,7 +50,7 @@ class Play:
 
     Attributes:
         strategy: The strategy that is tested.
-        attendance: For each round, the clients that answer.
+        attendance: For each round, the clients that send an update.
         ranks: The rank of each client. `ranks` is None if all clients have the rank of the model.
         dtype: The type of the tensors of the model and of the deltas.
         size: The standard deviation of the deltas (a client's tensors after training minus before).

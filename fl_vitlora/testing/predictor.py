@@ -6,8 +6,8 @@
         check_predictor(MyPredictor())
 
 A predictor computes the logits of test images with a model. `fl_vitlora.training.prediction`
-defines the contract. The model is the bundled architecture with random weights and adapters, so
-that nothing is downloaded.
+defines the contract. The model is the bundled architecture with random weights and adapters.
+Therefore nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def check_predictor(predictor: Predictor) -> None:
 
     These are the rules, for a batch of B images and a model with L classes:
 
-    * The attribute `adapts` says whether the predictor changes the model while it answers.
+    * The attribute `adapts` says whether the predictor changes the model or needs gradients.
     * The logits have the shape (B, L) and are finite.
-    * After an answer the model and the images have the same bits as before.
-    * The same batch gets the same answer again, even after another batch.
+    * After a call the model and the images have the same bits as before the call.
+    * A batch gets the same logits in every call, even after a call with another batch.
     * The predictor never changes a tensor if `adapts` is False.
 
     Args:
@@ -97,11 +97,11 @@ def _answer(predictor: Predictor, model: nn.Module, images: Tensor) -> Tensor:
 def _expect_no_change(
     predictor: Predictor, model: nn.Module, images: Tensor, quick: Tensor
 ) -> None:
-    """Checks that a predictor with `adapts` = False changes no tensor while it answers.
+    """Checks that a predictor with `adapts` = False changes no tensor during a call.
 
     For a predictor with `adapts` = False, a run uses faster layers, which hold copies of the
-    weights. If a predictor changes a weight while it answers, the copies do not change. Then its
-    logits with the faster layers differ from its logits with the model's own layers.
+    weights. If a predictor changes a weight during a call, the copies do not change. Then the
+    predictor's logits with the faster layers differ from those with the model's own layers.
 
     Args:
         predictor: The predictor that is checked.

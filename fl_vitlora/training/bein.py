@@ -12,14 +12,14 @@ adapted; the class token and all weights do not change. Without the last term, t
 closed form, β = mean(z) - μ and γ = log(std(z) / σ). Statistics of a single image with few patches
 are noisy, so `BatchBeIN` uses the statistics of a whole batch of test images.
 
-The contract of predictors demands equal answers for equal batches. Therefore β and γ start at zero
+The contract of predictors demands equal logits for equal batches. Therefore β and γ start at zero
 for each batch, and are not carried from image to image. The statistics do not depend on the order
-of patches. Therefore the key does not change the answers of a model that is adapted to the key.
+of patches. Therefore the key does not change the logits of a model that is adapted to the key.
 
 Source: Lee et al., "BESTTA", arXiv 2311.18270: one normalisation layer with two trained vectors,
 losses of style and content, single images. All formulas are our interpretation of BESTTA.
 
-Letters in shapes: B images, N patches, T tokens, D width.
+Letters in shapes: B images, N patches, T tokens, D width, G groups of M patches that share β and γ.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from fl_vitlora.finetuning.feature_statistics import (
 )
 from fl_vitlora.finetuning.method import Method
 
-TINY = 1e-6  # the smallest standard deviation of a channel
+TINY = 1e-6  # `closed_form` replaces smaller standard deviations by this number
 
 
 def restyled(z: Tensor, mean: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def _std(tokens: Tensor, dim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class BeIN:
-    """A predictor that adapts β and γ to each image separately.
+    """A predictor that adapts β and γ to the test images, by default to each image separately.
 
     Attributes:
         steps: The number of steps of Adam; infinity for the closed form, which ignores `content`.
@@ -190,7 +190,7 @@ class ClosedFormBeIN(BeIN):
 class BatchBeIN(ClosedFormBeIN):
     """A predictor that gives the features of a whole batch the statistics of the source.
 
-    The answer to an image depends on the other images of its batch.
+    The logits of an image depend on the other images of its batch.
     """
 
     together: bool = True

@@ -207,7 +207,7 @@ class Batch:
     Attributes:
         inputs: The images, (B, C, H, W), or their features, (B, ...). The inputs of the first
             client come first.
-        labels: The classes of the images, (B,).
+        labels: The numbers of the images' true classes, (B,).
         sizes: The number of images b_k of each client that is still training. Clients that have
             finished have no number in `sizes`; their tensors are the last ones along the dimension
             of the clients.

@@ -34,7 +34,7 @@ class Descent:
     """Everything that is the same in all steps of a round.
 
     Attributes:
-        logits: The function that maps the inputs of a step, (B, ...), to logits (`inputs`).
+        logits: The function that maps the inputs of a step, (B, ...), to logits (module `inputs`).
         active: The tensors that are trained in this round.
         anchor: The values that the tensors of `active` had when the training of this round began;
             empty if there are no terms.
@@ -70,7 +70,7 @@ class Descent:
         Args:
             inputs: The images as they are on disk, not normalised, (B, C, H, W), or their features,
                 (B, ...), on the device of the model.
-            labels: The classes, (B,).
+            labels: The numbers of the images' true classes, (B,).
             sizes: The number of images of each stacked client; None for a single client.
 
         Returns:

@@ -32,7 +32,7 @@ from fl_vitlora.training.local import (
 from fl_vitlora.training.precision import best_precision
 from fl_vitlora.training.prediction import predictor_of
 
-MARGIN = 0.1  # share of the free memory for fragments, and for tensors that a strategy adds
+MARGIN = 0.1  # share that stays free for fragmentation and for tensors of a strategy
 CONTEXT_AT_MOST = 2**31  # bytes; memory beyond this size belongs to another program on the GPU
 STEPS = 2  # the second step also holds the optimiser's state and the gradients of the first step
 

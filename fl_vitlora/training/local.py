@@ -189,7 +189,7 @@ def evaluate(
         shard: The test images as they are on disk, not normalised.
         precision: The number format of activations: float32, bfloat16 or float16.
         predictor: The function that computes the logits of a batch with the model.
-        show: A function that is called with the model's decisions for each batch; None for none.
+        show: A function that is called with the model's decisions for each batch, or None.
 
     Returns:
         A pair: the accuracy in [0, 1], and the mean cross-entropy.

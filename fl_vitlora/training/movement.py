@@ -8,10 +8,11 @@ adagrad       |g|/√(Σg²) ≤ bₜ = 1
 sgd           |vₜ| ≤ bₜ = C·(1-μᵗ)/(1-μ), if gradients are clipped to the norm C
 
 The bound of Adam is the inequality of Cauchy and Schwarz for m = (1-β₁)·Σ β₁ᵗ⁻ˢ·gₛ and
-v = (1-β₂)·Σ β₂ᵗ⁻ˢ·gₛ². Gradients gₛ in proportion to (β₁/β₂)ᵗ⁻ˢ reach the bound, so that no smaller
-bound is possible. Every round begins with a new optimiser. A mean or a median over clients moves an
-entry no farther than the client that moves this entry the farthest. Therefore the bounds of rounds
-add up. With the number c that `Strategy.step_bound` returns, an entry w_r in round r has the bound
+v = (1-β₂)·Σ β₂ᵗ⁻ˢ·gₛ². Gradients gₛ in proportion to (β₁/β₂)ᵗ⁻ˢ reach the bound. Therefore no
+smaller bound is possible. For sgd, vₜ is the sum of gradients with the momentum μ. Every round
+begins with a new optimiser. A mean or a median over clients moves an entry no farther than the
+client that moves this entry the farthest. Therefore the bounds of rounds add up. With the number c
+that `Strategy.step_bound` returns, an entry w_r in round r has the bound
 
     |w_r - w_1| ≤ Dᵣ = c · (Σₜ bₜ) · Σ_(s<r) η_s
 """
@@ -59,7 +60,9 @@ def step_sum(config: TrainingConfig, steps: int) -> float | None:
 
 
 def reach(config: TrainingConfig, rounds: int, done: int, steps: int, factor: float) -> float:
-    """Returns D: the largest distance of an entry with the rate factor 1 from its start.
+    """Returns D: the largest possible distance between an entry and its start.
+
+    D is for a tensor whose learning rate is the rate of the round, without a factor.
 
     Args:
         config: The hyper-parameters of local training, for which `step_sum` knows a bound.
@@ -90,8 +93,8 @@ def excess(tensor: Tensor, start: Tensor, distance: float, steps: int) -> tuple[
         tensor: The received tensor.
         start: The same tensor before the first round.
         distance: The largest distance of an entry from its start, before rounding. If `distance` is
-            0, the tensors must be equal up to the rounding of another processor, so that a tensor
-            of zeros must be zero.
+            0, the tensors must be equal up to the rounding of another processor. If `start` is
+            zero, `tensor` must then be zero.
         steps: The number of all steps so far, for the rounding of float32.
 
     Returns:

@@ -73,10 +73,10 @@ class Proximal:
 
 @dataclass(frozen=True)
 class Penalty:
-    """The penalty that a strategy, or a part of a fine-tuning method, defines as a method.
+    """The penalty that the function `penalty` of a strategy or of a fine-tuning part computes.
 
     Attributes:
-        owner: The aggregation strategy of the run, or a part of its method.
+        owner: The aggregation strategy of the run, or a part of the run's fine-tuning method.
     """
 
     owner: Strategy | Part
@@ -112,7 +112,7 @@ def cross_entropy(
 
     Args:
         logits: The outputs of the model, (B, L).
-        labels: The classes, (B,).
+        labels: The numbers of the images' true classes, (B,).
         smoothing: The label smoothing, in [0, 1).
         sizes: The number of images of each stacked client; None for a single client.
 

@@ -64,7 +64,7 @@ Bound = Callable[[TrainingConfig, int], float | None]
 
 
 def no_bound(config: TrainingConfig, step: int) -> None:
-    """Returns None: for such an optimiser it is not known how far a step moves an entry."""
+    """Returns None, which means: it is not known how far a step of the optimiser moves an entry."""
     del config, step
 
 
@@ -91,8 +91,9 @@ def with_moments(kind: type[Any], **options: Any) -> Make:
     """Returns a function that makes an optimiser of the Adam family, with β₁ from the settings.
 
     Args:
-        kind: The class of the optimiser, which takes the arguments of `torch.optim.Adam`.
-        **options: Further arguments of the class.
+        kind: The Python class of the optimiser. The class takes the arguments of
+            `torch.optim.Adam`.
+        **options: Further arguments with which each optimiser is made.
     """
 
     def make(groups: Groups, config: TrainingConfig, rate: float) -> torch.optim.Optimizer:
@@ -223,8 +224,9 @@ def _rate_groups(
 ) -> Groups:
     """Groups tensors by their learning rates.
 
-    Tensors of LoRA get the learning rate of the round, and other groups get this rate times a
-    factor from the settings. The factors of the fine-tuning method (`own`) are multiplied as well.
+    A tensor of LoRA gets the learning rate of the round, and a tensor of another group gets this
+    rate times a factor from the settings. The rate of every tensor is also multiplied by the
+    tensor's factor in `own`, which the fine-tuning method sets.
     """
     members: dict[float, list[nn.Parameter]] = {}
     for name, parameter in parameters.items():

@@ -64,7 +64,7 @@ def choose_attention(
     PyTorch has one function for the whole attention. In training with bfloat16 on a CPU, this
     function takes several times as long as the single products of softmax(q·kᵀ)·v
     (`benchmarks/speed/precision.py`). The single products keep the weights of all pairs of tokens
-    in memory, so they are not used if an image has many patches.
+    in memory. Therefore the single products are not used if an image has many patches.
 
     Args:
         model: A model of timm.

@@ -1,10 +1,11 @@
 """Chooses the library for matrix products by measuring both libraries on this machine.
 
 Which of MKL and oneDNN is faster depends on the processor, on PyTorch's version and on the sizes of
-the layers. The module `finetuning.products` describes the two libraries. A choice is measured once
-for each machine and model and then kept in a file of the user's cache folder, because the libraries
-round differently: with another choice, a repeated run would not have the same bits. The file
-`environment.json` of a run folder also names the choice, and a resumed run chooses nothing.
+the layers. The module `finetuning.products` describes the two libraries. The library is chosen once
+for each machine and model, and the choice is kept in a file of the user's cache folder. The reason
+is that the libraries round differently: with another choice, a repeated run would not have the same
+bits. The file `environment.json` of a run folder also names the choice, and a resumed run does not
+choose again.
 
 Letters in shapes: n inputs and m outputs of a layer.
 """

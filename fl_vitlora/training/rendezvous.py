@@ -25,7 +25,7 @@ _own: ContextVar[Call[Any] | None] = ContextVar("call", default=None)
 class Call(Generic[T]):
     """A call of a function in a thread that runs only when this call has its turn.
 
-    A turn ends when the function ends, or when it begins to wait for a common computation.
+    A turn ends when the function ends, or when the function waits for a common computation.
 
     Args:
         function: The function that is called.

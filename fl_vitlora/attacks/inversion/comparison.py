@@ -48,7 +48,7 @@ def of_same_classes(classes: Tensor, others: Tensor, labels: Tensor, number: int
         others: The images to choose from, (m, C, H, W).
         labels: The classes of `others`, int64 (m,); empty if they are not known. If `others` has no
             image of a class, images of any class are used instead.
-        number: The number of the choice that is returned, from 0.
+        number: A number from 0. Another number gives other images of the classes if there are any.
 
     Example:
         >>> images = torch.arange(3.0).reshape(3, 1, 1, 1)

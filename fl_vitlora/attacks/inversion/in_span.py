@@ -12,7 +12,8 @@ patches are wrong. So the search tries moves: one patch becomes equal to another
 patches change places. The search is repeated from several random points, until the least sum of
 squares is small, or is reached twice.
 
-Letters in shapes: B images, N patches, D entries of a patch, r dimensions of the span.
+Letters in shapes: B images, N patches, D entries of a patch, r dimensions of the span, k dimensions
+in use, M moves.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class SpanProblem:
     Attributes:
         model: The model of the round.
         target: The observed gradient.
-        exact: True if the lengths of the tensors of the gradient count.
+        exact: True if the tensors of the gradient must agree in length and direction; False if only
+            their directions must agree.
         classes: The labels, int64 (B,).
         size: The height and width of an image in pixels.
         patch_size: The side of a patch in pixels.
@@ -96,7 +98,7 @@ def reconstruct(
     """Reconstructs images from a gradient.
 
     Args:
-        problem: The problem.
+        problem: The gradient that the images must have, and the model that computes gradients.
         steps: The largest number of steps with all dimensions of the span. With 0 the search ends
             with the first `COARSE` dimensions.
         points: The largest number of random points from which the search begins.
@@ -127,8 +129,8 @@ def coarse(
     The search ends when the least cost is found twice, or is small.
 
     Args:
-        problem: The problem.
-        basis: The dimensions, (D, k).
+        problem: The gradient that the images must have, and the model that computes gradients.
+        basis: The dimensions of the span in which the search looks for patches, (D, k).
         points: The largest number of random points.
         allowed: The steps that may be taken.
 
@@ -159,9 +161,9 @@ def moved(
     """Leaves local minima: makes patches equal or swaps them, and searches from the results.
 
     Args:
-        problem: The problem.
-        basis: The dimensions, (D, k).
-        found: Coefficients and their sum of squares.
+        problem: The gradient that the images must have, and the model that computes gradients.
+        basis: The dimensions of the span in which the search looks for patches, (D, k).
+        found: The coefficients with which the search begins, and their sum of squares.
         draw: The random generator that chooses the moves if there are more than `MOVES`.
         allowed: The steps that may be taken. Every `TOGETHER` moves count as one step.
 

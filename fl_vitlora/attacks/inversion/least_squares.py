@@ -29,10 +29,10 @@ FLOOR = 1e-3  # smallest entry of D, as a share of its largest entry
 
 @dataclass
 class Steps:
-    """The steps that a series of searches may take, and its clock.
+    """The steps that a series of searches may take, and the clock of these searches.
 
-    The number of steps does not depend on the speed of the machine, so that the same search always
-    ends at the same point.
+    The number of steps does not depend on the speed of the machine. Therefore a search that is
+    repeated ends at the same point.
 
     Attributes:
         left: The number of steps that are left.

@@ -29,7 +29,7 @@ class Simulated:
     Attributes:
         model: The model; its attention is computed by differentiable steps.
         weights: The trained tensors, by their names in the model.
-        names: For the name of a tensor in the model, its name in messages.
+        names: A mapping from the name of each tensor in the model to its name in messages.
         smoothing: The label smoothing of the local loss.
     """
 

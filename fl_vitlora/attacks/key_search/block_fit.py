@@ -32,11 +32,13 @@ TRUST = 2.0  # weight of an unusual look at a place, relative to the weight of a
 class Habits:
     """The usual looks of blocks in plain images of the same kind.
 
+    A look is four numbers: brightness, contrast, and the slopes in both directions (`look_of`).
+
     Attributes:
         rows: The number R of rows of blocks.
         columns: The number S of columns.
-        mean: The mean brightness and slopes of the blocks at each place, (N, 4).
-        spread: The standard deviations of brightness and slopes at each place, (N, 4).
+        mean: The mean look of the blocks at each place, (N, 4).
+        spread: The standard deviations of the four numbers at each place, (N, 4).
     """
 
     rows: int
@@ -140,7 +142,7 @@ def misfit(left: Blocks, right: Blocks) -> Matrix:
 
 
 def look_of(blocks: Blocks) -> Matrix:
-    """Returns brightness, spread and the two slopes of blocks (..., C, p, p), as (..., 4)."""
+    """Returns brightness, contrast and the two slopes of blocks (..., C, p, p), as (..., 4)."""
     grey = blocks.mean(axis=-3)
     half = max(1, grey.shape[-1] // 2)
     across = grey[..., :, -half:].mean(axis=(-1, -2)) - grey[..., :, :half].mean(axis=(-1, -2))

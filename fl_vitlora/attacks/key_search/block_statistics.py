@@ -1,6 +1,7 @@
 """Second-order statistics of the entries of a block; a shared key changes only order and signs.
 
-With x' = s · x[k] for every block, the correlations are R'[i, j] = sᵢ·sⱼ·R[kᵢ, kⱼ]. So the signs
+A key with the signs s and the order k encrypts every block x to x' = s · x[k]. The correlations of
+the ciphertext are then R'[i, j] = sᵢ·sⱼ·R[kᵢ, kⱼ]. So the signs
 follow from R' alone, except for one common sign. The order follows from comparing R' without signs
 with the correlations R of other images of the same kind.
 

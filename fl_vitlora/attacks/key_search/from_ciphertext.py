@@ -55,7 +55,7 @@ def key_from_ciphertext(
 
     Args:
         images: Ciphertext under one key, uint8 (n, C, H, W).
-        prior: The prior from other plain images of the same kind.
+        prior: The attacker's knowledge of other plain images of the same kind.
         seed: Seed of the random starts.
         check: A function that is called from time to time, and that can raise an error to end the
             search.

@@ -1,11 +1,13 @@
 """Finds a key that does the same to all blocks, from pairs of a plain image and its ciphertext.
 
-The ciphertext is y[n, j] = x[k(n), e(j)], inverted if m(j) is true. The method is exact
-elimination. A block of ciphertext can come only from a plain block with the same values in some
-order, perhaps inverted. An entry can come only from an entry with the same values over all blocks,
-perhaps inverted. If the origins of some entries are known, more blocks can be distinguished. If the
-origins of some blocks are known, more entries can be distinguished (colour refinement). If nothing
-more follows, one block is guessed, and the elimination goes on.
+The ciphertext is y[n, j] = x[k(n), e(j)], inverted if m(j) is true: k is the order of blocks, e the
+order of entries, and m the mask. The method is exact elimination. A block of ciphertext can come
+only from a plain block with the same values in some order, perhaps inverted. An entry can come only
+from an entry with the same values over all blocks, perhaps inverted. If the origins of some entries
+are known, more blocks can be distinguished. If the origins of some blocks are known, more entries
+can be distinguished. This is colour refinement: blocks that cannot yet be distinguished have one
+number, which is called their colour, and so do entries. If nothing more follows, one block is
+guessed, and the elimination goes on.
 
 Blocks or entries that are equal in all pairs cannot be distinguished; their order is arbitrary.
 
@@ -133,7 +135,7 @@ def _refined(cells: tuple[Both, Both], blocks: Both) -> tuple[Both, Both, tuple[
 
 
 def _entries(upright: Indices, inverted: Indices, blocks: Indices) -> tuple[Indices, Flags, Flags]:
-    """Returns the values of each entry (D, N), whether it is inverted, and whether this is open."""
+    """Returns each entry's values (D, N), whether it is inverted, and whether that is undecided."""
     width = max(upright.max(), inverted.max()) + 1
     as_is, other = (np.sort((blocks[:, None] * width + c).T, axis=1) for c in (upright, inverted))
     differs = as_is != other

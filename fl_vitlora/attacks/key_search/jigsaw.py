@@ -29,7 +29,7 @@ def solved(costs: Costs, habits: Habits, seed: int = 0) -> Indices:
 
     Args:
         costs: The costs of the blocks of one image.
-        habits: The usual looks of blocks.
+        habits: The usual brightness, contrast and slopes of the blocks at each place.
         seed: The seed of the choices of places.
 
     Returns:
@@ -67,7 +67,7 @@ def grown(first: int, costs: Costs, habits: Habits) -> Indices:
     Args:
         first: The number of the first block.
         costs: The costs of the blocks.
-        habits: The usual looks of blocks.
+        habits: The usual brightness, contrast and slopes of the blocks at each place.
 
     Returns:
         The block at each place, (N,).

@@ -15,13 +15,13 @@ DECIMAL = re.compile(r"[0-9]{0,3}\.?[0-9]{1,20}(e-[0-9]{1,3})?")
 
 
 class Argument(Protocol):
-    """A kind of argument of codecs; `str(argument)` describes the allowed values."""
+    """The type of a codec's argument; `str(argument)` describes the allowed values."""
 
     def read(self, text: str) -> object:
-        """Reads a value, or raises `ValueError` if the text is not a value of this kind."""
+        """Reads a value, or raises `ValueError` if the text is not a value of this type."""
 
     def allows(self, value: object) -> bool:
-        """Returns True if the value is of this kind and within its bounds."""
+        """Returns True if the value is of this type and within its bounds."""
 
 
 @dataclass(frozen=True, kw_only=True)

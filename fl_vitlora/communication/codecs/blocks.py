@@ -1,7 +1,7 @@
 """Blocks of scalars: each block has one scale, because neighbours have similar magnitudes.
 
 A scale is a bfloat16 number. The upper bytes of all scales are written first, then the lower bytes;
-both are entropy-coded (frequent bytes get fewer bits than rare bytes). The upper byte of a scale
+all are entropy-coded (frequent bytes get fewer bits than rare bytes). The upper byte of a scale
 contains most of its exponent, which is similar in all blocks. Therefore the entropy code shortens a
 scale from 16 bits to between 10 and 12 bits.
 """

@@ -1,6 +1,6 @@
 """The contract of codecs, which convert vectors of float32 to bytes and back, often with errors.
 
-The class of a codec is the kind of coding, and the fields of a codec set how fine the coding is.
+Each way of coding is a Python class, and the fields of an instance set how fine the coding is.
 `encode` and `decode` are pure functions. All random numbers come from the given generator, so the
 same state of the generator gives the same bytes. The codec does not correct its errors: with error
 feedback, the caller adds the error of one round to the vector of the next round.

@@ -7,9 +7,9 @@ table has a byte for each possible symbol, with 4 bits of exponent and 4 bits of
 
     weight(byte) = (16 + fraction) · 2^exponent        0 for a symbol that never occurs
 
-and sender and receiver compute the same probabilities from the table. The receiver checks that no
-words are left after the last symbol, and that the table fits the decoded symbols. Because the
-receiver checks the words and the table, it hardly ever accepts corrupted bytes.
+and sender and receiver compute the same probabilities from the table. The coder writes words of 4
+bytes. The receiver checks that no words are left after the last symbol, and that the table fits the
+decoded symbols. Because of these two checks, the receiver hardly ever accepts corrupted bytes.
 """
 
 from __future__ import annotations

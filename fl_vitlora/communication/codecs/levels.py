@@ -1,8 +1,8 @@
 """Evenly spaced levels on both sides of zero: -L … 0 … L, in units of (scale of a block) / L.
 
 Rounding is either to the nearest level or stochastic. Stochastic rounding goes up to the next level
-with a probability equal to the distance from the level below, so that the mean result is the exact
-number.
+with a probability equal to the distance from the level below. Therefore the mean of the rounded
+numbers is the exact number.
 """
 
 from __future__ import annotations

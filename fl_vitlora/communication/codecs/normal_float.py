@@ -1,4 +1,4 @@
-"""nf4: 16 levels at quantiles of a normal distribution, so that all levels are used equally often.
+"""nf4: 16 levels at quantiles of a normal distribution, so all levels are used equally often.
 
 There are eight levels above zero, zero itself, and seven levels below it. The levels are the
 quantiles of equal shares of a normal distribution, scaled so that the outermost levels are -1 and

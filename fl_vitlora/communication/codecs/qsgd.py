@@ -5,7 +5,7 @@ xᵢ of the block becomes
 
     Q(xᵢ) = ‖x‖ · sign(xᵢ) · ξ / s      ξ = ⌊s·|xᵢ| / ‖x‖⌋, or 1 more
 
-The probability of "1 more" is the remainder of the division, so that the mean of Q(xᵢ) is xᵢ.
+The probability of "1 more" is the remainder of the division, so the mean of Q(xᵢ) is xᵢ.
 Levels near zero are by far the most frequent, so entropy coding shortens them (the paper uses Elias
 coding instead).
 

@@ -22,7 +22,7 @@ class Transform(Codec):
 
     @property
     def contracts(self) -> bool:
-        """Returns True if the error of the inner codec is always smaller than its vector.
+        """Returns True if the inner codec's error is always smaller than the vector that it writes.
 
         Dropping scalars alone never gives an error larger than the vector, so the inner codec
         decides.

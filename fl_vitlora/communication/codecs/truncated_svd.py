@@ -2,9 +2,9 @@
 
 A tensor of shape (m, …) counts as a matrix of m rows. If the two factors are smaller than the
 matrix, the inner codec writes the factors P (rank, m) and R (rank, columns) instead, where PᵀR
-approximates the tensor. Each factor contains the square root of the singular values, so that both
-factors have the same magnitude. A tensor whose two factors are not smaller than the matrix is
-written whole.
+approximates the tensor. Each factor contains the square root of the singular values, so P and
+R have the same magnitude. A tensor whose two factors are not smaller than the matrix is written
+whole.
 
 Sources: Halko, Martinsson, Tropp, "Finding structure with randomness", arXiv 0909.4061 (the
 iteration); Vogels et al., "PowerSGD", arXiv 1905.13727 (low rank for updates).

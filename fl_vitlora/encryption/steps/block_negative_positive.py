@@ -2,7 +2,8 @@
 
 The key is one bit for each block, so there are 2^N keys. The step `negative_positive` inverts
 chosen entries instead of whole blocks, and the same entries in all blocks.
-Source: the EtC scheme; arXiv 2408.05737 compares its key space with those of the other steps.
+Source: the encryption-then-compression scheme (EtC). The paper arXiv 2408.05737 compares the key
+space of this step with those of the other steps.
 
 Letters in shapes: B images, N blocks, D entries a block.
 """

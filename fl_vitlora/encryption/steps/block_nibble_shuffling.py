@@ -20,7 +20,7 @@ __all__ = ["adapt", "draw_key", "encrypt", "inverse", "key_space_bits"]
 
 
 def draw_key(stream: KeyStream, geometry: Geometry) -> Tensor:
-    """Draws an order and bits of the 2D nibbles for each of the N blocks, int64 (2, N, 2D)."""
+    """Draws for each of N blocks an order of its 2D nibbles, and their bits; int64 (2, N, 2D)."""
     return nibble_shuffling.draw_key(stream, replace(geometry, per_block=True))
 
 

@@ -2,7 +2,8 @@
 
 The key is one of the C! orders of channels for each block, drawn independently. There are (C!)^N
 keys, which is 2.585 bits per block for C = 3.
-Source: the EtC scheme; arXiv 2408.05737 compares its key space with those of the other steps.
+Source: the encryption-then-compression scheme (EtC). The paper arXiv 2408.05737 compares the key
+space of this step with those of the other steps.
 
 Letters in shapes: B images, N blocks, D = C·p² entries a block, C channels.
 """

@@ -1,6 +1,6 @@
-"""Learnable encryption: permutes the 4-bit halves of the entries of a block, and inverts some.
+"""Learnable encryption (LE): permutes the 4-bit halves of a block's entries, and inverts some.
 
-Every 8-bit entry of a block is split into its upper and lower four bits, so that D entries give 2D
+Every 8-bit entry of a block is split into its upper and lower four bits, so D entries give 2D
 nibbles. First, every nibble h that the key chooses becomes 15 - h. After that, all nibbles of a
 block are permuted, and pairs of nibbles are joined into entries. If an entry gets the halves of two
 other entries, it is not a linear function of these two entries. So no model can be adapted to the

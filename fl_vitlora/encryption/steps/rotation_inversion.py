@@ -2,7 +2,8 @@
 
 The key is one of the eight symmetries of the square for each block, drawn independently: four
 rotations, each with or without a mirror image. There are 8^N keys, which is 3 bits per block.
-Source: the EtC scheme; arXiv 2408.05737 compares its key space with those of the other steps.
+Source: the encryption-then-compression scheme (EtC). The paper arXiv 2408.05737 compares the key
+space of this step with those of the other steps.
 
 Letters in shapes: B images, N blocks, D = C·p² entries a block, p block size.
 """

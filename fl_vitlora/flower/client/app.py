@@ -258,7 +258,7 @@ def _write(
 def _told(settings: ClientSettings, begin: _Beginning, client: int) -> bytes:
     """Returns the digest of an instruction, which the masks of a secure sum depend on.
 
-    Without secure sums nothing reads the digest, so that none is computed and the result is empty.
+    Without secure sums the digest has no use, so the function returns an empty result instead.
     """
     if not settings.config.privacy.secure_aggregation:
         return b""

@@ -252,7 +252,7 @@ def _features(
 
 
 def _holder(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:
-    """Returns the object that encrypts with a client's key, whose id is read from the shards."""
+    """Returns the object that encrypts with a client's key; the shards state the id of the key."""
     config, keys = settings.config, settings.storage or NO_KEYS
     if is_client_key(Path(config.encryption.key_file)):
         return _holder_of_one(settings, built)
@@ -262,7 +262,7 @@ def _holder(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:
         path for path in shards if (under := sealed_under(path)) is None or keys.can_open(*under)
     )
     readable = list(own) if config.data.shards is not None else list(itertools.islice(own, 1))
-    readable = readable or shards[:1]  # which raises the error that says why it is not readable
+    readable = readable or shards[:1]  # reading this shard raises the error with the reason
     told = [shard_metadata(path, keys) for path in readable]
     ids = {metadata["party"]: metadata["key_id"] for metadata in told}
     ring = open_rings(Path(config.encryption.key_file))
@@ -273,7 +273,7 @@ def _holder(settings: ClientSettings, built: backbone.Backbone) -> KeyHolder:
         image_shape=built.image_shape,
         secret=next(iter(several.values())) if several else ring.find(told[0]["key_id"]),
     )
-    # The server's patch embedding is only given the shape that a key gives it; any key will do.
+    # A key gives the server's patch embedding only its shape, so any secret can stand here.
     return replace(holder, secrets={"server": holder.secret, **several} if several else {})
 
 

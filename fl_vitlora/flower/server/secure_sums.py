@@ -27,7 +27,8 @@ from fl_vitlora.strategy import Update
 # arrived, and the clients that dropped out. Each seed is shared with a client that dropped out.
 Ask = Callable[[Roster, frozenset[int], frozenset[int]], Mapping[int, Seeds]]
 
-# Asks all participants to sign a roster. Returns their signatures, and the reasons of the others.
+# Asks all participants to sign a roster. Returns the signatures, and the reason for each
+# participant that did not sign.
 AskToSign = Callable[[Roster], tuple[Signatures, Mapping[int, str]]]
 
 

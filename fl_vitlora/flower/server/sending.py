@@ -2,8 +2,8 @@
 
 Tensors for many clients are sent as a stream: a message contains only the changes since the version
 that the client has. Clients of one rank share a stream. If a client did not answer, the server does
-not know whether the client has the last version. The next message to a client without an answer
-contains the whole state.
+not know which version the client has. The next message to this client then contains all changes
+since the initial tensors.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class _Shared:
         layouts: One instance of `MessageLayouts` for all messages with equal layouts.
         coded: The coded tensors of records that several messages share, by record and layout.
         folded: The buffers that `fold` wrote, by their contents.
-        advanced: The record of tensors towards which each stream was last advanced.
+        advanced: For each stream, the record whose tensors were the target of its last change.
         changes: The results of `Stream.since`, by stream, its version and the client's version.
     """
 
@@ -142,7 +142,7 @@ class ServerEnd:
             tensors = state_in(arrays, partial(layouts.of_record, record))
             if record in STREAMED and not self.lanes.exact:
                 place = record, layouts.rank
-                if shared.advanced.get(place) is not arrays:  # these are the tensors of a new group
+                if shared.advanced.get(place) is not arrays:  # other tensors than the last target
                     shared.advanced[place] = arrays
                     self._advance(server_round, place, tensors)
                 _, known = followed.get(record, (0, 0))
@@ -223,8 +223,7 @@ class ServerEnd:
         A client clips its update before the codec adds the unsent part of earlier updates.
         Therefore the norm of the decoded update may exceed the clipping norm. The noise of
         differential privacy is scaled for the clipping norm, so the server clips again. Updates
-        that are sent without a lossy codec do not change here: if a client does not clip, the
-        strategy handles its update.
+        that are sent without a lossy codec stay as the client sent them.
 
         Args:
             update: The decoded update.

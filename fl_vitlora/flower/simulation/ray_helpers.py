@@ -1,7 +1,7 @@
 """Leaves out those helper programs of Ray that this project does not use.
 
 In addition to its scheduler and its object store, Ray starts five Python programs. These are the
-server of its web page, an agent of the web page, a monitor of clusters that grow, a monitor of log
+server of its web page, an agent of the web page, the autoscaler's monitor, a monitor of log
 files, and an agent that prepares the environments of workers. Each of the five programs imports
 packages for about a second. This takes time from the cores on which this program and its workers do
 their own imports, and Ray also waits for the server of the web page. This project needs only the
@@ -66,7 +66,7 @@ def without_agent(start: Callable[..., Any]) -> Callable[..., Any]:
         start: Ray's function that starts a process from a list of arguments.
 
     Returns:
-        The function to use in its place.
+        The function to use in place of `start`.
 
     Example:
         >>> words = without_agent(list)(["raylet", "--dashboard_agent_command=python agent.py"])

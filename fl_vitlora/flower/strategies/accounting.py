@@ -92,7 +92,7 @@ def noise_for(*, target: float, releases: int, delta: float) -> float:
     """Returns the smallest noise multiplier with which a run's privacy loss is at most ε.
 
     More noise means a smaller ε. Therefore a bisection on a logarithmic scale finds z. The result
-    is larger than the exact z by at most a ten-thousandth of z, so that ε never exceeds the target.
+    is larger than the exact z by at most a ten-thousandth of z, so ε never exceeds the target.
 
     Args:
         target: The largest allowed loss ε, positive.

@@ -5,9 +5,9 @@ objects inside: together about 850 bytes for an array, two records and their nam
 is one buffer (`communication.parcel`), to which Flower adds about 330 bytes. Large buffers are sent
 as an array, which Flower cuts into chunks.
 
-A part of the buffer holds plain values in a dictionary. The key ``c`` of this dictionary holds the
-config records, the key ``m`` the metric records, and the key ``v`` the versions of streams (series
-of changes).
+The head of the buffer holds plain values in a dictionary. The key ``c`` of this dictionary holds
+the config records, the key ``m`` the metric records, and the key ``v`` the versions of streams
+(series of changes).
 """
 
 from __future__ import annotations

@@ -168,8 +168,7 @@ def products_layout(layout: Layout) -> Layout:
 def part(joined: State, ranks: Sequence[Mapping[str, int]]) -> list[State]:
     """Splits the result of `global_model.join` into the pairs of each round.
 
-    A client that adds the pairs of one round after the other gets the same bits as a client that
-    missed no round.
+    A client that adds the pairs round by round gets the same bits as a client that missed no round.
 
     Args:
         joined: The joined low-rank pairs of several rounds, as `join` returns them.

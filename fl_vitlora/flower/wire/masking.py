@@ -8,7 +8,7 @@
 
 In its Flower context, a client keeps its private key, its last roster, and the list of clients
 whose shared seeds it has revealed. From these records, the client knows when another mask or seed
-would expose its update, and then refuses to send it.
+would expose its update. In this case the client sends neither masked words nor seeds.
 """
 
 from __future__ import annotations

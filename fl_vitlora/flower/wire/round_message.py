@@ -153,9 +153,9 @@ class Writer:
     def _record(
         self, states: Sequence[State], rank: int | None, make: Callable[[], State]
     ) -> ArrayRecord:
-        """Returns a record of tensors; the same tensors give the same record again."""
+        """Returns a record of tensors, which is made only once for the same tensor objects."""
         key = (rank, *(id(tensor) for state in states for tensor in state.values()))
-        if key not in self._records:  # the states are kept as well, so that no id is used again
+        if key not in self._records:  # keeping the states prevents a reuse of their ids
             self._records[key] = (states, StateRecord(make()))
         return self._records[key][1]
 
@@ -248,7 +248,7 @@ def read_scalars(config: Mapping[str, Any]) -> RoundMessage:
 
 
 def check_complete(config: Mapping[str, Any]) -> None:
-    """Checks that an instruction to train says for which round it is, and with which rate.
+    """Checks that an instruction to train states the number of its round and the learning rate.
 
     Args:
         config: The scalars of the message, by name.

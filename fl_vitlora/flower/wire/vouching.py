@@ -1,8 +1,10 @@
 """The signatures of a roster in Flower's records (`privacy.agreement` says what they are for).
 
-vouching   server → client   the roster of the round
-client → server   the client's signature of this roster
-training   server → client   the roster with the signatures of all participants
+Server and clients send these messages:
+
+    vouching   server → client   the roster of the round
+               client → server   the client's signature of this roster
+    training   server → client   the roster with the signatures of all participants
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Says from the files of a run folder what a run has done so far, also while it writes them."""
+"""Says from the files of a run folder what a run has done so far, also during the run."""
 
 from __future__ import annotations
 

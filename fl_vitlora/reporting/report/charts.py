@@ -248,7 +248,7 @@ def confusion_chart(matrix: Sequence[Sequence[int]], class_names: Sequence[str])
 
 
 def calibration_chart(calibration: Line) -> Chart:
-    """Returns the accuracy over the confidence, in bins, beside the diagonal of exactness."""
+    """Returns the accuracy over the confidence, in bins, and the line on which both are equal."""
     bins = len(calibration["images"])
     centres = [100 * (number + 0.5) / bins for number in range(bins)]
     shown = [None if share is None else 100 * share for share in calibration["accuracy"]]

@@ -1,4 +1,4 @@
-"""The charts of the page that follows a run or a comparison, beside those of a report."""
+"""Charts that only the page that follows a run or a comparison has, and no report."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Table:
     Attributes:
         title: The caption.
         head: The names of the columns.
-        rows: The texts of the cells. The first cell of a row names it.
+        rows: The texts of the cells. The first cell of a row names the row.
         texts: The number of columns at the left that are texts; the others are numbers.
     """
 

@@ -55,7 +55,8 @@ class RunFiles:
         attacks: The content of `attacks.json`; None if the run was not attacked.
         pictures: Pictures of the folder `plots` that show more than the report draws itself, each
             as a `data:` address, by caption.
-        attack_pictures: The pictures that the last audit drew, in the same form.
+        attack_pictures: The pictures that the last audit drew, each as a `data:` address, by
+            the names of the attack and the adversary.
     """
 
     folder: Path

@@ -16,7 +16,7 @@ from fl_vitlora.reporting.result_table import ENDED_BY, readable_seconds
 
 Line = Mapping[str, Any]
 
-MOST_CLIENTS = 100  # the largest number of clients that all have a row; of more, the worst have one
+MOST_CLIENTS = 100  # the largest number of rows of clients; the worst clients come first
 VERDICTS = {"recovered": "recovered", "partly": "partly recovered", "not": "not recovered"}
 VIEWS = {"wrong_key": "under a wrong key", "no_key": "on plain images"}
 
