@@ -1,7 +1,7 @@
 """Draws the number of images of each client from a Dirichlet distribution (quantity skew).
 
-The partitioners of flwr-datasets cut images into pieces of given sizes, but no partitioner draws
-the sizes.
+The partitioners of flwr-datasets divide a data set into parts of given sizes, but no partitioner
+draws the sizes.
 
 Letters in shapes: K clients, n images.
 """

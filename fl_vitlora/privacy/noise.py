@@ -133,7 +133,8 @@ def released(
 
     Args:
         update: The mean of the bounded updates with equal weights, over the clients that answered.
-        cohort: The number K of clients that were asked.
+        cohort: The number K of clients that were asked to train in the round, with those that
+            did not answer.
         clipping_norm: The clipping norm C.
         noise_multiplier: The noise multiplier z.
         key: The key of the noise, 32 bytes; every round needs another key.

@@ -179,7 +179,10 @@ def has_features(subject: Subject) -> None:
         return
     features = moved.features(batch)
     if features.requires_grad or not torch.equal(first.features(batch), features):
-        raise MethodError("its features depend on tensors that are trained")
+        raise MethodError(
+            "the features that clients keep depend on tensors that the method trains; features may "
+            "depend only on frozen tensors"
+        )
     if len(features) != len(batch):
         raise MethodError(f"features returns {tuple(features.shape)} for {len(batch)} images")
     far = distance(outputs(other, batch), moved.logits(features).detach())

@@ -126,7 +126,7 @@ class CohortTrainer:
 
     @functools.cached_property
     def stack(self) -> Stack:
-        """Returns the model for many clients, which is created at the first call."""
+        """Returns the model that trains several clients in one batch; the first call makes it."""
         return Stack(self.backbone.model)
 
     def train(self, jobs: Sequence[LocalJob]) -> list[Trained]:

@@ -343,7 +343,7 @@ FAULTY = [
     (LeavesAHook, 14, "a hook is left on blocks."),
     (MeasuresNothing, 14, "extra is not set to a measured value"),
     (MovesWhileWatching, 14, "`watch` changes lora:blocks.0.mlp.drop2.extra"),
-    (SaysFrozen, 15, "its features depend on tensors that are trained"),
+    (SaysFrozen, 15, "features that clients keep depend on tensors that the method trains"),
     (ForgetsItsTensors, 15, "the logits of features differ from those of the model"),
 ]
 

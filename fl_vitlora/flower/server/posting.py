@@ -108,8 +108,9 @@ class Post:
         grid: Flower's grid, which carries messages between the server and the nodes.
         ledger: The ledger in which messages are counted.
         timeout: Seconds to wait for the replies to one batch of messages.
-        states: The memory of simulated clients. The post notes there which replies it no longer
-            waits for, and the server reads there which clients trained alone.
+        states: The memory of simulated clients. The post notes in it for which replies it no longer
+            waits. The server reads in it which clients were trained one by one after their bundle
+            had failed.
         tap: A function that is called with every message, for inspection; None for no inspection.
         stop: An event; when it is set, the post stops waiting and raises an error.
     """
