@@ -10,6 +10,7 @@ decision, so that a resumed run has the same start as the interrupted run.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from fl_vitlora.config import Config
@@ -101,14 +102,19 @@ def why_zero(config: Config, strategy: AnyStrategy, drafted: Backbone | None = N
         ),
         "secure aggregation or clipping may change means": sees_only_sums(config),
         "the codec of the uplink rounds means": (uplink.other or uplink.codec) != EXACT,
-        "the codec of the downlink rounds the measured head too coarsely": (
-            not lanes_of(config.compression.downlink).of("head.weight").codec.fine
-        ),
+        "the codec of the downlink rounds the measured head too coarsely": _codes_coarsely(config),
         "hostile clients may send any means": bool(config.attack.kinds),
         "clients with a guard cannot check a measured head": config.privacy.guard_steps is not None,
     }
     found = next((reason for reason, holds in reasons.items() if holds), "")
     return found or _why_not_with_others(config, drafted)
+
+
+def _codes_coarsely(config: Config) -> bool:
+    """Returns True if the codec of the downlink would spoil a head that is one large step."""
+    with suppress(UserError):  # an unknown codec is refused later, with the name of its setting
+        return not lanes_of(config.compression.downlink).of(HEAD[0]).codec.fine
+    return False
 
 
 def _why_not_with_others(config: Config, drafted: Backbone | None) -> str:
