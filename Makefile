@@ -2,7 +2,7 @@
 # make docs     builds the documentation site: open site/index.html
 # make figures  draws the figures of the documentation
 # make test     the first tier of the tests, for every change
-# make test-all all tests, doctests included (about half an hour on two cores)
+# make test-all all tests, doctests included (about 50 minutes on two cores)
 # make bench    speed of encryption, bytes of messages, cost of codecs on this machine
 # make speed    start-up; a round beside bare PyTorch, a stock Flower app and pfl-research; many clients
 # make attacks  what a key withstands: the attacks of docs/trust.md (about twenty minutes)
