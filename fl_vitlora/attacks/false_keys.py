@@ -27,7 +27,7 @@ from fl_vitlora.attacks.unmasking import (
 )
 from fl_vitlora.attacks.views import HostileServerView, SumClient
 from fl_vitlora.encryption.identities import Identity
-from fl_vitlora.privacy.agreement import Signatures, statement, told
+from fl_vitlora.privacy.agreement import Assignment, Signatures, statement, told
 from fl_vitlora.privacy.secure_sum import Roster, Secret, pair_seed
 
 
@@ -52,7 +52,7 @@ class FalseKeys(Unmasking):
                 words = answer
                 break
         order = honest_order(view)
-        digest = told(order.tensors, view.start, server_round=order.round, rate=order.rate)
+        digest = told(order.tensors, view.start, Assignment(round=order.round, rate=order.rate))
         known = replace(false, told=digest)
         seeds = {client: pair_seed(one, known, view.client) for client, one in own.items()}
         return read(view, false, words, seeds, refused=float(words is None))

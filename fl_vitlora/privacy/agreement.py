@@ -20,7 +20,8 @@ its vector; `privacy.reveal_seeds=false` prevents this claim from revealing the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 
 from torch import Tensor
 
@@ -34,6 +35,34 @@ ROUNDING = 1e-9  # of a share
 OF_PROCESSOR = 4e-6  # rounding of another processor, as a share of the largest entry of a tensor
 
 Signatures = Mapping[int, bytes]  # the signature of each participant, by its number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """The numbers and names that decide how a client trains in a round, apart from the tensors.
+
+    The digest `told` covers every field, and a guard compares every field with the field of an
+    honest server (`flower.client.guard`). So a further field needs no further code there.
+
+    Attributes:
+        round: The number of the round, from 1.
+        rate: The learning rate.
+        epochs: The number of passes over the shard; None for the number in the settings.
+        frozen: The endings of the names of frozen tensors.
+        restarted: The endings of the names of tensors that start at their first values.
+        proximal_mu: The weight of the proximal penalty.
+        clipping_norm: The norm that updates must not exceed; None if there is none.
+        merges: The number of rounds whose low-rank pairs were added to frozen weights.
+    """
+
+    round: int
+    rate: float
+    epochs: int | None = None
+    frozen: tuple[str, ...] = ()
+    restarted: tuple[str, ...] = ()
+    proximal_mu: float = 0.0
+    clipping_norm: float | None = None
+    merges: int = 0
 
 
 def statement(roster: Roster) -> bytes:
@@ -96,19 +125,7 @@ def unsigned_by(roster: Roster, pins: Pins, signatures: Signatures) -> list[int]
     ]
 
 
-def told(
-    tensors: State,
-    initial: State,
-    *,
-    server_round: int,
-    rate: float,
-    epochs: int | None = None,
-    frozen: Sequence[str] = (),
-    restarted: Sequence[str] = (),
-    proximal_mu: float = 0.0,
-    clipping_norm: float | None = None,
-    merges: int = 0,
-) -> bytes:
+def told(tensors: State, initial: State, assignment: Assignment) -> bytes:
     """Returns the digest of an instruction, which the masks of a secure sum depend on.
 
     Without the digest, a server could send one client an honest instruction, and all other clients
@@ -119,14 +136,7 @@ def told(
     Args:
         tensors: The exchanged tensors in the server's coordinates, and all further tensors sent.
         initial: The exchanged tensors before round 1, as the client has computed them.
-        server_round: The number of the round.
-        rate: The learning rate.
-        epochs: The number of passes over the shard; None for the number in the settings.
-        frozen: The endings of the names of frozen tensors.
-        restarted: The endings of the names of tensors that start at their first values.
-        proximal_mu: The weight of the proximal penalty.
-        clipping_norm: The norm that updates must not exceed; None if there is none.
-        merges: The number of rounds whose low-rank pairs were added to frozen weights.
+        assignment: All that the message says about the client's work, apart from the tensors.
 
     Returns:
         The digest, 32 bytes.
@@ -134,12 +144,11 @@ def told(
     Example:
         >>> import torch
         >>> start = {"w": torch.tensor([1.0])}
-        >>> one = told(start, start, server_round=1, rate=0.1)
-        >>> one == told(start, start, server_round=1, rate=0.0)
+        >>> one = told(start, start, Assignment(round=1, rate=0.1))
+        >>> one == told(start, start, Assignment(round=1, rate=0.0))
         False
     """
-    work = [server_round, float(rate), epochs, sorted(frozen), sorted(restarted)]
-    digest = hashlib.sha256(repr([*work, proximal_mu, clipping_norm, merges]).encode())
+    digest = hashlib.sha256(repr(astuple(assignment)).encode())
     for name in sorted(tensors):
         digest.update(_stated(name, tensors[name].detach().cpu().contiguous(), initial))
     return digest.digest()

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from fl_vitlora.attacks.views import Order, SumClient
 from fl_vitlora.communication.fixed_point import Words, encode
-from fl_vitlora.privacy.agreement import Signatures, told
+from fl_vitlora.privacy.agreement import Assignment, Signatures, told
 from fl_vitlora.privacy.secure_sum import Roster, Secret, Seeds, contribute, reveal
 from fl_vitlora.state import State, scale
 
@@ -54,13 +54,8 @@ class MadeUpSumClient:
 
     def _told(self, order: Order) -> bytes:
         """Returns the digest of the message `order`, whose tensors count as the initial tensors."""
-        return told(
-            order.tensors,
-            order.tensors,
-            server_round=order.round,
-            rate=order.rate,
-            frozen=order.frozen,
-        )
+        assignment = Assignment(round=order.round, rate=order.rate, frozen=order.frozen)
+        return told(order.tensors, order.tensors, assignment)
 
     def reveal(self, roster: Roster, dropped: frozenset[int]) -> Seeds | str:
         """Returns the seeds that the client shares with clients that dropped out."""

@@ -2,48 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
 
-from fl_vitlora.privacy.agreement import check_shares, told
+from fl_vitlora.privacy.agreement import Assignment, check_shares, told
 from fl_vitlora.privacy.secure_sum import Member, Roster, add_up
 from tests.privacy.test_secure_sum import CLIENTS, ROSTER, Party, nobody_asks, plain_sum
 
 START = {"a": torch.tensor([1.0, -2.0]), "b": torch.zeros(3)}
-HONEST: dict[str, Any] = {"server_round": 2, "rate": 0.1}
+HONEST = Assignment(round=2, rate=0.1)
 
 
-def test_whatever_a_client_is_told_changes_the_digest():
-    others: list[dict[str, Any]] = [
-        {"server_round": 3},
-        {"rate": 0.0},
-        {"epochs": 1},
-        {"frozen": ("a",)},
-        {"restarted": ("a",)},
-        {"proximal_mu": 0.5},
-        {"clipping_norm": 0.0},
-        {"merges": 1},
-    ]
-    digests = {told(START, START, **(HONEST | other)) for other in [{}, *others]}
-    moved = START | {"b": torch.tensor([0.0, 1e-9, 0.0])}
-    digests |= {told(moved, START, **HONEST), told(START | {"c": START["a"]}, START, **HONEST)}
-    assert len(digests) == len(others) + 3
+OTHERS: dict[str, Any] = {
+    "round": 3,
+    "rate": 0.0,
+    "epochs": 1,
+    "frozen": ("a",),
+    "restarted": ("a",),
+    "proximal_mu": 0.5,
+    "clipping_norm": 0.0,
+    "merges": 1,
+}
+
+
+@pytest.mark.parametrize("name", [each.name for each in fields(Assignment)])
+def test_every_field_of_an_assignment_changes_the_digest(name: str):
+    other = replace(HONEST, **{name: OTHERS[name]})
+    assert told(START, START, other) != told(START, START, HONEST)
+
+
+def test_another_or_a_further_tensor_changes_the_digest():
+    moved, further = START | {"b": torch.tensor([0.0, 1e-9, 0.0])}, START | {"c": START["a"]}
+    digests = {told(each, START, HONEST) for each in (START, moved, further)}
+    assert len(digests) == 3
 
 
 def test_the_rounding_of_another_processor_does_not_change_the_digest():
     rounded = START | {"a": START["a"] * (1 + 1e-6)}
-    assert told(rounded, START, **HONEST) == told(START, START, **HONEST)
+    assert told(rounded, START, HONEST) == told(START, START, HONEST)
     trained = START | {"a": START["a"] * (1 + 1e-4)}
-    assert told(trained, START, **HONEST) != told(START, START, **HONEST)
+    assert told(trained, START, HONEST) != told(START, START, HONEST)
 
 
 def test_what_a_client_has_computed_by_itself_may_differ_between_clients():
     """Another processor has computed other first tensors; both clients keep them."""
     other = START | {"a": START["a"] * (1 + 1e-6)}
-    assert told(other, other, **HONEST) == told(START, START, **HONEST)
+    assert told(other, other, HONEST) == told(START, START, HONEST)
 
 
 def test_a_tensor_cannot_imitate_the_name_of_another_one():
@@ -53,15 +60,15 @@ def test_a_tensor_cannot_imitate_the_name_of_another_one():
     head = torch.frombuffer(bytearray(heading + bytes(26)), dtype=torch.float32)
     tail = torch.frombuffer(bytearray(bytes(26) + heading), dtype=torch.float32)
     one, other = start | {"a": head}, start | {"b": tail}
-    assert told(one, start, **HONEST) != told(other, start, **HONEST)
+    assert told(one, start, HONEST) != told(other, start, HONEST)
 
 
 @pytest.mark.parametrize("same", [True, False])
 def test_masks_cancel_only_if_all_clients_were_told_the_same(same: bool):
-    party, one = Party(), told(START, START, **HONEST)
+    party, one = Party(), told(START, START, HONEST)
     masked = party.send(replace(ROSTER, told=one))
     if not same:
-        quiet = told(START, START, server_round=2, rate=0.0)
+        quiet = told(START, START, replace(HONEST, rate=0.0))
         other = Party().send(replace(ROSTER, told=quiet))
         masked = {client: masked[client] if client == 3 else other[client] for client in CLIENTS}
     total, _ = add_up(ROSTER, masked, nobody_asks)
@@ -70,7 +77,7 @@ def test_masks_cancel_only_if_all_clients_were_told_the_same(same: bool):
 
 def test_seeds_of_dropped_clients_depend_on_what_was_told_too():
     party = Party()
-    masked = party.send(replace(ROSTER, told=told(START, START, **HONEST)))
+    masked = party.send(replace(ROSTER, told=told(START, START, HONEST)))
     del masked[7]
     total, left = add_up(ROSTER, masked, party.ask)
     assert total.tolist() == plain_sum(left)

@@ -265,18 +265,8 @@ def _told(settings: ClientSettings, begin: _Beginning, client: int) -> bytes:
     asked = begin.message
     others = {"merged": begin.merged, "broadcast": asked.broadcast}
     tensors = {f"{what}/{n}": t for what, state in others.items() for n, t in state.items()}
-    return told(
-        begin.model | tensors,
-        workspace(settings).initial_of(client),
-        server_round=asked.round,
-        rate=asked.rate,
-        epochs=asked.epochs,
-        frozen=asked.frozen,
-        restarted=asked.restarted,
-        proximal_mu=asked.proximal_mu,
-        clipping_norm=asked.clipping_norm,
-        merges=asked.merges[1],
-    )
+    initial = workspace(settings).initial_of(client)
+    return told(begin.model | tensors, initial, asked.assignment)
 
 
 def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Message:

@@ -17,18 +17,27 @@ within these bounds, and the bounds grow with the number of rounds that the serv
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import fields
 
 from fl_vitlora.config import Config
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.client.workspace import Workspace
 from fl_vitlora.flower.wire.round_message import RoundMessage
+from fl_vitlora.privacy.agreement import Assignment
 from fl_vitlora.state import State
 from fl_vitlora.strategy import Strategy
 from fl_vitlora.strategy.extras import call
 from fl_vitlora.training.local import scheduled_rate
 from fl_vitlora.training.movement import excess, reach
 from fl_vitlora.training.optimizers import rate_factor
+
+WORDS = {  # the fields of an `Assignment` in words, for messages
+    "frozen": "the frozen tensors",
+    "restarted": "the restarted tensors",
+    "epochs": "the number of epochs",
+    "proximal_mu": "the proximal weight",
+    "clipping_norm": "the clipping norm",
+}
 
 
 def check_instruction(
@@ -66,18 +75,21 @@ def _check_work(asked: RoundMessage, config: Config, strategy: Strategy, client:
     """Refuses an instruction whose work differs from the settings and the strategy's plan."""
     plan = call(strategy.plan, asked.round, client=client)
     rate = scheduled_rate(config.training, asked.round, config.rounds) * plan.rate
-    expected: dict[str, tuple[Any, Any]] = {
-        "the frozen tensors": (sorted(asked.frozen), sorted(plan.frozen)),
-        "the restarted tensors": (sorted(asked.restarted), sorted(plan.restarted)),
-        "the number of epochs": (asked.epochs, plan.epochs),
-        "the proximal weight": (asked.proximal_mu, plan.proximal_mu),
-        "the clipping norm": (asked.clipping_norm, None),
-    }
-    for what, (got, wanted) in expected.items():
-        if got != wanted:
-            raise _refusal(f"{_shown(got)} as {what}", _shown(wanted))
     if not math.isclose(asked.rate, rate, rel_tol=1e-9):
         raise _refusal(f"{asked.rate:g} as the learning rate", f"{rate:g}")
+    honest = Assignment(
+        round=asked.round,
+        rate=asked.rate,
+        epochs=plan.epochs,
+        frozen=tuple(sorted(plan.frozen)),
+        restarted=tuple(sorted(plan.restarted)),
+        proximal_mu=plan.proximal_mu,
+    )
+    for each in fields(Assignment):
+        got, wanted = (getattr(one, each.name) for one in (asked.assignment, honest))
+        if got != wanted:
+            what = WORDS.get(each.name, each.name)
+            raise _refusal(f"{_shown(got)} as {what}", _shown(wanted))
 
 
 def _check_tensors(
@@ -100,7 +112,7 @@ def _check_tensors(
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, list):
+    if isinstance(value, tuple):
         return ", ".join(map(str, value[:3])) + (", ..." if len(value) > 3 else "") or "none"
     return "none" if value is None else str(value)
 

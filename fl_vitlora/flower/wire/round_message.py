@@ -7,7 +7,7 @@ At the client, `read` converts the records to a `RoundMessage` that is equal to 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -26,6 +26,7 @@ from fl_vitlora.flower.wire import messages
 from fl_vitlora.flower.wire.layouts import MessageLayouts, pairs_of, part
 from fl_vitlora.flower.wire.state_record import StateRecord, state_in
 from fl_vitlora.lowrank import MERGED_A, MERGED_B, cut, pad
+from fl_vitlora.privacy.agreement import Assignment
 from fl_vitlora.state import State
 
 T = TypeVar("T")
@@ -103,6 +104,19 @@ class RoundMessage:
     views: tuple[str, ...] | None = None
     most: int | None = None
     others: Mapping[str, ConfigValue] = field(default_factory=dict)
+
+    @property
+    def assignment(self) -> Assignment:
+        """All that the message says about the client's work, apart from the tensors.
+
+        The endings are sorted, because their order in a message has no meaning.
+        """
+        stated = {each.name: getattr(self, each.name) for each in fields(Assignment)}
+        return Assignment(
+            **stated
+            | {"frozen": tuple(sorted(self.frozen)), "restarted": tuple(sorted(self.restarted))}
+            | {"merges": self.merges[1]}
+        )
 
 
 class Writer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 
 import torch
 from hypothesis import given
@@ -22,9 +23,14 @@ from fl_vitlora.flower.server.composing import compose
 from fl_vitlora.flower.wire import messages
 from fl_vitlora.flower.wire.round_message import RoundMessage, Writer, read
 from fl_vitlora.lowrank import MERGED_A, MERGED_B, cut, pad
+from fl_vitlora.privacy.agreement import Assignment
 from fl_vitlora.state import State
 from fl_vitlora.strategy import ClientPlan
 
+# The digest of a message covers the tensors themselves, and these fields say how they travel ...
+TRAVEL = {"tensors", "cached", "since", "merged", "increments", "broadcast", "others"}
+EVALUATION = {"views", "most"}  # ... or concern only evaluation, ...
+OF_ONE_CLIENT = {"taken"}  # ... or differ between clients of an honest server.
 SHAPES: dict[str, tuple[int, ...]] = {
     "p.lora_A": (2, 3),
     "p.lora_B": (4, 2),
@@ -175,3 +181,11 @@ def test_a_message_says_what_its_client_lacks_and_is_to_do(asked: Instruction, d
         assert len(found.merged) == len(pairs)
         assert all(same(one, other) for one, other in zip(found.merged, pairs, strict=True))
         assert found.increments == {}
+
+
+def test_every_field_that_decides_how_a_client_trains_belongs_to_the_assignment():
+    """Guard and masks cover assignments; a new field outside of them would be a hole in both."""
+    known = {each.name for each in fields(Assignment)}
+    others = TRAVEL | EVALUATION | OF_ONE_CLIENT
+    assert {each.name for each in fields(RoundMessage)} == known | others
+    assert {each.name for each in fields(ClientPlan)} <= known
