@@ -152,4 +152,8 @@ def is_within(a: Mapping[str, Tensor], most: float) -> bool:
         >>> is_within(a, 3.0), is_within(a, 2.9), is_within({"w": torch.tensor(math.nan)}, 3.0)
         (True, False, False)
     """
-    return all(bool((tensor.abs() <= most).all()) for tensor in a.values())
+    flat = [tensor.flatten() for tensor in a.values() if tensor.numel()]
+    if not flat:
+        return True
+    least, largest = torch.aminmax(torch.cat(flat))  # both are NaN if any scalar is NaN
+    return -most <= float(least) and float(largest) <= most

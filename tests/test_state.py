@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -22,6 +23,7 @@ from fl_vitlora.state import (
     clone,
     count,
     is_finite,
+    is_within,
     l2_norm,
     mean,
     scale,
@@ -164,3 +166,18 @@ def test_large_numbers_are_finite_though_their_sum_is_not(dtype: torch.dtype):
     assert not torch.isfinite(large.sum())
     assert is_finite({"a": large, "b": -large})
     assert not is_finite({"a": torch.cat([large, -large, large.new_tensor([float("inf")])])})
+
+
+@given(
+    st.lists(st.lists(st.floats(-4, 4, width=32), max_size=3), max_size=4),
+    st.sampled_from([None, math.nan, math.inf, -math.inf, 3.5, -3.5]),
+)
+def test_one_scalar_that_is_too_large_is_found_in_any_tensor(
+    numbers: list[list[float]], odd: float | None
+):
+    state = {str(place): torch.tensor(each) for place, each in enumerate(numbers)}
+    inside = all(abs(number) <= 3 for each in numbers for number in each)
+    assert is_within(state, 3.0) == inside
+    if odd is not None:
+        assert not is_within({"odd": torch.tensor([0.0, odd]), **state}, 3.0)
+        assert not is_within({**state, "odd": torch.tensor(odd)}, 3.0)

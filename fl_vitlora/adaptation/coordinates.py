@@ -163,18 +163,18 @@ def of_party(
     Raises:
         UserError: If the party must convert its patch embedding but has no key.
     """
-    adapted = adapts(config)
+    adapted, aligned = adapts(config), aligns(config)
     own = adapted and not common_key(config)
-    turned = aligns(config) or (own and exchanges_reader(config))
+    turned = aligned or (own and exchanges_reader(config))
     if holder is None and (turned or own):
         raise UserError(f"{party} has no key ring, but needs its key to adapt its patch embedding")
-    own_base = holder is not None and adapted and (own or aligns(config))
+    own_base = holder is not None and adapted and (own or aligned)
     return Coordinates(
         base=holder.adapt(origin, party) if holder is not None and own_base else start,
         initial=initial,
         holder=holder if turned else None,
         party=party,
-        aligned=aligns(config),
+        aligned=aligned,
         adapted=adapted,
     )
 

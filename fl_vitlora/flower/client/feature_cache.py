@@ -119,10 +119,14 @@ class FeatureCache:
         tensors = {**dict(model.named_buffers()), **own}
         return digest_of({n: t for n, t in tensors.items() if n not in READER}, {})
 
+    @functools.cached_property
+    def _readers(self) -> list[str]:
+        """Returns the names of the model's tensors that belong to a patch reader."""
+        return [name for name, _ in self._frozen.model.named_parameters() if name in READER]
+
     def _origin(self, shard: Shard) -> str:
         """Returns the digest of everything that the features of a shard are computed from."""
-        model = self._frozen.model
-        read = {n: p for n, p in model.named_parameters() if n in READER}
+        read = {name: self._frozen.model.get_parameter(name) for name in self._readers}
         way = (self._device.type, self._precision, products.used(), torch.__version__)
         told = {"body": self._body, "part": repr(self._frozen.part), "way": repr(way)}
         return digest_of(read, told | {"images": shard.digest})

@@ -32,7 +32,7 @@ from fl_vitlora.flower.server.client_states import ClientStates
 from fl_vitlora.flower.simulation.backend import KeptWorkers
 from fl_vitlora.flower.simulation.worker import AppError, trace_of
 
-LOOK_SECONDS = 0.01
+LOOK_SECONDS = 0.1  # messages that nobody announced are found in this interval
 LATE = "the server no longer waits for this reply"
 REPLACED: Mapping[str, Sequence[str]] = {  # functions of Flower with their arguments
     "add_messages_to_queue": ["state", "queue", "nodes_mapping", "f_stop"],
@@ -80,7 +80,9 @@ def deliver(
     queue: Queue[list[Message]],
     nodes_mapping: Mapping[int, int],
     f_stop: threading.Event,
+    *,
     most: Mapping[str, int],
+    pushed: threading.Event,
 ) -> None:
     """Puts every waiting message into the queue of the workers, until `f_stop` is set.
 
@@ -94,11 +96,13 @@ def deliver(
             the mapping stays waiting.
         f_stop: Event that is set at the end of the simulation.
         most: Largest number of messages in a bundle, by kind of message.
+        pushed: Event that the server sets after it has sent messages, so that they leave at once.
     """
     while not f_stop.is_set():
+        pushed.clear()  # before the look, so that no message is overlooked
         for bundle in bundles(take(state, nodes_mapping), most):
             queue.put(bundle)
-        f_stop.wait(LOOK_SECONDS)
+        pushed.wait(LOOK_SECONDS)
 
 
 def take(state: InMemoryLinkState, nodes: Mapping[int, int]) -> list[Message]:
@@ -232,7 +236,9 @@ def why_not_followed() -> str:
 
 
 @contextmanager
-def prompt_delivery(most: Mapping[str, int], states: ClientStates) -> Iterator[None]:
+def prompt_delivery(
+    most: Mapping[str, int], states: ClientStates, pushed: threading.Event
+) -> Iterator[None]:
     """Replaces Flower's delivery of messages by the functions of this module inside the block.
 
     Flower has no option for another delivery, so the functions are replaced inside Flower's module.
@@ -242,10 +248,11 @@ def prompt_delivery(most: Mapping[str, int], states: ClientStates) -> Iterator[N
     Args:
         most: Largest number of messages in a bundle, by kind of message.
         states: The stored states of the clients.
+        pushed: Event that the server sets after it has sent messages.
     """
 
     def add_messages_to_queue(state: Any, queue: Any, nodes_mapping: Any, f_stop: Any) -> None:
-        deliver(state, queue, nodes_mapping, f_stop, most)
+        deliver(state, queue, nodes_mapping, f_stop, most=most, pushed=pushed)
 
     def worker(  # noqa: PLR0917 - the arguments that Flower passes
         messageins_queue: Any,

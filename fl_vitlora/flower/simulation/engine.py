@@ -100,7 +100,7 @@ def simulate(
         with (
             cores_left_to(workers),
             kept_workers(ray.actors_for(workers), workers.count, patience) as end,
-            prompt_delivery(_bundle_sizes(clients, together, workers), states),
+            prompt_delivery(_bundle_sizes(clients, together, workers), states, server.pushed),
         ):
             run_simulation(
                 server_app=server.app(end),
@@ -136,10 +136,11 @@ class _Server(Generic[T]):
 
     Attributes:
         stop: The event that is set when the server function must stop.
+        pushed: The event that is set each time after the server has sent messages.
     """
 
     def __init__(self, main: Callable[[object, threading.Event], T]) -> None:
-        self.stop = threading.Event()
+        self.stop, self.pushed = threading.Event(), threading.Event()
         self._main = main
         self._outcome: list[T] = []
         self._errors: list[BaseException] = []
@@ -159,7 +160,7 @@ class _Server(Generic[T]):
         def _main(grid: Grid, context: Context) -> None:
             del context
             try:
-                push_at_once(grid)
+                push_at_once(grid, self.pushed)
                 self._outcome.append(self._main(grid, self.stop))
             except BaseException as error:  # `result` raises the error again
                 self._errors.append(error)
@@ -175,7 +176,7 @@ class _Server(Generic[T]):
         return self._outcome[0]
 
 
-def push_at_once(grid: Any) -> None:
+def push_at_once(grid: Any, pushed: threading.Event) -> None:
     """Makes all messages of one `push_messages` call visible at the same moment.
 
     Without this function, the delivery could see some of the messages earlier than other messages,
@@ -183,11 +184,14 @@ def push_at_once(grid: Any) -> None:
 
     Args:
         grid: Flower's grid, whose method `push_messages` is replaced.
+        pushed: The event that is set after every call, so that the delivery need not wait.
     """
     push: Callable[[Sequence[object]], Sequence[str]] = grid.push_messages
 
     def push_messages(messages: Sequence[object]) -> Sequence[str]:
         with grid.state.lock:
-            return push(messages)
+            ids = push(messages)
+        pushed.set()
+        return ids
 
     grid.push_messages = push_messages

@@ -54,13 +54,19 @@ def test_messages_to_others_wait():
 
 
 def test_delivery_goes_on_until_it_is_stopped():
-    state, queue, stop = state_of(message("a", 1)), Queue[Any](), threading.Event()
-    thread = threading.Thread(target=deliver, args=(state, queue, {1: 0}, stop, {}))
+    state, queue = state_of(message("a", 1)), Queue[Any]()
+    stop, pushed = threading.Event(), threading.Event()
+    thread = threading.Thread(
+        target=deliver, args=(state, queue, {1: 0}, stop), kwargs={"most": {}, "pushed": pushed}
+    )
     thread.start()
     assert names(queue.get(timeout=WATCHDOG)) == ["a"]
-    with state.lock:
-        state.message_ins_store["b"] = message("b", 1)
-    assert names(queue.get(timeout=WATCHDOG)) == ["b"]
+    for name in ("b", "c"):  # the first without an announcement
+        with state.lock:
+            state.message_ins_store[name] = message(name, 1)
+        if name == "c":
+            pushed.set()
+        assert names(queue.get(timeout=WATCHDOG)) == [name]
     stop.set()
     thread.join(timeout=WATCHDOG)
     assert not thread.is_alive()
@@ -166,7 +172,7 @@ def current() -> tuple[Any, Any]:
 
 def test_the_installed_flower_delivers_as_is_told_here_and_is_left_as_it_was():
     theirs = current()
-    with prompt_delivery({}, ClientStates()):
+    with prompt_delivery({}, ClientStates(), threading.Event()):
         assert current()[1] is not theirs[1]
         assert current()[0] is not theirs[0]
     assert current() == theirs
@@ -186,7 +192,7 @@ def test_a_flower_that_asks_for_something_else_delivers_in_its_own_way_and_the_u
     else:
         monkeypatch.setattr(vce_api, name, another)
     theirs, states = dict(vars(vce_api)), ClientStates()
-    with prompt_delivery({}, states):
+    with prompt_delivery({}, states, threading.Event()):
         assert vars(vce_api) == theirs
     assert not states.followed
     told = why_not_followed()
