@@ -1,20 +1,23 @@
 """Accuracy on corrupted test images, with and without test-time adaptation.
 
-python -m benchmarks.corrupted_images [--run RUN_FOLDER]
+python -m benchmarks.corrupted_images --seeds 0 1 2 3 4
+python -m benchmarks.corrupted_images --run RUN_FOLDER [RUN_FOLDER ...]
 
 The images are corrupted as a bad camera would do it, before their owner encrypts them: by noise, by
-blur, or by low contrast, in severities from 1 to 5. The program evaluates the model of a run with
-each predictor, and prints one table. The method of the run must contain `feature_statistics`.
-Without a run folder, the program first makes a run with the default settings.
+blur, or by low contrast, in severities from 1 to 5. The program evaluates the models of one or more
+runs with each predictor, and prints one table of the mean accuracies over the runs, with their
+standard deviations. The method of the runs must contain `feature_statistics`. Without run folders,
+the program first makes a run with the default settings for each seed.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +45,7 @@ from fl_vitlora.rng import generator
 from fl_vitlora.training.prediction import predictor_of
 
 ROOT = Path(__file__).resolve().parent.parent
+Rows = dict[str, list[float]]  # one accuracy of each predictor, in the order of PREDICTORS
 METHOD = "lora+patch_embed+feature_statistics"
 NOISE = (0.0, 0.08, 0.12, 0.18, 0.26, 0.38)  # standard deviations, as shares of white
 BLUR = (0.0, 0.4, 0.6, 0.8, 1.0, 1.5)  # standard deviations of the kernel, in pixels
@@ -113,41 +117,61 @@ def accuracies(evaluator: CentralEvaluator, model: GlobalModel, encrypted: Tenso
     return found
 
 
-def report(run: Path) -> None:
-    """Prints the table of a run."""
+def shares(run: Path) -> Rows:
+    """Returns the accuracies of the model of a run, in [0, 1]: a row for each kind of images."""
     evaluator, holder, model = opened(run)
     plain = views_of(evaluator.shard, holder, TEST)[NO_KEY].images
-    columns = (f"{name:>17}" for name in PREDICTORS)
-    print(f"{'accuracy in %':14}{''.join(columns)}")
-    print_row("clean", accuracies(evaluator, model, evaluator.shard.images))
+    rows = {"clean": accuracies(evaluator, model, evaluator.shard.images)}
     for corruption in CORRUPTIONS:
-        rows = []
         for severity in range(1, 6):
             images = corrupted(plain, corruption, severity)
             encrypted = holder.encrypt(images, TEST, "test")
-            rows.append(accuracies(evaluator, model, encrypted))
-            print_row(f"{corruption} {severity}", rows[-1])
-        print_row(f"{corruption} mean", [sum(column) / 5 for column in zip(*rows, strict=True)])
+            rows[f"{corruption} {severity}"] = accuracies(evaluator, model, encrypted)
+        columns = zip(*(rows[f"{corruption} {severity}"] for severity in range(1, 6)), strict=True)
+        rows[f"{corruption} mean"] = [sum(column) / 5 for column in columns]
+    return rows
 
 
-def print_row(label: str, shares: list[float]) -> None:
-    """Prints one row of the table."""
-    print(f"{label:14}" + "".join(f"{100 * share:17.1f}" for share in shares), flush=True)
+def report(runs: Sequence[Path]) -> None:
+    """Prints the table of some runs: means and standard deviations in per cent."""
+    found = [shares(run) for run in runs]
+    print(f"{'accuracy in %':16}" + "".join(f"{name:>19}" for name in PREDICTORS))
+    for label in found[0]:
+        columns = zip(*(rows[label] for rows in found), strict=True)
+        print(f"{label:16}" + "".join(f"{cell(column):>19}" for column in columns))
+
+
+def cell(values: Sequence[float]) -> str:
+    """Returns the mean of some shares in per cent, with the standard deviation if it has one.
+
+    Example:
+        >>> cell([0.91, 0.93]), cell([0.5])
+        ('92.0 ± 1.4', '50.0')
+    """
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
 
 
 def main() -> None:
-    """Reads the command line, makes a run if none is given, and prints the table."""
+    """Reads the command line, makes the runs if none are given, and prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--run", type=Path, help="Folder of a finished run. Default: a new run.")
-    given = parser.parse_args().run
-    if given is not None:
-        report(given)
+    parser.add_argument(
+        "--run", type=Path, nargs="+", help="Folders of finished runs. Default: new runs."
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="Seeds of the new runs. Default: 0."
+    )
+    given = parser.parse_args()
+    if given.run is not None:
+        report(given.run)
         return
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        command = [sys.executable, "simulate.py", "--method", METHOD, "--out", str(run)]
-        subprocess.run(command, cwd=ROOT, check=True)
-        report(run)
+        runs = [Path(folder) / f"run{seed}" for seed in given.seeds]
+        for seed, run in zip(given.seeds, runs, strict=True):
+            command = [sys.executable, "simulate.py", "--clients", "20", "--method", METHOD]
+            command += ["--seed", str(seed), "--out", str(run)]
+            subprocess.run(command, cwd=ROOT, check=True)
+        report(runs)
 
 
 if __name__ == "__main__":
