@@ -6,7 +6,8 @@ The clients and their plain images are those of the default job, and features ar
 sends messages to the clients with the most images first, so that bundles are cut from the clients
 in this order. The numbers of clients take turns. "Span" is the time until two workers, each of
 which takes the next bundle when it is idle, have trained all bundles. All times are processor time
-of one process with one thread, because other programs change it less.
+of one process with one thread, because other programs change it less. Frozen layers compute with
+the library that a run on this machine uses.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from fl_vitlora.data import sources
 from fl_vitlora.data.partition import partition
 from fl_vitlora.data.shards import Shard
 from fl_vitlora.experiment.preparation import prepare_model
-from fl_vitlora.finetuning import methods
+from fl_vitlora.finetuning import methods, products
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import reader_of
 from fl_vitlora.training.cohort import CohortTrainer, LocalJob, can_share_a_batch
 from fl_vitlora.training.inputs import features_of_shard, frozen_of
 from fl_vitlora.training.local import LocalTask
+from fl_vitlora.training.product_choice import choose_library
 
 WORKERS = 2
 CPU = torch.device("cpu")
@@ -90,6 +92,9 @@ def main() -> None:
     torch.set_num_threads(1)
     config = load(None, {"clients": 20, "finetuning.method": arguments.method})
     built = prepare_model(config, 10, "cpu")
+    rows = config.training.batch_size * built.patches
+    products.use(choose_library(built.model, "cpu", rows))
+    products.quicken(built.model)
     shards = shards_of(config, built)
     trainer = CohortTrainer(
         backbone=built,
