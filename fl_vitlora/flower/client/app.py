@@ -31,6 +31,7 @@ from fl_vitlora.finetuning import targets
 from fl_vitlora.flower.client import context_state
 from fl_vitlora.flower.client.guard import check_instruction
 from fl_vitlora.flower.client.mod import make_mod
+from fl_vitlora.flower.client.sum_checks import check_most, check_sum
 from fl_vitlora.flower.client.workspace import (
     ClientSettings,
     SettingsOf,
@@ -52,7 +53,7 @@ from fl_vitlora.models.reading import (
     with_exchanged_reader,
 )
 from fl_vitlora.population import byzantine, faults
-from fl_vitlora.privacy.agreement import check_shares, told
+from fl_vitlora.privacy.agreement import told
 from fl_vitlora.privacy.noise import bounded
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, clip_norm, subtract
@@ -133,7 +134,7 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
     worker, strategy = workspace(settings), settings.strategy
     begin = _begin(message.content, context, worker, strategy, client)
     asked, coordinates = begin.message, begin.coordinates
-    _check_roster(settings, message.content, context)
+    check_sum(settings, message.content, context, asked)
     shard = worker.training_shard(client, coordinates.base)
     frozen = frozenset(name for name in begin.model if name.endswith(asked.frozen))
     memory = context_state.own(context, asked.taken, frozen)
@@ -176,15 +177,6 @@ def _train(settings_of: SettingsOf, message: Message, context: Context) -> Messa
         rested = {name: tensor for name, tensor in begin.model.items() if name in frozen}
         context_state.rest(context, asked.round, rested)
     return Message(content, reply_to=message)
-
-
-def _check_roster(settings: ClientSettings, instruction: RecordDict, context: Context) -> None:
-    """Refuses a roster that lacks signatures, or in which one client weighs too much."""
-    config = settings.config
-    if settings.identities is not None:
-        vouching.check(context, instruction, settings.identities, config.min_clients)
-    if config.privacy.secure_aggregation and config.max_client_share is not None:
-        check_shares(masking.read_roster(instruction), config.max_client_share)
 
 
 def _fresh_order() -> torch.Generator:
@@ -275,6 +267,7 @@ def _evaluate(settings_of: SettingsOf, message: Message, context: Context) -> Me
     worker = workspace(settings)
     shard, validation = worker.shard(client_shard(client, "test")), None
     begin = _begin(message.content, context, worker, settings.strategy, client)
+    check_most(settings.config, begin.message.most)
     put_reader(worker.backbone.model, begin.coordinates.base)
     targets.put_increments(worker.backbone.model, begin.merged)
     state, asked = begin.start, begin.message.views or ()

@@ -262,17 +262,23 @@ def read_scalars(config: Mapping[str, Any]) -> RoundMessage:
 
 
 def check_complete(config: Mapping[str, Any]) -> None:
-    """Checks that an instruction to train states the number of its round and the learning rate.
+    """Checks that an instruction to train is complete, and is no instruction to evaluate.
+
+    The guard demands less of a model that a client only evaluates. So a client must not train with
+    a message that names views of images, which only an instruction to evaluate has.
 
     Args:
         config: The scalars of the message, by name.
 
     Raises:
-        ValueError: If the number of the round or the learning rate is missing.
+        ValueError: If the number of the round or the learning rate is missing, or if the message
+            names views of images.
     """
     for name in (SERVER_ROUND, LEARNING_RATE):
         if name not in config:
             raise ValueError(f"message refused: it lacks {name}, without which no client trains")
+    if messages.VIEWS in config:
+        raise ValueError("message refused: it asks a client to train, but names images to evaluate")
 
 
 def _epochs(config: Mapping[str, Any]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND
 from fl_vitlora.flower.client.app import make_client_app
 from fl_vitlora.flower.client.direct import answer, folded
+from fl_vitlora.flower.client.sum_checks import check_work
 from fl_vitlora.flower.client.workspace import ClientSettings, workspace
 from fl_vitlora.flower.strategies.aggregators import make_aggregator
 from fl_vitlora.flower.strategies.guard_settings import check_guard, check_steps
@@ -144,6 +146,34 @@ def test_what_no_honest_server_sends_is_refused_by_name(what: str, client: Clien
     assert "privacy.guard_steps" in refusal
     assert told in refusal
     assert "\n" not in refusal
+
+
+def test_no_message_to_train_escapes_the_guard_as_one_to_evaluate(client: ClientSettings):
+    """The guard demands less of a model that a client only evaluates."""
+    told = answer(client, CLIENT, instruction(client, rate=9.0, views=("test",)))
+    assert told == "message refused: it asks a client to train, but names images to evaluate"
+
+
+SUMMED: dict[str, tuple[dict[str, Any], str]] = {
+    "rate": ({"rate": 1e-6}, "got 1e-06 as the learning rate, expected 0.015"),
+    "epochs": (
+        {"epochs": 60},
+        "got 60 as the number of epochs, expected the number in the settings",
+    ),
+    "round": ({"round": 1}, "got round 1, expected round 2, as in the roster"),
+}
+
+
+@pytest.mark.parametrize("what", SUMMED)
+def test_a_secure_sum_of_other_work_than_agreed_is_refused(what: str):
+    """With many epochs at a tiny rate, two sums would show the client by which they differ."""
+    config, strategy = guarded(privacy__guard_steps=None, privacy__secure_aggregation=True)
+    rate = scheduled_rate(config.training, 2, ROUNDS)
+    changes, told = SUMMED[what]
+    check_work(RoundMessage(round=2, rate=rate), 2, config, strategy, CLIENT)
+    other = RoundMessage(**({"round": 2, "rate": rate} | changes))
+    with pytest.raises(ValueError, match=re.escape(f"(privacy.secure_aggregation): {told}")):
+        check_work(other, 2, config, strategy, CLIENT)
 
 
 def test_sums_for_frozen_weights_are_refused(client: ClientSettings):

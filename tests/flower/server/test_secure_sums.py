@@ -18,6 +18,7 @@ from flwr.app import Array, ArrayRecord, Context, MetricRecord, RecordDict
 import strategies
 from fl_vitlora.communication.fixed_point import TAIL, pack_words
 from fl_vitlora.communication.packing import HEADER as PACKED_HEADER
+from fl_vitlora.data.owner import RIGHT_KEY
 from fl_vitlora.federation.aggregator import OwnAggregator
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.hooks import RoundReport
@@ -393,3 +394,13 @@ def test_what_was_clipped_to_the_range_is_counted(tmp_path: Path):
     hidden.train(1, hidden.initial)
     assert hidden.clipped is not None
     assert hidden.clipped > 100
+
+
+def test_a_client_of_sums_evaluates_no_single_images(tmp_path: Path):
+    """The losses of some models on one image would reveal gradients of this image."""
+    hidden, seen = make(tmp_path / "hidden", **SECURE), make(tmp_path / "open")
+    model = GlobalModel(tensors=hidden.initial)
+    assert seen.transport.measure(1, model, [RIGHT_KEY], most=3)
+    assert hidden.transport.measure(1, model, [RIGHT_KEY])
+    with pytest.raises(RuntimeError, match="images, expected all images"):
+        hidden.transport.measure(1, model, [RIGHT_KEY], most=3)
