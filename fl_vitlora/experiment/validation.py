@@ -112,13 +112,22 @@ def check_node(config: Config, strategy: AnyStrategy) -> Config:
 
 
 def check_measured(config: Config) -> None:
-    """Checks that differential privacy does not change means that clients measure for a method.
+    """Checks that differential privacy and the fine-tuning method can be combined.
 
     Raises:
-        UserError: If updates are clipped to a norm, and a part of the method measures means.
+        UserError: If updates are clipped to a norm, and a part of the method measures means. Also
+            if noise is added, and a part chooses tensors by the loss, which has no noise.
     """
-    measuring = [name for name, part in shelf.method_of(config.finetuning).parts if part.measured]
-    if measuring and config.privacy.clipping_norm is not None:
+    parts, privacy = shelf.method_of(config.finetuning).parts, config.privacy
+    reading = [name for name, part in parts if part.reads_loss]
+    if reading and (privacy.noise_multiplier or privacy.target_epsilon is not None):
+        raise UserError(
+            f"noise with method {config.finetuning.method}: the part {reading[0]} chooses tensors "
+            "by the clients' loss, to which no noise is added, so the model would reveal more than "
+            "ε says; remove the noise or change the part"
+        )
+    measuring = [name for name, part in parts if part.measured]
+    if measuring and privacy.clipping_norm is not None:
         raise UserError(
             f"privacy.clipping_norm with method {config.finetuning.method}: the part "
             f"{measuring[0]} measures means, and a clipped update has wrong means; remove this "

@@ -84,7 +84,8 @@ class Aggregated:
         rounds: The number of rounds of the run.
         before: All exchanged tensors before the round, by name.
         after: All exchanged tensors after the aggregation, by name.
-        loss: The mean training loss of the participants, weighted by their images.
+        loss: The mean training loss of the participants, weighted by their images. A part whose
+            `decide` reads it says so with `reads_loss`, because the loss is not protected by noise.
         seed: The seed for random choices of the server.
     """
 
@@ -106,30 +107,24 @@ class Part(ABC):
         low_rank: True if the part adds low-rank pairs, ``lora_A`` and ``lora_B``, whose product is
             added to a frozen weight. Some strategies work only with low-rank pairs.
         trains_patch_embedding: True if the part trains the patch embedding.
-        stackable: True if several clients can be trained in one batch. If `stackable` is True, the
-            modules of the part must apply every trained matrix with a function in an attribute
-            ``multiply``, as `LoRALinear` does, or use an attribute ``batch_sizes``, as
-            `SideNetwork` does.
-        reads_weights: True if `attach` or the forward pass needs the values of tensors. If
-            `reads_weights` is True, a run checks the method after the weights are loaded.
+        stackable: True if several clients can be trained in one batch. The modules of such a part
+            apply every trained matrix with a function in an attribute ``multiply``, as `LoRALinear`
+            does, or use an attribute ``batch_sizes``, as `SideNetwork` does.
+        reads_weights: True if `attach` or the forward pass needs the values of tensors. A run then
+            checks the method after the weights are loaded.
         control: Endings of the names of tensors that only the server changes, in `decide`. Clients
             never train these tensors. The server sends these tensors exactly (without loss), and
             only to clients that have older values.
         frozen_backbone: True if the part never changes what the backbone computes, and needs no
-            gradient from the backbone. If `frozen_backbone` is True, clients can keep the features
-            of their images from round to round.
+            gradient from it. Clients can then keep the features of their images.
         personal: Endings of the names of tensors that every client trains, keeps from round to
-            round and never sends. If a part has personal tensors, the clients measure the accuracy
-            instead of the server.
+            round and never sends. The clients then measure the accuracy instead of the server.
         measured: Endings of the names of tensors that clients measure instead of training. The
             method `watch` sets these tensors to means over the images of the round. The aggregated
             values of these tensors are means over the images of all clients.
-        cannot_merge: The reason why the trained tensors of the part cannot be merged into a plain
-            timm model; empty if the tensors can be merged.
-        multiplies: True if trained tensors of the part are multiplied with weights that other parts
-            may train.
-        changes_start: The reason why the model's outputs change when the untrained part is
-            attached; empty if the outputs do not change.
+        cannot_merge: The reason why the part cannot be merged into a plain timm model, or empty.
+        multiplies: True if trained tensors are multiplied with weights that other parts may train.
+        changes_start: The reason why the untrained part changes the model's outputs, or empty.
     """
 
     low_rank: ClassVar[bool] = False
@@ -147,6 +142,11 @@ class Part(ABC):
     def note(self) -> str:
         """Returns a sentence that a run shows to the user when it begins; by default none."""
         return ""
+
+    @property
+    def reads_loss(self) -> bool:
+        """Returns True if `decide` reads the clients' loss, to which no noise is added."""
+        return False
 
     @property
     def reads_token_order(self) -> bool:

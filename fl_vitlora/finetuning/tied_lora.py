@@ -43,6 +43,7 @@ from fl_vitlora.rng import generator
 from fl_vitlora.state import State
 
 TIES = "adapter_ties"  # the name of the control tensor in the model
+PAIR = (".lora_A", ".lora_B")  # the ends of the names of a pair's matrices
 
 
 class TiedLinear(LoRALinear):
@@ -94,6 +95,11 @@ class TiedLoRA(LoRA):
         0.8, "Factor of the agent's probability of random choices, per round.", "(0, 1]"
     )
 
+    @property
+    def reads_loss(self) -> bool:
+        """Returns True if the agent chooses the ties by the loss."""
+        return self.rule == "agent"
+
     def attach(self, model: nn.Module) -> None:
         """Adds pairs to each target layer, and adds the ties to the model; no block is tied yet."""
         layer = partial(TiedLinear, rank=self.rank, alpha=self.alpha)
@@ -128,6 +134,8 @@ class TiedLoRA(LoRA):
         before = [int(tie) for tie in known.after[name]]
         if self.rule == "own":
             return {}, {}
+        if not _was_trained(known):
+            return {}, dict(memory)
         after, kept = before, State()
         if self.rule == "nearest" and len(set(before)) > self.groups:
             after = nearest_tied(before, known.after)
@@ -147,3 +155,9 @@ class TiedLoRA(LoRA):
         if after != before:
             changed[name] = torch.tensor(after, dtype=torch.float32)
         return changed, kept
+
+
+def _was_trained(known: Aggregated) -> bool:
+    """Returns True if the round changed a pair; while the head is measured, no pair changes."""
+    pairs = (name for name in known.after if name.endswith(PAIR))
+    return any(not torch.equal(known.before[name], known.after[name]) for name in pairs)

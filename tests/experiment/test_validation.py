@@ -56,6 +56,15 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"finetuning.method": "lora+lda", "privacy.clipping_norm": 1.0},
         "lda measures means",
     ),
+    "ties by the loss": (
+        {
+            "finetuning.method": "tied_lora",
+            "finetuning.parameters": {"rule": "agent"},
+            "privacy.clipping_norm": 1.0,
+            "privacy.noise_multiplier": 1.0,
+        },
+        "tied_lora chooses tensors by the clients' loss",
+    ),
     "secure sum": ({**SECURE, "fraction": 0.5}, "a sum of 2 updates reveals single updates"),
     "single updates": (
         {**SECURE, "strategy": "krum", "strategy.f": 0},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
+import pytest
 import torch
 
 from fl_vitlora.federation.global_model import GlobalModel
@@ -90,6 +92,21 @@ def test_a_merged_tied_model_computes_the_same():
     assert torch.allclose(model(IMAGES.double()), before, atol=1e-10, rtol=0)
 
 
+def before(tensors: State) -> State:
+    """Other values of the pairs, as if a round had trained them to the given values."""
+    return {n: t + 1 if n.endswith(".lora_B") else t for n, t in tensors.items()}
+
+
+@pytest.mark.parametrize("rule", ["nearest", "agent"])
+def test_a_round_in_which_no_pair_is_trained_ties_nothing(rule: Literal["nearest", "agent"]):
+    """In round 1 of lda all products are zero, so that no two blocks are nearer than others."""
+    part = TiedLoRA(rule=rule)
+    state = methods.export_state(attached(part))
+    known = Aggregated(round=1, rounds=9, before=state, after=state, loss=1.0, seed=3)
+    memory = {"kept": torch.ones(1)}
+    assert part.decide(known, memory) == ({}, memory)
+
+
 def test_the_nearest_blocks_are_tied_until_so_many_remain_and_what_is_tied_rests():
     method = Method(name="t", parts=(("tied", TiedLoRA(groups=1)),))
     state = moved(methods.export_state(attached(TiedLoRA())))
@@ -98,7 +115,8 @@ def test_the_nearest_blocks_are_tied_until_so_many_remain_and_what_is_tied_rests
         state[name] = 1.01 * state[near[1][end]]
     model = GlobalModel(tensors=state)
     for number in range(1, 8):
-        model = after_round(method, model, model, number, 9)
+        start = replace(model, tensors=before(model.tensors))
+        model = after_round(method, start, model, number, 9)
         ties = model.tensors[TIES].tolist()
         if number == 1:
             assert ties == [0, 1, 2, 3, 2, 5]
@@ -112,7 +130,7 @@ def test_a_block_that_is_no_longer_tied_begins_with_a_copy():
     part = TiedLoRA(rule="agent")
     state = moved(methods.export_state(attached(part)))
     state[TIES] = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-    known = Aggregated(round=1, rounds=9, before=state, after=state, loss=1.0, seed=3)
+    known = Aggregated(round=1, rounds=9, before=before(state), after=state, loss=1.0, seed=3)
     changed, memory = part.decide(known, {})
     ties = changed[TIES].int().tolist()
     untied = [block for block in range(1, 6) if ties[block] == block]
@@ -133,7 +151,12 @@ def test_the_agent_continues_from_its_memory():
     def played(rounds: range, memory: State, tensors: State) -> tuple[State, State]:
         for number in rounds:
             known = Aggregated(
-                round=number, rounds=9, before=tensors, after=tensors, loss=1 / number, seed=3
+                round=number,
+                rounds=9,
+                before=before(tensors),
+                after=tensors,
+                loss=1 / number,
+                seed=3,
             )
             changed, memory = part.decide(known, memory)
             tensors = tensors | changed

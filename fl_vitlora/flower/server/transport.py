@@ -125,15 +125,17 @@ class Transport:
         asked = {one.client: one for one in sorted(instructions, key=lambda one: one.client)}
         self._plan, self._measured = instructions[0].plan, instructions[0].measured
         images = {client: self._records.images_of(client) for client in asked}
-        weights = limited(images, self._config.max_client_share)
         clipped: int | None = None
         if self._sums is None:
             answers = self._asker.ask(
                 Question(round=server_round, asked=asked, read=self._read_update)
             )
             read, reasons = answers.read, answers.reasons
+            answered = {client: images[client] for client in read}
+            weights = limited(answered, self._config.max_client_share)
             updates = tuple(replace(read[c], samples=weights[c]) for c in sorted(read))
         else:
+            weights = limited(images, self._config.max_client_share)
             sent, summed = self._add_up(self._sums, server_round, asked, weights)
             others = {client: (reason,) for client, reason in summed.failures.items()}
             updates, clipped, reasons = summed.updates, summed.clipped, sent.reasons | others

@@ -475,6 +475,17 @@ def test_no_client_weighs_more_than_its_largest_share(
     assert [update.samples for update in updates] == weights
 
 
+def test_nobody_gains_weight_because_others_are_silent(
+    grid: LocalGrid, model: State, settings: ClientSettings
+):
+    config = replace(settings.config, max_client_share=0.5)
+    transport = transport_of(grid, model, Ledger(), config=config, timeout=1)
+    transport.greet(len(SIZES))
+    grid.silent = {2}
+    updates, _ = both(transport.exchange(1, instruct(model, 0, 1, 2)))
+    assert [update.samples for update in updates] == [12, 12]
+
+
 def test_a_silent_client_is_a_failure(transport: Transport, model: State, grid: LocalGrid):
     grid.silent = {0, 2}
     grid.passed.clear()
