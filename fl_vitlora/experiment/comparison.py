@@ -97,7 +97,7 @@ def compare(
         PausedError: If the caller set `watch.pause` before the last run had ended.
     """
     watch = watch or Watch()
-    known, records = KnownRuns.of(folder, watch.note), list[Record]()
+    known, records = KnownRuns.of(folder, watch.note, may_stop=watch.may_stop), list[Record]()
     starts = known.starts
     with Engine(verbose=watch.verbose) as engine:
         for number, (cell, planned) in enumerate(grid.runs, start=1):

@@ -91,15 +91,17 @@ class KnownRuns:
     opened: OpenedShards
 
     @classmethod
-    def of(cls, folder: Path, note: Callable[[str], None]) -> Self:
+    def of(cls, folder: Path, note: Callable[[str], None], *, may_stop: bool = False) -> Self:
         """Returns the runs in the folder of a comparison.
 
         Args:
             folder: The grid folder.
             note: A function that is called with sentences for the user.
+            may_stop: True if the program that compares may end runs early (callbacks); runs that
+                such a program has ended are then finished runs.
         """
         return cls(
-            finished=runs_in(folder, finished=True),
+            finished=runs_in(folder, finished=True, ended_early=may_stop),
             interrupted=runs_in(folder, finished=False),
             opened=OpenedShards(note=note),
         )
@@ -136,12 +138,14 @@ class KnownRuns:
         return False
 
 
-def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
+def runs_in(folder: Path, *, finished: bool, ended_early: bool = True) -> list[tuple[Config, Path]]:
     """Finds either the finished or the unfinished runs in a folder.
 
     Args:
         folder: The grid folder.
         finished: True for the runs that have a result, False for the runs without a result.
+        ended_early: True to include runs that the program which started them ended early. No
+            setting of such a run says so.
 
     Returns:
         A list with a pair for each run: the configuration without `out`, and the run folder.
@@ -152,6 +156,8 @@ def runs_in(folder: Path, *, finished: bool) -> list[tuple[Config, Path]]:
         # result is damaged, or if its saving of bytes was computed with another reference.
         with suppress(UserError):
             config, result = find_run(path.parent)
+            if result is not None and result["stopped"] == "caller" and not ended_early:
+                continue
             if (result is not None) == finished and (result is None or has_current_form(result)):
                 runs.append((dataclasses.replace(config, out=None), path.parent))
     return runs

@@ -42,7 +42,7 @@ from fl_vitlora.finetuning import methods, shelf, targets
 from fl_vitlora.flower.strategies.aggregators import AnyStrategy, client_half
 from fl_vitlora.models.backbone import Backbone
 from fl_vitlora.models.reading import READER_FILE, open_reader, put_reader, reader_of
-from fl_vitlora.reporting.run_folder import BEST, MODEL, SHARDS, find_run
+from fl_vitlora.reporting.run_folder import BEST, MODEL, ROUND, SHARDS, find_run
 from fl_vitlora.state import State
 from fl_vitlora.storage.checksummed import read_sealed
 
@@ -258,6 +258,12 @@ def open_model(
         raise UserError(
             f"{path} has no list of class names, because an older version of this program wrote "
             "the model; run the experiment again"
+        )
+    if best and metadata.get(ROUND) != str(result["best"]["round"]):
+        raise UserError(
+            f"{path}: expected the model after round {result['best']['round']}, the best round of "
+            f"the run, got that after round {metadata.get(ROUND)}; an interruption has lost the "
+            "best model, so use the last model"
         )
     class_names = read_names(metadata[CLASS_NAMES], f"model {path}")
     half = client_half(strategy)

@@ -17,7 +17,10 @@ from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.instruction import Instruction
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.finetuning.part import Aggregated
-from fl_vitlora.state import State
+from fl_vitlora.state import State, mean
+from fl_vitlora.strategy import Update
+
+ROUNDING = 1e-3  # of the largest entry of a measured tensor
 
 
 def check_method_fits(method: Method, aggregator: Aggregator) -> None:
@@ -83,6 +86,40 @@ def check_not_clipped(method: Method, frozen: Sequence[str], clipped: int | None
             "than privacy.range and were clipped, so the measured means are wrong; set a larger "
             "range, for example --set privacy.range=64"
         )
+
+
+def check_means(
+    method: Method, before: GlobalModel, updates: Sequence[Update], aggregated: GlobalModel
+) -> None:
+    """Refuses a strategy that changes the means that clients measured for a method.
+
+    A strategy treats a measured tensor like a trained one. An optimiser at the server, or a median,
+    returns numbers for it that are no means over the images of all clients (`Part.measured`).
+
+    Args:
+        method: The fine-tuning method of the run.
+        before: The model before the round.
+        updates: The updates that the strategy has aggregated.
+        aggregated: The model that the strategy returned.
+
+    Raises:
+        UserError: If a measured tensor differs from the mean by more than rounding.
+    """
+    names = [name for name in before.tensors if method.measured and name.endswith(method.measured)]
+    names = [name for name in names if all(name in update.delta for update in updates)]
+    if not (names and updates):
+        return
+    deltas = [{name: update.delta[name] for name in names} for update in updates]
+    means = mean(deltas, [update.samples for update in updates])
+    for name in names:
+        expected, found = before.tensors[name] + means[name], aggregated.tensors[name]
+        largest = max(float(expected.abs().max()), float(means[name].abs().max()))
+        if float((found - expected).abs().max()) > ROUNDING * largest:
+            raise UserError(
+                f"method {method.name}: clients measure the tensor {name}, but the strategy "
+                "returned other numbers than the mean of all clients; choose a strategy that "
+                "averages, for example --strategy fedavg"
+            )
 
 
 def after_round(

@@ -19,7 +19,12 @@ from fl_vitlora.federation.global_model import GlobalModel, join
 from fl_vitlora.federation.hooks import RoundHooks, RoundReport
 from fl_vitlora.federation.instruction import LEARNING_RATE, SERVER_ROUND, Instruction
 from fl_vitlora.federation.observer import Sight
-from fl_vitlora.federation.server_method import after_round, check_not_clipped, with_method
+from fl_vitlora.federation.server_method import (
+    after_round,
+    check_means,
+    check_not_clipped,
+    with_method,
+)
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.lowrank import relative_error
 from fl_vitlora.population.sampling import sample
@@ -97,6 +102,7 @@ class TrainingRound:
         updates, failures = exchange.updates, exchange.failures
         released = self.hooks.release(server_round, updates, len(instructions))
         aggregated = self.aggregator.aggregate(server_round, model, released, failures)
+        check_means(self.method, model, released, aggregated)
         train_loss = _mean_loss(updates)
         new = after_round(
             self.method,

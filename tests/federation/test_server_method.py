@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from fl_vitlora.errors import UserError
 from fl_vitlora.federation.global_model import GlobalModel
 from fl_vitlora.federation.instruction import Instruction
-from fl_vitlora.federation.server_method import after_round, with_method
+from fl_vitlora.federation.server_method import after_round, check_means, with_method
 from fl_vitlora.finetuning.method import Method
 from fl_vitlora.finetuning.part import Aggregated, Part
 from fl_vitlora.state import State
+from fl_vitlora.strategy import Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,3 +94,25 @@ def test_a_tensor_that_the_model_lacks_cannot_be_decided():
         UserError, match=r"method m: decide returned tensor a\.other with shape \(1,\)"
     ):
         after_round(method(Strange()), start(), start(), 1, 9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring(Counting):
+    measured = (".value",)
+
+
+@pytest.mark.parametrize(("found", "fits"), [(1.75, True), (1.7500001, True), (1.0, False)])
+def test_a_strategy_that_changes_measured_means_is_refused(found: float, fits: bool):
+    """Two clients with one and three images have measured 1 and 2; their mean is 1.75."""
+    updates = [
+        Update(client=c, samples=n, loss=0.0, delta={"a.value": torch.full((2,), moved)}, steps=1)
+        for c, n, moved in [(0, 1, 0.0), (1, 3, 1.0)]
+    ]
+    tensors = start().tensors | {"a.value": torch.full((2,), found)}
+    aggregated = GlobalModel(tensors=tensors)
+    if fits:
+        check_means(method(Measuring()), start(), updates, aggregated)
+        return
+    with pytest.raises(UserError, match=r"clients measure the tensor a\.value"):
+        check_means(method(Measuring()), start(), updates, aggregated)
+    check_means(method(Counting()), start(), updates, aggregated)

@@ -6,7 +6,9 @@ Real runs over Flower and Ray. Exactness is shown in float64.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,15 @@ from torch import Tensor, nn
 from fl_vitlora.command_line import tools
 from fl_vitlora.config.export_names import Form, Reads
 from fl_vitlora.errors import UserError
+from fl_vitlora.experiment.known_runs import KnownRuns
 from fl_vitlora.experiment.trained_model import TrainedModel
 from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.library.finished import FinishedRun, load_run
 from fl_vitlora.models import backbone
 from fl_vitlora.models.backbone import normalize
+from fl_vitlora.reporting.run_folder import BEST, RESULT, ROUND, find_run
+from fl_vitlora.storage.checksummed import read_sealed, write_sealed
 from tests.whole_runs import execute, owned
 
 pytestmark = pytest.mark.slow
@@ -239,6 +244,33 @@ def test_the_best_model_is_that_of_the_best_round(default: FinishedRun) -> None:
         for one, other in zip(best.parameters(), last.parameters(), strict=True)
     )
     assert same == is_last
+
+
+def changed(run: FinishedRun, folder: Path) -> Path:
+    """Returns a copy of a run folder, in which a test may change files."""
+    return Path(shutil.copytree(run.folder, folder))
+
+
+def test_a_best_model_of_another_round_is_refused(default: FinishedRun, tmp_path: Path) -> None:
+    """A run that was interrupted may end with another best round than the file has."""
+    folder = changed(default, tmp_path / "run")
+    state, metadata = read_sealed(folder / BEST)
+    write_sealed(folder / BEST, state, metadata | {ROUND: "7"})
+    with pytest.raises(UserError, match=r"the best round of the run, got that after round 7"):
+        load_run(folder).model(best=True)
+    load_run(folder).model()
+
+
+def test_a_comparison_repeats_runs_that_a_callback_has_ended(
+    default: FinishedRun, tmp_path: Path
+) -> None:
+    folder = changed(default, tmp_path / "run")
+    result = json.loads((folder / RESULT).read_text())
+    (folder / RESULT).write_text(json.dumps(result | {"stopped": "caller"}))
+    config, _ = find_run(folder)
+    alone = dataclasses.replace(config, out=None)
+    assert KnownRuns.of(tmp_path, print, may_stop=True).finished == [(alone, folder)]
+    assert KnownRuns.of(tmp_path, print).finished == []
 
 
 def saved(folder: Path, images: Tensor) -> Path:

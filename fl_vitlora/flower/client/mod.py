@@ -184,9 +184,20 @@ class ClientEnd:
         return part
 
     def _owed(self, record: str) -> State:
-        """Returns the unsent part of earlier updates, without tensors that are overwritten."""
+        """Returns the unsent part of earlier updates, without tensors that are overwritten.
+
+        A measurement minus the server's value already contains all that earlier rounds did not
+        send. Only if a tensor is not sent in every round, its unsent part counts as the client's
+        own progress (`_with_progress`).
+        """
         overwritten = (*self.scalars.restarted, *self.settings.strategy.rebased)
-        return {n: t for n, t in self._withheld(record).items() if not n.endswith(overwritten)}
+        measured = self.worker.method.measured
+        return {
+            name: tensor
+            for name, tensor in self._withheld(record).items()
+            if not name.endswith(overwritten)
+            and not (measured and name.endswith(measured) and self.lanes.of(name).every == 1)
+        }
 
     def _withheld(self, record: str) -> State:
         """Returns the unsent part of a record, up to the last update that the server used."""

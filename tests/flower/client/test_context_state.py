@@ -31,7 +31,10 @@ from tests.flower.conftest import SIZES, LocalGrid, both, transport_of, write_sh
 B_ROUND, A_ROUND = ClientPlan(frozen=(A,)), ClientPlan(frozen=(B,))
 
 
-TRAINING = TrainingConfig(epochs=2, batch_size=4, optimizer="sgd")  # keeps rounding small
+RATE = 1e-2
+TRAINING = TrainingConfig(  # plain descent keeps rounding small
+    epochs=2, batch_size=4, optimizer="sgd", learning_rate=RATE, schedule="constant"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +91,7 @@ class Clients:
         *clients: int,
         plan: ClientPlan | None = None,
         broadcast: State | None = None,
-        rate: float = 1e-2,
+        rate: float = RATE,
     ) -> list[Update]:
         whole = model if isinstance(model, GlobalModel) else GlobalModel(tensors=model)
         config: dict[str, Any] = {
@@ -555,3 +558,20 @@ def test_increments_can_be_put_and_taken_away(tmp_path: Path):
     assert torch.equal(changed[name][96:], frozen[name][96:])
     targets.put_increments(model, {})
     assert all(torch.equal(changed[n], tensor) for n, tensor in frozen.items())
+
+
+def test_a_coarse_codec_does_not_move_measured_means_away_from_the_measurements(tmp_path: Path):
+    """A measurement minus the server's value has all that earlier rounds did not send."""
+    method: dict[str, Any] = {"finetuning__method": "lora+feature_statistics"}
+    exact = Clients(tmp_path / "exact", **method)
+    coarse = Clients(tmp_path / "coarse", **method, compression__uplink="int2")
+    measured = exact.worker.method.measured
+    names = [name for name in exact.initial if name.endswith(measured)]
+    (seen,) = exact.train(1, exact.initial, 0, rate=1e-9)  # too small to change the features
+    model = dict(coarse.initial)
+    for server_round in range(1, 13):
+        (update,) = coarse.train(server_round, model, 0, rate=1e-9)
+        model = add(model, {name: update.delta[name] for name in model})
+    for name in names:
+        expected = exact.initial[name] + seen.delta[name]
+        assert float((model[name] - expected).norm()) < 0.05 * float(expected.norm())
