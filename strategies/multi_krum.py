@@ -49,7 +49,7 @@ class MultiKrum(Strategy):
         return 1.0
 
     def objection(self, config: Config, participants: int) -> str:
-        """Returns an objection if a round has fewer than 2f + 3 clients, as Krum's proof needs."""
+        """Returns an objection if a round has fewer clients than Krum's proof needs (2f + 3)."""
         del config
         return too_few_for_krum(participants, self.f)
 

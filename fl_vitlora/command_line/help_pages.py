@@ -89,7 +89,7 @@ comparisons:
 SETTINGS = """\
 settings with their defaults, for --set PATH=VALUE and for YAML files
 ("Range: (0, 1]" means more than 0 and at most 1;
-"Flag" is a flag that gives a value to the same setting):"""
+"Flag" names the option that sets the same setting):"""
 
 
 def one_screen() -> str:

@@ -94,10 +94,9 @@ def read_lanes(specs: Mapping[str, str | None], default: str) -> Lanes:
     """Reads from the settings how each group of tensors is sent.
 
     Args:
-        specs: The specification of each group's lane, for example ``every(5)+int4``. If a group is
-            missing or None, the default is used.
-        default: The specification (codec, with or without an interval) for groups without their
-            own.
+        specs: For each group, a text that says how it is sent, for example ``every(5)+int4``. If a
+            group is missing or None, the default is used.
+        default: The text (codec, with or without an interval) for groups without their own.
 
     Example:
         >>> read_lanes({"head": "every(2)+float32"}, "float32").of("head.weight").every

@@ -69,7 +69,8 @@ class Stream:
 
         Args:
             target: The new values of some or all tensors of the stream, by name.
-            lanes: The codec and the interval of each group of tensors.
+            lanes: For each group of tensors, its codec and how many rounds lie between two
+                sendings.
             travelling: The names of the tensors that are sent in this round.
             draw: The random generator for codecs with stochastic rounding.
 

@@ -59,7 +59,7 @@ DUALS, READOUTS = f"{PLACE}.duals", f"{PLACE}.readouts"
 
 
 class Constraints(nn.Module):
-    """The duals and the measured losses of the constraints; the model never calls this module.
+    """The dual variables, and the losses that the constraints compare; no forward pass uses them.
 
     Args:
         blocks: The number of blocks L.

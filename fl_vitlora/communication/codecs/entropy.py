@@ -94,7 +94,7 @@ def _uncode(reader: ByteReader, n: int, size: int) -> Symbols:
 def _table(counts: NDArray[np.intp]) -> bytes:
     """Returns the table: for every symbol, its frequency relative to the most frequent symbol.
 
-    The weights are rounded down, but the byte of a symbol that occurs is at least 1.
+    Each frequency is one byte, rounded down, but at least 1 for a symbol that occurs.
     """
     weights = counts.astype(np.int64) * HEAVIEST // max(1, int(counts.max()))
     exponents = np.maximum(np.frexp(weights)[1] - 5, 0)
@@ -110,7 +110,7 @@ def _model(table: bytes) -> constriction.stream.model.Categorical:
 
 
 def _words(symbols: Symbols, table: bytes) -> NDArray[np.uint32]:
-    """Encodes symbols with the model of a table."""
+    """Encodes symbols with the frequencies of a table."""
     coder = constriction.stream.queue.RangeEncoder()
     coder.encode(symbols.astype(np.int32), _model(table))
     return np.asarray(coder.get_compressed())

@@ -1,7 +1,7 @@
 """The guard: a client refuses instructions that no honest server can send.
 
-A client computes by itself what an honest server sends. The client has the frozen weights and the
-start of all trained tensors from the model file and the settings, and never from the server.
+A client computes by itself what an honest server sends. The client takes the frozen weights and the
+first values of all trained tensors from the model file and the settings, never from the server.
 Therefore the client knows:
 
 * the model of round 1, up to the rounding of another processor;

@@ -138,7 +138,7 @@ def work(  # noqa: PLR0917 - the arguments that Flower passes
     Args:
         messageins_queue: Queue of bundles of messages to clients.
         messageres_queue: Queue of the replies; a failed message has an error as its reply.
-        node_info_store: Flower's stores of the nodes' contexts, by node.
+        node_info_store: For each node, Flower's store of the node's context.
         backend: The backend that answers messages.
         f_stop: Event that is set at the end of the simulation.
         metrics: Flower's counter of the seconds spent in client apps.
@@ -169,7 +169,7 @@ def replies_to(
 
     Args:
         bundle: The messages that one worker answers together.
-        nodes: Flower's stores of the nodes' contexts, by node.
+        nodes: For each node, Flower's store of the node's context.
         backend: The backend that answers messages.
         states: The stored states of the clients.
 
