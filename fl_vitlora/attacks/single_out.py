@@ -50,7 +50,7 @@ class SingleOut:
         others = len(self._clients) - 1
         self._share = 1 - LEAST_SHARE * others if outweigh else 1 / (others + 1)
         self._total = self._share if silence or outweigh else 1.0
-        self._silence, self._rounds = silence, 0
+        self._silence, self._rounds, self._rates = silence, 0, view.public.rates
         self.refusals = 0
 
     @property
@@ -76,7 +76,8 @@ class SingleOut:
         signatures = {c: one for c, one in answers.items() if not isinstance(one, str)}
         for client, one in self._clients.items():
             quiet = self._silence and client != self._victim
-            own = replace(order, round=self._rounds, rate=0.0 if quiet else order.rate)
+            rate = 0.0 if quiet else self._planned(order.rate)
+            own = replace(order, round=self._rounds, rate=rate)
             words = one.train(own, roster, signatures)
             if isinstance(words, str):
                 reasons.append(words)
@@ -90,6 +91,11 @@ class SingleOut:
         if found.clipped > self.clients * len(total):  # the clients count what they clip
             return "the masks do not cancel"
         return found.delta
+
+    def _planned(self, rate: float) -> float:
+        """Returns the planned rate of this round in place of the planned rate of another round."""
+        last = min(self._rounds, len(self._rates))
+        return self._rates[last - 1] if rate in self._rates else rate
 
     def _roster(self) -> Roster:
         rest = (1 - self._share) / (len(self._clients) - 1)

@@ -30,7 +30,7 @@ from fl_vitlora.models.reading import reader_of
 from fl_vitlora.rng import generator
 from fl_vitlora.state import State, subtract
 from fl_vitlora.strategy import Update
-from fl_vitlora.training.local import LocalTask, train
+from fl_vitlora.training.local import LocalTask, scheduled_rate, train
 
 BLOCK, SHAPE, CLASSES = 4, (3, 16, 16), 10
 READER = PatchReader(
@@ -76,7 +76,10 @@ def public(
     key = three_steps(holder(config), client_party(0))
     return Public(
         settings=config,
-        rates=(config.training.learning_rate,) * config.rounds,
+        rates=tuple(
+            scheduled_rate(config.training, number, config.rounds)
+            for number in range(1, config.rounds + 1)
+        ),
         classes=CLASSES,
         patch_size=BLOCK,
         cipher=holder(config).cipher,

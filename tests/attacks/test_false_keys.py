@@ -20,7 +20,7 @@ from fl_vitlora.attacks.results import Figure
 from fl_vitlora.attacks.single_out import SingleOut
 from fl_vitlora.attacks.truth import Truth
 from fl_vitlora.attacks.unequal_weights import UnequalWeights
-from fl_vitlora.attacks.unmasking import ERROR, NUMBERS, REFUSED, Read
+from fl_vitlora.attacks.unmasking import ERROR, NUMBERS, REFUSED, Read, honest_order
 from fl_vitlora.attacks.views import HostileServerView, Order
 from fl_vitlora.encryption.identities import Identities, Pins, draw_identity
 from fl_vitlora.experiment.hostile_server import asking, sum_clients
@@ -28,6 +28,7 @@ from fl_vitlora.finetuning import methods
 from fl_vitlora.flower.client.workspace import ClientSettings
 from fl_vitlora.state import scale
 from fl_vitlora.testing.made_up_sums import MadeUpSumClient
+from strategies.fedavg import FedAvg
 from tests.attacks.made_up_views import digits, model_of, named, public, settings
 from tests.flower.conftest import write_shards
 
@@ -121,6 +122,18 @@ def test_masks_do_not_cancel_if_clients_are_told_different_things(
     single = SingleOut(view, silence=True, outweigh=False)
     honest = Order(tensors=view.start, round=1, rate=view.public.rates[0])
     assert single.ask(honest) == "the masks do not cancel"
+
+
+def test_clients_that_check_the_work_of_a_sum_do_not_stop_a_server_that_keeps_to_the_plan(
+    written: ClientSettings,
+):
+    """An audit must not count a refusal that a smarter server would not get."""
+    view, _ = observed(replace(written, strategy=FedAvg()), 1)
+    single = SingleOut(view, silence=False, outweigh=False)
+    for _ in range(2):
+        assert isinstance(single.ask(honest_order(view)), dict)
+    silent = SingleOut(view, silence=True, outweigh=False)
+    assert "got 0 as the learning rate" in str(silent.ask(honest_order(view)))
 
 
 def test_without_this_dependence_one_client_alone_would_be_in_the_sum():
