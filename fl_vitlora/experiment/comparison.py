@@ -23,7 +23,7 @@ from fl_vitlora.experiment.held_folder import hold_folder, store
 from fl_vitlora.experiment.known_runs import KnownRuns, as_it_runs
 from fl_vitlora.experiment.runner import PausedError, run
 from fl_vitlora.experiment.shard_reuse import KEPT
-from fl_vitlora.experiment.starting import with_start
+from fl_vitlora.experiment.starting import note_other_start, with_start
 from fl_vitlora.experiment.watching import Line, Watch
 from fl_vitlora.flower.simulation.engine import Engine
 from fl_vitlora.flower.strategies.aggregators import LoadStrategy
@@ -98,7 +98,7 @@ def compare(
     """
     watch = watch or Watch()
     known, records = KnownRuns.of(folder, watch.note, may_stop=watch.may_stop), list[Record]()
-    starts = known.starts
+    starts, reads = known.starts, dict[str, str]()
     with Engine(verbose=watch.verbose) as engine:
         for number, (cell, planned) in enumerate(grid.runs, start=1):
             execute = Execute(
@@ -111,6 +111,7 @@ def compare(
             )
             config = with_ring_of(planned, starts)
             config = as_it_runs(config, load_strategy, folder, cell.typed, known.opened)
+            note_other_start(cell.name, config, reads, watch.note)
             place = known.finished_run(config)
             record = (
                 _attempt(cell, config, folder, known.interrupted_run(config), execute)

@@ -14,6 +14,7 @@ other weights. Which images this model reads depends on the keys of both runs:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from fl_vitlora.adaptation import policies
@@ -65,6 +66,36 @@ def with_start(config: Config, load_strategy: LoadStrategy, place: Path | None =
         reason = str(error).removeprefix(f"{run}: ")
         raise UserError(f"model.init_from {run}: {reason}") from None
     return dataclasses.replace(config, model=dataclasses.replace(config.model, weights=str(path)))
+
+
+def note_other_start(
+    name: str, config: Config, reads: dict[str, str], note: Callable[[str], None]
+) -> None:
+    """Warns the user if the runs of one cell of a comparison start from different models.
+
+    With the old seed and the old key a run starts from the model for ciphertext, and with any other
+    seed from the model for plain images. A mean over such runs mixes two experiments.
+
+    Args:
+        name: The name of the cell.
+        config: The configuration of a run, whose `model.weights` leads to its start if it has one.
+        reads: For each cell with an earlier run, the images that the start of this run reads; the
+            function adds the first run of a cell.
+        note: A function that is called with the warning.
+    """
+    try:
+        start = start_of(config.model)
+    except UserError:  # the error is reported when the run starts
+        return
+    if start is None:
+        return
+    first = reads.setdefault(name, start.reads)
+    if first != start.reads:
+        note(
+            f"warning: {name}: the run with seed {config.seed} starts from a model for "
+            f"{start.reads}, an earlier run of this cell from a model for {first}, so their mean "
+            "mixes two experiments; take one seed, or set encryption.adapt=true"
+        )
 
 
 def _start(trained: TrainedModel, config: Config) -> Start:

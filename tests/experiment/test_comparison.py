@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -26,7 +27,9 @@ from fl_vitlora.experiment.comparison import compare, prepare_folder
 from fl_vitlora.experiment.known_runs import KnownRuns, has_current_key, is_same, runs_in
 from fl_vitlora.experiment.runner import PausedError, run
 from fl_vitlora.experiment.shard_reuse import KEPT
+from fl_vitlora.experiment.starting import note_other_start
 from fl_vitlora.experiment.watching import Watch
+from fl_vitlora.models.start import PLAIN, Start
 from fl_vitlora.reporting.run_folder import RunFolder
 from fl_vitlora.reporting.statistics import Record
 from fl_vitlora.storage.files import write_atomically
@@ -311,3 +314,26 @@ def test_two_processes_are_not_let_at_one_comparison(
             "wait until that process has ended\n"
         )
     prepare_folder(folder, grid).close()
+
+
+def test_runs_of_a_cell_that_start_from_different_models_are_reported(tmp_path: Path):
+    """With the old seed and key a run reads ciphertext from its first round on."""
+    told, reads = list[str](), dict[str, str]()
+    for seed, images in enumerate(["ciphertext", "ciphertext", PLAIN]):
+        start = Start(
+            run="runs/old",
+            digest="0" * 12,
+            model="vit_letters_16",
+            reads=images,
+            holds_key=False,
+            reveals_part_of_key=False,
+            class_names=("a",),
+            tensors={"w": torch.ones(1)},
+        )
+        weights = str(start.write(tmp_path))
+        config = configuration.load(None, {"seed": seed, "model.weights": weights})
+        note_other_start("head", config, reads, told.append)
+    assert len(told) == 1
+    assert "head: the run with seed 2 starts from a model for plain images" in told[0]
+    note_other_start("lora", configuration.load(None, {}), reads, told.append)
+    assert (len(told), reads) == (1, {"head": "ciphertext"})
