@@ -156,7 +156,7 @@ def runs_in(folder: Path, *, finished: bool, ended_early: bool = True) -> list[t
         # result is damaged, or if its saving of bytes was computed with another reference.
         with suppress(UserError):
             config, result = find_run(path.parent)
-            if result is not None and result["stopped"] == "caller" and not ended_early:
+            if result is not None and result.get("stopped") == "caller" and not ended_early:
                 continue
             if (result is not None) == finished and (result is None or has_current_form(result)):
                 runs.append((dataclasses.replace(config, out=None), path.parent))
