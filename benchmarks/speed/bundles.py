@@ -55,7 +55,7 @@ def jobs_of(config: Config, built: Backbone, shards: list[Shard]) -> list[LocalJ
 
 
 def shards_of(config: Config, built: Backbone) -> list[Shard]:
-    """Returns the plain images of all clients, with their features if the method has features."""
+    """Returns the plain images of all clients, and their features if the method uses them."""
     images, _ = sources.load(config.data)
     frozen, shards = frozen_of(built.model), []
     for part in partition(images.labels, config.clients, config.data, config.seed):

@@ -55,7 +55,7 @@ def page_of(mark: str, root: Path) -> Path:
     """
     found = [page for text, page in marks(root) if text == mark]
     if len(found) != 1:
-        raise UserError(f"<!-- {mark} -->: expected this mark above one table, found {len(found)}")
+        raise UserError(f"<!-- {mark} -->: expected this mark once, found it {len(found)} times")
     return found[0]
 
 

@@ -97,7 +97,7 @@ def _moments(rows: Tensor) -> Tensor:
 
 
 def _distances(rows: Tensor) -> Tensor:
-    """Returns quantiles of the distances between all pairs of rows, (n, QUANTILES)."""
+    """Returns, for each of n images, quantiles of distances between its rows, (n, QUANTILES)."""
     apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
     first, second = torch.triu_indices(rows.shape[1], rows.shape[1], offset=1)
     at = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)

@@ -185,7 +185,7 @@ class SumClient(Protocol):
         """Asks the client to sign a roster."""
 
     def train(self, order: Order, roster: Roster, signatures: Signatures) -> Words | str:
-        """Sends an `Order` with a signed roster, and returns the masked words of the update."""
+        """Sends an `Order` with a signed roster, and returns the update as masked integers."""
 
     def reveal(self, roster: Roster, dropped: frozenset[int]) -> Seeds | str:
         """Asks the client for the seeds that it shares with clients that dropped out."""

@@ -48,7 +48,7 @@ EXAMPLES = """examples:
     --set strategy.eta=0.01
       use a strategy of Flower, and set its parameter eta
   python simulate.py --config configs/thousand_fold.yaml
-      compress all tensors both ways: 616 times fewer bytes
+      compress all tensors in both directions: 616 times fewer bytes
   python simulate.py --set compression.uplink=int4 --budget 5MB \\
     --target-accuracy 0.9
       compress with int4, send at most 5 MB, and report the bytes until an

@@ -272,7 +272,7 @@ def _forget_kept(config: Config, run: Path, ring: KeyRing) -> None:
 
     Args:
         config: The configuration with which the key is rotated.
-        run: The run folder of shards that were encrypted again.
+        run: The run folder whose shards were encrypted anew with the new secret.
         ring: The key ring after the rotation.
     """
     old = [key_id(secret) for secret in ring.secrets[:-1]]

@@ -132,7 +132,7 @@ class RoundHooks(Protocol):
     def release(
         self, server_round: int, updates: Sequence[Update], cohort: int
     ) -> Sequence[Update]:
-        """Returns the updates that the strategy gets, for example only their mean with noise.
+        """Returns what the strategy gets for the updates, such as their mean with noise.
 
         Args:
             server_round: The number of the round, from 1.

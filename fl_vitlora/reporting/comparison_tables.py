@@ -189,7 +189,7 @@ def heading_of_differences(comparison: Report) -> str:
 def has_errors(comparison: Report) -> bool:
     """Returns True if a cell has an aggregation error.
 
-    If no cell has an aggregation error, tables omit the column of the aggregation error.
+    If no run of the comparison has a value of the aggregation error, tables omit its column.
     """
     return any(cell.aggregation_error is not None for cell in comparison.summaries)
 

@@ -318,7 +318,7 @@ def _expect_same(strategy: Strategy, play: Play, finding: str) -> None:
 
     Args:
         strategy: The strategy that is tested.
-        play: A play of this strategy with other attributes.
+        play: Some simulated rounds of this strategy with other attributes.
         finding: The text of the error if the tensors differ.
     """
     plain, other = Play(strategy=strategy).run(), play.run()
