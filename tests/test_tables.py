@@ -176,7 +176,7 @@ def test_a_table_gets_new_rows_and_keeps_its_head_and_the_rest_of_the_page(root:
     )
     with pytest.raises(UserError, match="does not fit the head"):
         pages.replace(page, "table: small", ["| lora | 96.10 | 3 |"])
-    with pytest.raises(UserError, match="found 0"):
+    with pytest.raises(UserError, match="found it 0 times"):
         pages.page_of("table: other", root)
 
 
