@@ -76,7 +76,7 @@ def check(
     if writes_checkpoints:
         check_storable(strategy)
     check_privacy(config, strategy)
-    check_measured(config)
+    check_method_under_privacy(config)
     check_codecs(config, client_half(strategy))
     check_guard(config, strategy)
     if needs_passphrase:
@@ -111,7 +111,7 @@ def check_node(config: Config, strategy: AnyStrategy) -> Config:
     return config
 
 
-def check_measured(config: Config) -> None:
+def check_method_under_privacy(config: Config) -> None:
     """Checks that differential privacy and the fine-tuning method can be combined.
 
     Raises:

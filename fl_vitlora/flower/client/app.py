@@ -42,7 +42,7 @@ from fl_vitlora.flower.client.workspace import (
 from fl_vitlora.flower.wire import masking, messages, vouching
 from fl_vitlora.flower.wire.round_message import (
     RoundMessage,
-    check_complete,
+    check_asks_to_train,
     read,
     read_scalars,
 )
@@ -129,7 +129,7 @@ def _reveal(settings_of: SettingsOf, message: Message, context: Context) -> Mess
 
 def _train(settings_of: SettingsOf, message: Message, context: Context) -> Message:
     """Trains one client for one round and returns its update."""
-    check_complete(message.content.config_records[messages.CONFIG])
+    check_asks_to_train(message.content.config_records[messages.CONFIG])
     settings, client = settings_of(context), client_of(context)
     worker, strategy = workspace(settings), settings.strategy
     begin = _begin(message.content, context, worker, strategy, client)

@@ -261,7 +261,7 @@ def read_scalars(config: Mapping[str, Any]) -> RoundMessage:
     )
 
 
-def check_complete(config: Mapping[str, Any]) -> None:
+def check_asks_to_train(config: Mapping[str, Any]) -> None:
     """Checks that an instruction to train is complete, and is no instruction to evaluate.
 
     The guard demands less of a model that a client only evaluates. So a client must not train with
